@@ -1,0 +1,20 @@
+"Where things are; and a cache of our own, so that no test touches the user's."
+import pytest
+from notebooks import ROOT
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+@pytest.fixture(scope='session')
+def shared_data(root):
+    "The real data that lies beside a developer's checkout, read-only"
+    path = root.parent/'shared'/'data'
+    if not path.is_dir(): pytest.skip('needs the real data in ../shared/data, which is not here')
+    return path
+
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+    path = tmp_path_factory.mktemp('cache')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('DREAMPLUS_CACHE', str(path))
+        yield path

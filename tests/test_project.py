@@ -1,0 +1,193 @@
+"What no single notebook can check: that the parts of the project agree, and that its pages stay small enough to read."
+import ast
+import json
+import os
+import re
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+from notebooks import CHAPTERS, PAGES, ROOT, links
+from readme import render
+
+BIN = Path(sys.executable).parent
+MODULES = sorted((ROOT/'dreamplus').rglob('*.py'))
+HAND_WRITTEN = {'__init__.py', 'all.py', '_modidx.py'}
+
+def read(name): return (ROOT/name).read_text(encoding='utf-8')
+
+def run(*command, cwd=ROOT):
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} # which stops nbdev from exporting
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True)
+    if done.returncode: pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return done.stdout
+
+def refuse(offenders, remedy):
+    "Fail with one line for each offender"
+    if offenders: pytest.fail('\n  '.join([f'{remedy}:', *map(str, offenders)]), pytrace=False)
+
+@pytest.fixture(scope='module')
+def settings():
+    config = ConfigParser(delimiters=['='], interpolation=None)
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+# Notebooks, and what comes out of them
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    "A copy of what nbdev reads and writes"
+    copy = tmp_path_factory.mktemp('tree')
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, copy)
+    for name in ('nbs', 'dreamplus'): shutil.copytree(ROOT/name, copy/name, symlinks=True)
+    return copy
+
+def contents(folder, pattern): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob(pattern)}
+def changed(a, b): return sorted(name for name in a | b if a.get(name) != b.get(name))
+
+def test_modules_are_what_the_notebooks_export(tree):
+    for path in (tree/'dreamplus').rglob('*.py'):
+        if path.name not in HAND_WRITTEN: path.unlink() # so that a module without a notebook is missed
+    run(BIN/'nbdev_export', cwd=tree)
+    refuse(changed(contents(ROOT/'dreamplus', '*.py'), contents(tree/'dreamplus', '*.py')),
+           'not what the notebooks export; edit the notebook and run nbdev_export')
+
+def test_notebooks_are_clean(tree):
+    before = contents(tree/'nbs', '*.ipynb')
+    run(BIN/'nbdev_clean', cwd=tree)
+    refuse(changed(before, contents(tree/'nbs', '*.ipynb')), 'run nbdev_clean')
+
+def test_readme_is_the_index():
+    assert read('README.md') == render(), 'run python tests/readme.py --write'
+
+def test_notebooks_name_no_machine():
+    path = re.compile(r'(?<![\w.])/(?:work|root|tmp|home|Users)/\w[\w./-]*')
+    texts = {nb: json.dumps(nb.cells).replace('\\n', '\n') for nb in PAGES}
+    refuse([(nb, found[0]) for nb, text in texts.items() if (found := path.search(text))], 'absolute paths')
+
+# Floors: a module stands on lower numbers only
+
+def dotted(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+
+def imports(path):
+    "What `path` imports of the package: 'dreamplus.core.seeded', or 'dreamplus.core.*'"
+    package = dotted(path).split('.')[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) + 1 - node.level] if node.level else []
+            names = ['.'.join([*above, *filter(None, [node.module]), a.name]) for a in node.names]
+        else: continue
+        yield from (name for name in names if name.split('.')[0] == 'dreamplus')
+
+def test_modules_import_lower_numbers_only():
+    floors = {dotted(nb.module): i for i, nb in enumerate(CHAPTERS) if nb.module} | {'dreamplus.all': len(CHAPTERS)}
+    def floor(name): return next((i for module, i in floors.items() if f'{name}.'.startswith(f'{module}.')), -1)
+    found = [(i, nb, name) for i, nb in enumerate(CHAPTERS) if nb.module for name in imports(nb.module)]
+    refuse([(nb, name) for i, nb, name in found if floor(name) >= i], 'imports from a later notebook')
+
+def test_star_imports_only_in_all():
+    refuse([(dotted(p), name) for p in MODULES if p.name != 'all.py' for name in imports(p) if name.endswith('.*')],
+           'name what you import')
+
+def test_import_is_quick():
+    code = ("import time; start = time.perf_counter(); import dreamplus; seconds = time.perf_counter() - start\n"
+            "import sys; print(seconds, *{'torch', 'fastai'} & set(sys.modules))")
+    runs = [run(sys.executable, '-c', code).split() for _ in range(3)]
+    refuse(runs[0][1:], '`import dreamplus` must not import')
+    assert min(float(seconds) for seconds, *_ in runs) < .3
+
+# Budgets: what fits in a head
+
+def over(limit, measure, pages=CHAPTERS): return [(nb, measure(nb)) for nb in pages if measure(nb) > limit]
+def line_count(source): return source.count('\n') + 1
+
+def test_exported_cells_are_small():
+    refuse(over(50, lambda nb: max(map(line_count, nb.exported), default=0)), 'exported cell of more than 50 lines')
+    lines = [line_count(s) for nb in CHAPTERS for s in nb.exported]
+    assert statistics.median(lines) <= 8
+    assert statistics.quantiles(lines, n=10)[-1] <= 25
+
+def test_functions_are_short():
+    functions = [(dotted(p), f.name, f.end_lineno - f.lineno + 1) for p in MODULES
+                 for f in ast.walk(ast.parse(p.read_text(encoding='utf-8'))) if isinstance(f, ast.FunctionDef)]
+    refuse([f for f in functions if f[-1] > 40], 'function of more than 40 lines')
+
+def test_notebooks_are_small():
+    refuse(over(150, lambda nb: nb.path.stat().st_size/1024), 'chapter of more than 150 KB; store smaller pictures')
+    refuse(over(500, lambda nb: nb.path.stat().st_size/1024, PAGES), 'page of more than 500 KB; store smaller pictures')
+    refuse(over(500, lambda nb: sum(map(line_count, nb.code))), 'more than 500 lines of code; split the notebook')
+    refuse(over(120, lambda nb: max(len(line) for s in nb.code for line in s.split('\n'))), 'line of more than 120')
+    refuse(over(16, lambda nb: len(nb.public)), 'more than 16 public names')
+
+def test_prose_keeps_pace_with_code():
+    refuse(over(2.5, lambda nb: len(nb.code)/len(nb.prose)), 'more than 2.5 code cells per prose cell')
+
+def test_every_public_name_is_shown():
+    refuse([(nb, name) for nb in CHAPTERS for name in nb.public if name not in nb.used], 'not used in a visible cell')
+
+# The site: pages, links, sidebar
+
+def test_pages_open_with_title_and_subtitle():
+    opening = re.compile(r'# \S.*\n+> \S')
+    refuse([nb for nb in PAGES if not opening.match(nb.cells[0]['source'])], 'first cell: # title, > subtitle')
+
+def test_chapters_lead_to_the_next():
+    ends = [re.search(r'^Next: .*?\]\(([^)#]+)', nb.cells[-1]['source'], re.M | re.S) for nb in CHAPTERS]
+    refuse([(nb, after) for nb, end, after in zip(CHAPTERS, ends, CHAPTERS[1:]) if not end or end[1] != after.name],
+           'last cell: `Next:` with a link to')
+
+def test_links_resolve():
+    texts = [(nb.path, s) for nb in PAGES for s in nb.prose] + [(p, read(p.name)) for p in ROOT.glob('*.md')]
+    found = [(path, link) for path, text in texts for link in links(text)]
+    refuse([(path.name, link) for path, link in found if not (path.parent/link).exists()], 'leads nowhere')
+
+def test_sidebar_lists_every_page():
+    sections = yaml.safe_load(read('_quarto.yml'))['website']['sidebar']['contents']
+    listed = [page for section in sections for page in section['contents']]
+    refuse(set(listed) ^ {nb.name for nb in PAGES}, 'only in the sidebar of _quarto.yml, or only in nbs')
+    assert [page for page in listed if page[0].isdigit()] == [nb.name for nb in CHAPTERS]
+
+# The project's own files
+
+def test_quarto_agrees_with_settings(settings):
+    link, site = ROOT/'nbs'/'_quarto.yml', yaml.safe_load(read('_quarto.yml'))
+    assert link.is_symlink() and link.resolve() == ROOT/'_quarto.yml'
+    assert site['project']['output-dir'] == settings['doc_path']
+    assert site['website']['title'] == settings['title']
+    assert site['website']['repo-url'] == settings['git_url']
+    assert site['website']['site-url'] == settings['doc_host'] + settings['doc_baseurl']
+
+@pytest.mark.parametrize('key, pins', [('requirements', 'fastai>=2.8.7,<3 plum-dispatch<2.10 torch>=2.11'),
+                                       ('dev_requirements', 'nbdev>=2.4.14,<3 execnb<0.2 fastcore<2')])
+def test_pins(settings, key, pins): assert set(pins.split()) <= set(settings[key].split())
+
+def test_setup_agrees_with_settings(settings, monkeypatch):
+    given = {}
+    monkeypatch.setattr('setuptools.setup', lambda **kwargs: given.update(kwargs))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path('setup.py')
+    assert set(given['packages']) == {dotted(p.parent) for p in MODULES}
+    assert given['install_requires'] == settings['requirements'].split()
+    assert given['version'] == yaml.safe_load(read('CITATION.cff'))['version']
+    assert f'__version__ = "{given["version"]}"' in read('dreamplus/__init__.py')
+    assert f'## [{given["version"]}]' in read('CHANGELOG.md')
+
+def test_ci_runs_the_command_of_the_readme():
+    command = read('.ci/run').rstrip().split('\n')[-1]
+    assert 'tests/run.py' in command and command in read('README.md').split('\n')
+    assert 'run: bash .ci/run' in read('.github/workflows/check.yml')
+
+def test_ruff(): run(BIN/'ruff', 'check', 'dreamplus', 'tests')
+
+def test_nothing_generated_is_in_git():
+    if not (ROOT/'.git').exists() or not shutil.which('git'): pytest.skip('needs a git checkout')
+    files = run('git', 'ls-files', '--cached', '--others', '--exclude-standard').split('\n')
+    generated = re.compile(r'(^|/)(\.ipynb_checkpoints|__pycache__|build|dist|_docs|_proc|\.venv|[^/]+\.egg-info)/')
+    refuse([f for f in files if generated.search(f)], 'generated; ignore or remove it')
