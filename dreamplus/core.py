@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'seeded', 'pick_device', 'peak_mib', 'atomic', 'write_json', 'read_json', 'save_state',
-           'load_state', 'versions', 'RunFolder', 'new_run', 'open_run', 'toy_images']
+           'load_state', 'versions', 'RunFolder', 'new_run', 'open_run', 'toy_images', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #02a0d0f2
 import json
@@ -116,7 +116,10 @@ def save_state(path: str | Path, # Where to
     flat = dict(_flatten(state))
     tensors = {k: v.detach().cpu().contiguous() for k, v in flat.items() if torch.is_tensor(v)}
     rest = {k: v for k, v in flat.items() if k not in tensors}
-    with atomic(path) as tmp: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
+    with atomic(path) as tmp:
+        try: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
+        except SafetensorError as e: raise OSError(f'{path} could not be written ({e})') from None
+        tmp.chmod(0o644) # safetensors keeps its files to their owner
 
 # %% ../nbs/00_core.ipynb #351f309b
 def load_state(path: str | Path, # What `save_state` wrote
@@ -213,3 +216,12 @@ def toy_images(
         x = wave[:, None, None]*shade + torch.randn(classes, per_class, channels, size, size)*.4
     x = ((x/2 + .5)*255).clamp(0, 255).round().to(torch.uint8).flatten(0, 1)
     return x, torch.arange(classes).repeat_interleave(per_class)
+
+# %% ../nbs/00_core.ipynb #e83dd1b2
+def keep_memory() -> bool: # False where the C library is not glibc
+    "Let freed memory stay with the process, for speed on a CPU"
+    import ctypes
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False
+    trim, top_pad, mmap_threshold = -1, -2, -3 # from malloc.h
+    return all(mallopt(*o) for o in ((trim, 2**31 - 1), (top_pad, 2**28), (mmap_threshold, 2**31 - 1)))

@@ -101,6 +101,7 @@ class ImageData(_Movable):
     mean: torch.Tensor # (ch,1,1), of pixels in [0, 1]
     std: torch.Tensor # (ch,1,1)
     valid: Split | None = None # What `hold_out` took from `train`
+    origin: dict | None = None # Arguments of `load_data` that load it again; None where they are Python objects
 
     channels = property(lambda self: self.train.x.shape[1])
     size = property(lambda self: self.train.x.shape[-1]) # Height and width
@@ -314,7 +315,7 @@ def _cached(folder, trees, size, channels, progress):
         save_state(path, dict(listing=listing, x={str(i): x for i, x in enumerate(xs)}))
     except (OSError, SafetensorError) as e:
         warnings.warn(f'{path} cannot be written ({e}), so the next load decodes again; '
-                      'set DREAMPLUS_CACHE to a folder with room', stacklevel=2)
+                      'set DREAMPLUS_CACHE to a folder with room', stacklevel=5)
     return xs
 
 # %% ../nbs/01_data.ipynb #2928bf76
@@ -413,6 +414,12 @@ def _check_arguments(root, size, channels, stats):
         raise ValueError(f'{stats=} has no constants; use {", ".join(named)}, or a pair (mean, std)')
 
 # %% ../nbs/01_data.ipynb #5afcc0cc
+def _origin(source, test, root, stats, **rest):
+    if not all(isinstance(s, (str, Path, type(None))) for s in (source, test)): return None
+    whole = lambda p: p if p is None or p in DATASETS else os.path.abspath(Path(root or '', Path(p).expanduser()))
+    stats = stats if stats is None or isinstance(stats, str) else [torch.as_tensor(s).tolist() for s in stats]
+    return dict(source=whole(source), test=whole(test), root=root and os.path.abspath(root), stats=stats, **rest)
+
 def _name(source):
     if isinstance(source, (str, Path)): return os.path.basename(os.path.abspath(source))
     return 'arrays' if isinstance(source, tuple) else type(source).__name__.lower()
@@ -427,10 +434,12 @@ def load_data(
     seed: int = 0, # Of the split
     fraction: float = .3, # Of each class to split off as test, where the source has no test part
     stats=None, # (mean, std), or the name whose constants to use; None for the dataset's own, or measured on train
+    valid: float = 0., # Of each class of train to hold out, as `hold_out` does
     progress: bool | None = None, # Show a bar where images are read one by one; None for only in a terminal
 ) -> ImageData: # On the CPU
     "Any labelled images as uint8 tensors sorted by class; `ValueError` for what cannot be trained on"
     _check_arguments(root, size, channels, stats)
+    test_source = test
     how = dict(root=root, size=size, channels=channels, progress=progress, fraction=fraction, seed=seed)
     parts = _read(source, **how)
     if test is not None: parts = [parts[0], _read(test, **how)[-1]]
@@ -444,4 +453,7 @@ def load_data(
         raise ValueError(f'train is {_describe(x.shape)}, test {_describe(x_test.shape)}; give size= and channels=')
     y_test = torch.tensor([classes.index(c) for c in test_classes])[y_test]
     train, test = Split(x, y, len(classes)), Split(x_test, y_test, len(classes))
-    return ImageData(_name(source), train, test, classes, *_constants(x, stats, source))
+    origin = _origin(source, test_source, root, stats, size=size, channels=channels, seed=seed,
+                     fraction=fraction, valid=valid)
+    data = ImageData(_name(source), train, test, classes, *_constants(x, stats, source), origin=origin)
+    return data.hold_out(valid, seed) if valid else data

@@ -130,8 +130,9 @@ class ResNet(Net):
         norm: str = 'batch', # batch, instance, layer, group or none
         width: int | None = None, # Channels of the first stage; None: 32 up to 32 pixels, else 64
     ):
+        _check_counts(channels=channels, classes=classes, size=size)
         if width is None: width = 32 if size <= 32 else 64
-        _check_counts(channels=channels, classes=classes, size=size, width=width)
+        _check_counts(width=width)
         _check_norm(norm, width)
         if depth not in (10, 18): raise ValueError(f'{depth=} must be 10 or 18')
         least = 16 if norm == 'instance' else 8 # Pixels of the image for which the last norm sees more than one

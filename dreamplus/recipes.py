@@ -38,9 +38,9 @@ DATASETS_ARGS = {
     'mnist': _DIGITS | dict(lr_base=28),
     'fashionmnist': _DIGITS | dict(eval_augment='color_crop_flip_scale_rotate'),
     'tinyimagenet': dict(batch_real=64, n_data=1000),
-    'imagenet10': dict(arch='resnetap10', factor=3, outer=500, distance='l1', lr=3e-3, lr_base=224, n_data=500,
+    'imagenet10': dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr=3e-3, lr_base=224, n_data=500,
                        net_mix=1., eval_mix=1., warm_epochs=10),
-    'imagenet100': dict(arch='resnetap10', factor=3, outer=500, distance='l1', lr=1e-3, lr_base=224, n_data=500,
+    'imagenet100': dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr=1e-3, lr_base=224, n_data=500,
                         net_lr=.1, net_wd=1e-4, net_batch=128, net_mix=1., eval_mix=1., warm_epochs=5),
 }
 
