@@ -68,32 +68,33 @@ class NetCB(Callback):
                  warm_epochs: float, # Epochs on real data before the first update
                  augment: Augment, mix: float, # For training the network
                  **opt): # For `sgd`
-        self.data, self.make, self.inner, self.warm_epochs, self.augment, self.mix = data, make, inner, warm_epochs, augment, mix
+        self.data, self.make, self.inner, self.augment, self.mix = data, make, inner, augment, mix
         self.opt_args, self.stream = opt, Stream(len(data.train), batch, data.device)
         self.steps = math.ceil(n_data/self.stream.size)
         self.warm_steps = math.ceil(warm_epochs*len(data.train)/self.stream.size)
 
     def fresh(self):
         "A new network and its optimiser, trained for `warm_epochs`"
-        self.net = self.make().train()
-        self.net_opt = sgd(self.net, **self.opt_args)
+        self.current = self.make().train()
+        self.net_opt = sgd(self.current, **self.opt_args)
         self._train(self.warm_steps)
-        return self.net
+        return self.current
 
     def _get(self, i): return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
-    def _train(self, steps): train(self.net, self.net_opt, self._get, self.stream, steps, self.augment, self.mix)
+    def _train(self, steps): train(self.current, self.net_opt, self._get, self.stream, steps, self.augment, self.mix)
 
     def before_batch(self):
         i = self.dls.at - 1
         if i and i % self.inner == 0: self.fresh() # the first one was made with the start
-        self.learn.net = self.net
+        self.learn.net = self.current
     def after_batch(self): self._train(self.steps)
 
-    def state_dict(self): return dict(net=self.net.state_dict(), momentum=_momentum(self.net_opt), stream=self.stream.state_dict())
+    def state_dict(self):
+        return dict(net=self.current.state_dict(), momentum=_momentum(self.net_opt), stream=self.stream.state_dict())
     def load_state_dict(self, s):
-        self.net = self.make().train()
-        self.net.load_state_dict(s['net'])
-        self.net_opt = sgd(self.net, **self.opt_args)
+        self.current = self.make().train()
+        self.current.load_state_dict(s['net'])
+        self.net_opt = sgd(self.current, **self.opt_args)
         _set_momentum(self.net_opt, s.get('momentum', {}))
         self.stream.load_state_dict(s.get('stream'))
 
@@ -107,7 +108,8 @@ class SampleCB(Callback):
         self.learn.real = self.positions
 
     def state_dict(self):
-        return dict(sampler=self.sampler.state_dict()) | ({} if self.positions is None else dict(positions=self.positions))
+        chosen = {} if self.positions is None else dict(positions=self.positions)
+        return dict(sampler=self.sampler.state_dict(), **chosen)
     def load_state_dict(self, s):
         self.sampler.load_state_dict(s.get('sampler', {}))
         self.positions = s['positions'].to(self.dls.device) if 'positions' in s else None
@@ -139,7 +141,8 @@ class Diverged(ValueError):
         super().__init__(at)
         self.at = at
     def __str__(self): # fastai rewrites `args`
-        return f'the loss is not finite at inner iteration {self.at}; the last good state is kept; use a smaller lr, or another distance'
+        return (f'the loss is not finite at inner iteration {self.at}; the last good state is kept; '
+                'use a smaller lr, or another distance')
 
 # %% ../nbs/13_callbacks.ipynb #28bd29e2
 class GuardCB(Callback):
@@ -159,37 +162,40 @@ class ReportCB(Callback):
     order = 70
     def __init__(self, path: Path | None = None, # The run folder
                  log: Callable | None = print): # Where lines go; None for silence
-        self.path, self.log, self.rows, self.spent = path, log, [], 0.
-    def before_fit(self): self.begun, self.first, self.total, self.count = time.monotonic(), self.dls.at, 0., 0
+        self.path, self.log, self.rows, self.total, self.count = path, log, [], 0., 0
+        self.spent, self.begun = 0., time.monotonic()
+    def before_fit(self): self.fit_at, self.first = time.monotonic(), self.dls.at
     def after_batch(self):
         self.total, self.count = self.total + self.loss.detach(), self.count + 1
-        if self.log is print and sys.stderr.isatty():
-            print(f'\r{self.dls.at:6}/{self.dls.total}  {self._eta()} left ', end='', file=sys.stderr, flush=True)
+        if self.log is print and sys.stderr.isatty(): print(f'\r{self._progress()} ', end='', file=sys.stderr, flush=True)
 
     @property
     def seconds(self): return self.spent + time.monotonic() - self.begun
-    def _eta(self):
+    def _progress(self):
         done = max(self.dls.at - self.first, 1)
-        s = (time.monotonic() - self.begun)/done*(self.dls.total - self.dls.at)
-        return f'{int(s)//3600}:{int(s)//60 % 60:02}:{int(s) % 60:02}'
+        s = (time.monotonic() - self.fit_at)/done*(self.dls.total - self.dls.at)
+        return f'{self.dls.at:6}/{self.dls.total}  {int(s)//3600}:{int(s)//60 % 60:02}:{int(s) % 60:02} left'
 
     def after_epoch(self):
         if not self.count: return
-        row = dict(step=self.dls.at, loss=float(self.total)/self.count, valid_acc=getattr(self.learn, 'valid_acc', None),
+        valid_acc = getattr(self.learn, 'valid_acc', None)
+        row = dict(step=self.dls.at, loss=float(self.total)/self.count, valid_acc=valid_acc,
                    seconds=round(self.seconds, 2), peak_mib=round(peak_mib(self.dls.device)))
         self.rows, self.total, self.count = [*self.rows, row], 0., 0
         if self.path: self.write()
         if self.log:
             acc = '' if row['valid_acc'] is None else f'  valid {row["valid_acc"]:.3f}'
-            self.log(f'\r{self.dls.at:6}/{self.dls.total}  {self._eta()} left  loss {row["loss"]:.4g}{acc}  peak {row["peak_mib"]} MiB')
+            clear = '\r' if sys.stderr.isatty() else '' # over the live line
+            self.log(f'{clear}{self._progress()}  loss {row["loss"]:.4g}{acc}  peak {row["peak_mib"]} MiB')
     def write(self):
         with atomic(self.path/'history.csv') as tmp, open(tmp, 'w', newline='') as f:
             table = csv.DictWriter(f, self.rows[0].keys())
             table.writeheader()
             table.writerows(self.rows)
 
-    def state_dict(self): return dict(rows=self.rows, spent=self.seconds)
-    def load_state_dict(self, s): self.rows, self.spent = s['rows'], s['spent']
+    def state_dict(self): return dict(rows=self.rows, total=float(self.total), count=self.count, spent=self.seconds)
+    def load_state_dict(self, s):
+        self.rows, self.total, self.count, self.spent = s['rows'], s['total'], s['count'], s['spent']
 
 # %% ../nbs/13_callbacks.ipynb #69a0fe02
 class ShowCB(Callback):
@@ -230,9 +236,10 @@ class CheckpointCB(Callback):
         self.path.mkdir(exist_ok=True)
         self.save()
     def after_batch(self):
-        last = self.dls.at == self.dls.total
-        if not (self.stop or last or time.monotonic() - self.saved >= self.seconds): return
-        self.save()
+        if self.dls.at % self.dls.report and self.dls.at < self.dls.total: self._save_if_due()
+    def after_epoch(self): self._save_if_due() # at a report, after the others have said what they have to say
+    def _save_if_due(self):
+        if self.stop or self.dls.at == self.dls.total or time.monotonic() - self.saved >= self.seconds: self.save()
         if self.stop: raise KeyboardInterrupt
 
 # %% ../nbs/13_callbacks.ipynb #eb4828a4

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from fastcore.docments import docments
@@ -22,7 +23,8 @@ def make_parser(
     commands: dict, # Name to function: arguments without a default are positional, comments become help
 ) -> argparse.ArgumentParser:
     "A parser with one sub-command for each function"
-    parser = argparse.ArgumentParser('dreamplus', description='A few synthetic images per class on which a fresh network trains almost as well.')
+    about = 'A few synthetic images per class on which a fresh network trains almost as well.'
+    parser = argparse.ArgumentParser('dreamplus', description=about)
     subs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, f in commands.items():
         sub = subs.add_parser(name, help=f.__doc__, description=f.__doc__)
@@ -34,10 +36,12 @@ def make_parser(
 def _add(parser, name, p): # p: anno, default, docment
     text = (p.docment or '').replace('%', '%%')
     if p.default is inspect.Parameter.empty: return parser.add_argument(name.upper(), help=text)
-    if name == 'data': return parser.add_argument(name.upper(), nargs='?', default=p.default, help=f'{text} [{p.default}]')
+    if name == 'data':
+        return parser.add_argument('DATA', nargs='?', default=p.default, help=f'{text} [{p.default}]')
     kind = dict(type=p.anno, metavar=name[0].upper() if p.anno is int else name.upper())
+    if p.anno is bool: kind = dict(action='store_true')
     if p.anno is list: kind = dict(action='append', metavar='NAME=VALUE')
-    shown = '' if p.default in (None, []) else f' [{p.default}]'
+    shown = '' if p.default is None or p.anno is bool else f' [{p.default}]'
     parser.add_argument(f'--{name}', default=p.default, help=text + shown, **kind)
 
 # %% ../nbs/16_cli.ipynb #f3c0ee19
@@ -67,12 +71,15 @@ def distill(
     "Distil DATA into a few images per class, and show what they are worth"
     _quick_checks(method, ipc, nets, protocol)
     from dreamplus import distill as d
+    from dreamplus.core import keep_memory
     from dreamplus.data import load_data
+    keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, seed=seed, valid=valid)
     out = Path(out) if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given = dict(arch=arch, width=width, outer=outer, inner=inner, start=start, sampler=sampler, match=match)
-    print(f'{images}\n{method}, {ipc} images per class, into {out}')
-    d.distill(images, method, ipc, factor, seed=seed, device=device, out=out, cbs=_watch(images), **given | _overrides(set))
+    print(f'{images}\n{method}, ipc {ipc}, into {out}')
+    d.distill(images, method, ipc, factor, seed=seed, device=device, out=out, cbs=_watch(images),
+              **given | _overrides(set))
     return _finish(out, images, protocol, nets)
 
 # %% ../nbs/16_cli.ipynb #d175835d
@@ -84,8 +91,11 @@ def evaluate(
     device: str = None, # default: the run's
 ):
     "Train fresh networks on a run's images and on real ones, and write result.json"
+    from dreamplus.core import keep_memory
     from dreamplus.evaluate import evaluate_run, format_row
-    result = evaluate_run(run, protocol=protocol, n=nets, rows=tuple(rows.split(',')), device=device, log=lambda r: print(format_row(r)))
+    keep_memory()
+    result = evaluate_run(run, protocol=protocol, n=nets, rows=tuple(rows.split(',')), device=device,
+                          log=lambda r: print(format_row(r)))
     print(f'{result["seconds"]["evaluate"]:.0f} s, written to {Path(run)/"result.json"}')
 
 # %% ../nbs/16_cli.ipynb #c8e14a41
@@ -96,8 +106,9 @@ def resume(
 ):
     "Continue a run that was stopped or killed"
     from dreamplus import distill as d
-    from dreamplus.core import open_run
+    from dreamplus.core import keep_memory, open_run
     from dreamplus.data import load_data
+    keep_memory()
     _, info = open_run(run)
     origin = info['data']['origin']
     images = load_data(**origin) if origin else None
@@ -107,7 +118,7 @@ def resume(
 # %% ../nbs/16_cli.ipynb #44c52ef4
 def show(
     run: str, # a run folder
-    decoded: int = 0, # 1: what the stored images decode to
+    decoded: bool = False, # what the stored images decode to, not what is stored
     out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
 ):
     "Write the picture of a run's images and say what is in the run"
@@ -115,7 +126,7 @@ def show(
     from dreamplus.distilled import load_distilled
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
-    with atomic(out) as tmp: dset.show(bool(decoded)).save(tmp, format='png')
+    with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
     if (Path(run)/'result.json').exists(): print(_table(json.loads((Path(run)/'result.json').read_text())))
 
@@ -154,7 +165,8 @@ def _watch(images):
 # %% ../nbs/16_cli.ipynb #11d27224
 def _table(result):
     from dreamplus.evaluate import format_row
-    head = f'{result["dataset"]}, {result["method"]}, ipc {result["ipc"]}, factor {result["factor"]}; test accuracy in %, protocol {result["protocol"]}'
+    head = ('{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, '
+            'protocol {protocol}').format(**result)
     return '\n'.join([head, *map(format_row, result['rows'])])
 
 def _finish(out, images, protocol, nets):
@@ -172,6 +184,7 @@ def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
     "Run one command"
+    warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
     kw = vars(make_parser(COMMANDS).parse_args(argv))
     command = COMMANDS[kw.pop('command')]
     try: command(**{k.lower(): v for k, v in kw.items()})

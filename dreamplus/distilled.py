@@ -6,6 +6,7 @@
 __all__ = ['picture', 'DistilledSet', 'load_distilled']
 
 # %% ../nbs/07_distilled.ipynb #e647811f
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset, TensorDataset
 
@@ -21,26 +23,31 @@ from .data import image_grid
 from .synthetic import decode
 
 # %% ../nbs/07_distilled.ipynb #af1b53b0
+def _block(x, cell, across): # (n,ch,h,w) -> an image; white where the last line has none
+    k = min(len(x), across)
+    x = torch.cat([x, x.new_ones(-len(x) % k, *x.shape[1:])]).unflatten(0, (-1, k))
+    return Image.fromarray(image_grid(x, cell=cell)).convert('RGB')
+
+# %% ../nbs/07_distilled.ipynb #e1673f49
 def picture(
     x: torch.Tensor, # Images in [0, 1] (C,n,ch,h,w)
     classes: list, # Their names
     cell: int = 64, # Pixels per image, about
-    across: int = 10, # Images in a line, about
+    across: int = 10, # Images in a line
 ) -> Image.Image:
     "All images of all classes, each class under its name"
-    blocks = [Image.fromarray(image_grid(c[None].cpu(), cell=cell)).convert('RGB') for c in x.detach()]
+    blocks = [_block(c, cell, across) for c in x.detach().cpu()]
     (w, h), label = blocks[0].size, 14
     cols = min(max(1, across//x.shape[1]), len(blocks))
-    lines = -(-len(blocks)//cols)
-    page = Image.new('RGB', (cols*(w + 4), lines*(h + label + 4)), 'white')
+    page = Image.new('RGB', (cols*(w + 4), -(-len(blocks)//cols)*(h + label + 4)), 'white')
     pen = ImageDraw.Draw(page)
     for i, (block, name) in enumerate(zip(blocks, classes)):
-        at = i % cols*(w + 4) + 2, i//cols*(h + label + 4)
-        pen.text(at, str(name)[:max(4, w//6)], fill='black')
-        page.paste(block, (at[0], at[1] + label))
+        left, top = i % cols*(w + 4) + 2, i//cols*(h + label + 4)
+        pen.text((left, top), str(name)[:max(4, w//6)], fill='black')
+        page.paste(block, (left, top + label))
     return page
 
-# %% ../nbs/07_distilled.ipynb #e1673f49
+# %% ../nbs/07_distilled.ipynb #a70f3629
 @dataclass
 class DistilledSet:
     "A few images per class, and what is needed to use them"
@@ -53,95 +60,115 @@ class DistilledSet:
     evaluation: dict = field(default_factory=dict) # How to train on it: network, augmentation, CutMix
     provenance: dict = field(default_factory=dict) # Method, arguments, seed, versions, digest of the source data
 
-    @property
-    def ipc(self): return self.pixels.shape[1]
+    ipc = property(lambda self: self.pixels.shape[1])
 
-    def images(self,
-               decoded: bool = True # What is shown, not what is stored
-              ) -> torch.Tensor: # (C*n,ch,h,w), pixels in [0, 1], class after class
-        "The images; stored ones, or each cut into its cells"
-        return (decode(self.pixels, self.factor, self.decode) if decoded else self.pixels).flatten(0, 1)
+# %% ../nbs/07_distilled.ipynb #5f157046
+@patch
+def __repr__(self: DistilledSet):
+    C, n, *shape = self.pixels.shape
+    method = self.provenance.get('method')
+    return f'DistilledSet({C} classes, {n} images each of {shape}, factor {self.factor}, {method})'
 
-    def labels(self, decoded: bool = True) -> torch.Tensor: # (C*n,), int64
-        "The labels of `images`"
-        C = len(self.classes)
-        return torch.arange(C).repeat_interleave(len(self.images(decoded))//C)
+# %% ../nbs/07_distilled.ipynb #dd303ecd
+@patch
+def images(self: DistilledSet,
+           decoded: bool = True # What is shown, not what is stored
+          ) -> torch.Tensor: # (C*n,ch,h,w), pixels in [0, 1], class after class
+    "The images; stored ones, or each cut into its cells"
+    return (decode(self.pixels, self.factor, self.decode) if decoded else self.pixels).flatten(0, 1)
 
-    def __repr__(self):
-        C, n, *shape = self.pixels.shape
-        return f'DistilledSet({C} classes, {n} images each of {shape}, factor {self.factor}, {self.provenance.get("method")})'
+# %% ../nbs/07_distilled.ipynb #4b0a73ea
+@patch
+def labels(self: DistilledSet,
+           decoded: bool = True # As in `images`
+          ) -> torch.Tensor: # (C*n,), int64
+    "The labels of `images`"
+    C = len(self.classes)
+    return torch.arange(C).repeat_interleave(len(self.images(decoded))//C)
 
-# %% ../nbs/07_distilled.ipynb #a70f3629
-def _save(self: DistilledSet, path: str | Path): # A folder; made if absent
+# %% ../nbs/07_distilled.ipynb #61724e61
+@patch
+def save(self: DistilledSet,
+         path: str | Path): # A folder; made if absent
     "Write `distilled.safetensors` and `distilled.json` into `path`"
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    (path := Path(path)).mkdir(parents=True, exist_ok=True)
     rest = {k: v for k, v in asdict(self).items() if k != 'pixels'}
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.labels(decoded=False)))
     write_json(path/'distilled.json', dict(format=1, **rest))
 
-DistilledSet.save = _save
+# %% ../nbs/07_distilled.ipynb #7d8cf493
+def _read_info(path):
+    info = read_json(path)
+    if not isinstance(info, dict) or info.pop('format', None) != 1:
+        raise ValueError(f'{path} is not of format 1; use the version that wrote it')
+    if not isinstance(info.get('classes'), list): raise ValueError(f'{path} is damaged (it lists no classes)')
+    return info
 
-# %% ../nbs/07_distilled.ipynb #5f157046
+# %% ../nbs/07_distilled.ipynb #916961a1
 def load_distilled(
     path: str | Path, # The folder
-) -> DistilledSet:
+) -> DistilledSet: # On the CPU
     "Read a saved set; `ValueError` if it is missing, damaged or of another format"
-    path = Path(path)
-    info = read_json(path/'distilled.json')
-    if not isinstance(info, dict) or info.pop('format', None) != 1:
-        raise ValueError(f'{path/"distilled.json"} is not of format 1; use the version that wrote it')
-    pixels = load_state(path/'distilled.safetensors').get('pixels')
-    try: dset = DistilledSet(pixels, **info)
-    except TypeError as e: raise ValueError(f'{path/"distilled.json"} is damaged ({e})') from None
-    if pixels is None or pixels.ndim != 5 or len(pixels) != len(dset.classes):
-        raise ValueError(f'{path/"distilled.safetensors"} does not hold images of the {len(dset.classes)} classes of distilled.json')
-    return dset
+    text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
+    info, pixels = _read_info(text), load_state(tensors).get('pixels')
+    if not torch.is_tensor(pixels) or pixels.ndim != 5 or len(pixels) != len(info['classes']):
+        raise ValueError(f'{tensors} does not hold images of the {len(info["classes"])} classes of distilled.json')
+    try: return DistilledSet(pixels, **info)
+    except TypeError as e: raise ValueError(f'{text} is damaged ({e})') from None
 
-# %% ../nbs/07_distilled.ipynb #dd303ecd
-def _dataset(self: DistilledSet,
-             normalize: bool = False # By the source data's mean and std, as networks expect
-            ) -> Dataset: # Of pairs (image (ch,h,w), label)
+# %% ../nbs/07_distilled.ipynb #22fc6f0d
+@patch
+def dataset(self: DistilledSet,
+            normalize: bool = False # By the source data's mean and std, as networks expect
+           ) -> Dataset: # Of pairs (image (ch,h,w), label)
     "Decoded images and labels"
     x = self.images()
-    if normalize: x = (x - torch.tensor(self.mean).view(-1, 1, 1))/torch.tensor(self.std).view(-1, 1, 1)
+    if normalize: x = (x - x.new_tensor(self.mean).view(-1, 1, 1))/x.new_tensor(self.std).view(-1, 1, 1)
     return TensorDataset(x, self.labels())
 
-DistilledSet.dataset = _dataset
-
-# %% ../nbs/07_distilled.ipynb #4b0a73ea
-def _dls(self: DistilledSet,
-         bs: int = 64, # Batch size
-         valid: Dataset | None = None # Normalised images to validate on; None: the set itself
-        ) -> DataLoaders:
+# %% ../nbs/07_distilled.ipynb #b1d3abcc
+@patch
+def dls(self: DistilledSet,
+        bs: int = 64, # Batch size
+        valid: Dataset | None = None # Normalised images to validate on; None: the set itself
+       ) -> DataLoaders: # On the CPU; `.to(device)` moves what they give
     "Normalised training batches for fastai"
     train = self.dataset(normalize=True)
-    dls = DataLoaders(DataLoader(train, bs=bs, shuffle=True, num_workers=0),
-                      DataLoader(valid or train, bs=4*bs, num_workers=0), device=torch.device('cpu'))
+    valid = train if valid is None else valid
+    loaders = DataLoader(train, bs=bs, shuffle=True, num_workers=0), DataLoader(valid, bs=4*bs, num_workers=0)
+    dls = DataLoaders(*loaders, device=torch.device('cpu'))
     dls.vocab, dls.c = self.classes, len(self.classes)
     return dls
 
-DistilledSet.dls = _dls
-
-# %% ../nbs/07_distilled.ipynb #61724e61
-def _show(self: DistilledSet, decoded: bool = False, **kw) -> Image.Image: # `kw` for `picture`
+# %% ../nbs/07_distilled.ipynb #099b982d
+@patch
+def show(self: DistilledSet,
+         decoded: bool = False, # What is shown, not what is stored
+         **kw # For `picture`
+        ) -> Image.Image:
     "A picture of the stored images (or of what they decode to)"
     return picture(self.images(decoded).unflatten(0, (len(self.classes), -1)), self.classes, **kw)
 
-DistilledSet.show = _show
+# %% ../nbs/07_distilled.ipynb #cd4d7a4d
+def _folder_names(classes):
+    names = [re.sub(r'[^\w .+-]', '_', str(c)).strip(' .') or '_' for c in classes]
+    return [n if names.count(n) == 1 else f'{n} {i}' for i, n in enumerate(names)]
 
-# %% ../nbs/07_distilled.ipynb #7d8cf493
-def _to_imagefolder(self: DistilledSet,
-                    path: str | Path, # A new or empty folder
-                    decoded: bool = True):
+# %% ../nbs/07_distilled.ipynb #3600f148
+def _check_export(path, channels):
+    if path.is_file() or path.is_dir() and any(path.iterdir()):
+        raise ValueError(f'{path} is not empty; name a new folder')
+    if channels not in (1, 3): raise ValueError(f'PNG holds 1 or 3 channels, these have {channels}; use dataset()')
+
+# %% ../nbs/07_distilled.ipynb #e72fbf88
+@patch
+def to_imagefolder(self: DistilledSet,
+                   path: str | Path, # A new or empty folder
+                   decoded: bool = True): # What is shown, not what is stored
     "Write `path/<class>/0000.png`, ...; `ValueError` if `path` holds anything or PNG cannot hold the channels"
     path, x = Path(path), self.images(decoded)
-    if path.exists() and any(path.iterdir()): raise ValueError(f'{path} is not empty; name a new folder')
-    if x.shape[1] not in (1, 3): raise ValueError(f'PNG holds 1 or 3 channels, these images have {x.shape[1]}; use dataset()')
-    x = (x*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    for name, images in zip(self.classes, np.split(x, len(self.classes))):
-        folder = path/str(name).replace('/', '_')
-        folder.mkdir(parents=True)
-        for i, image in enumerate(images): Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder/f'{i:04}.png')
-
-DistilledSet.to_imagefolder = _to_imagefolder
+    _check_export(path, x.shape[1])
+    x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (C*n,h,w,ch)
+    for name, images in zip(_folder_names(self.classes), np.split(x, len(self.classes))):
+        (path/name).mkdir(parents=True)
+        for i, image in enumerate(images): Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')

@@ -30,6 +30,8 @@ METHODS = {
 
 # %% ../nbs/12_recipes.ipynb #fc683e90
 _DIGITS = dict(distance='l1', lr=1e-4, n_data=500, eval_augment='color_crop_scale_rotate')
+_IMAGENET = dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr_base=224, n_data=500,
+                 net_mix=1., eval_mix=1.)
 
 DATASETS_ARGS = {
     'cifar10': {},
@@ -38,10 +40,8 @@ DATASETS_ARGS = {
     'mnist': _DIGITS | dict(lr_base=28),
     'fashionmnist': _DIGITS | dict(eval_augment='color_crop_flip_scale_rotate'),
     'tinyimagenet': dict(batch_real=64, n_data=1000),
-    'imagenet10': dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr=3e-3, lr_base=224, n_data=500,
-                       net_mix=1., eval_mix=1., warm_epochs=10),
-    'imagenet100': dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr=1e-3, lr_base=224, n_data=500,
-                        net_lr=.1, net_wd=1e-4, net_batch=128, net_mix=1., eval_mix=1., warm_epochs=5),
+    'imagenet10': _IMAGENET | dict(lr=3e-3, warm_epochs=10),
+    'imagenet100': _IMAGENET | dict(lr=1e-3, warm_epochs=5, net_lr=.1, net_wd=1e-4, net_batch=128),
 }
 
 # %% ../nbs/12_recipes.ipynb #e54eca41
@@ -59,9 +59,9 @@ def _exceptions(dataset, ipc, factor, method):
 
 # %% ../nbs/12_recipes.ipynb #6d06f738
 DATASETS_ARGS['digits'] = dict(
-    width=64, factor=1, outer=8, inner=20, lr=1., lr_base=8, n_data=256, batch_real=32, net_batch=64,
-    augment='color_crop', net_augment='crop_scale_rotate', net_mix=0.,
-    eval_augment='crop_scale_rotate', eval_mix=0.)
+    width=32, factor=1, outer=20, inner=10, distance='l1', lr=3e-3, lr_base=8, n_data=64, batch_real=32, net_batch=64,
+    augment='color_scale_rotate', net_augment='color_scale_rotate', net_mix=1.,
+    eval_augment='color_rotate', eval_mix=1.)
 
 # %% ../nbs/12_recipes.ipynb #b70b0843
 def recipe(
@@ -82,7 +82,8 @@ def recipe(
 # %% ../nbs/12_recipes.ipynb #09aee9a2
 def methods_table() -> str: # Markdown
     "The methods, and what distinguishes them"
-    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start', warm_epochs='warm epochs')
+    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
+                warm_epochs='warm epochs')
     rows = ['| method | ' + ' | '.join(keys.values()) + ' | paper |', '|---'*(len(keys) + 2) + '|']
     for name, m in METHODS.items():
         args = FAMILY | m['args']

@@ -7,9 +7,11 @@ __all__ = ['CORESETS', 'class_table', 'embed_classes', 'Clusters', 'kmeans', 'ne
            'RepresentativeSampler', 'gradient_norms', 'coreset']
 
 # %% ../nbs/05_sampling.ipynb #daf68f43
+import math
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,9 +22,8 @@ def class_table(
     split: Split, # Images sorted by class
 ) -> tuple[torch.Tensor, torch.Tensor]: # Positions (C,Nmax) into the split, mask (C,Nmax)
     "Where the images of each class are"
-    device = split.x.device
-    counts, starts = (torch.tensor(t, device=device)[:, None] for t in (split.counts, split.starts))
-    column = torch.arange(max(split.counts), device=device)
+    counts, starts = (torch.tensor(t, device=split.x.device)[:, None] for t in (split.counts, split.starts))
+    column = torch.arange(max(split.counts), device=split.x.device)
     return starts + column % counts, column < counts
 
 # %% ../nbs/05_sampling.ipynb #e71b870a
@@ -40,58 +41,80 @@ def embed_classes(
     return e[table], mask
 
 # %% ../nbs/05_sampling.ipynb #d2fcb410
+def _square(x): return x.norm(dim=-1).square() # makes no copy of x
+
+def _squared(x, y, xx=None): # (C,N,D), (C,K,D), |x|^2 if known (C,N) -> squared distances (C,N,K)
+    xx = _square(x) if xx is None else xx
+    return torch.baddbmm(xx[..., None] + _square(y)[:, None], x, y.mT, alpha=-2).clamp_min_(0)
+
+# %% ../nbs/05_sampling.ipynb #c8d64d64
+def _means(x, mask, label, k): # -> mean of each centre's points (C,k,D), their number (C,k,1)
+    C, _, D = x.shape
+    slot = label + torch.arange(C, device=x.device)[:, None]*k
+    slot = slot.masked_fill(~mask, C*k).flatten() # what is no point has a slot of its own
+    total = x.new_zeros(C*k + 1, D).index_add_(0, slot, x.flatten(0, 1))
+    count = x.new_zeros(C*k + 1, 1).index_add_(0, slot, x.new_ones(len(slot), 1))
+    total, count = (t[:-1].unflatten(0, (C, k)) for t in (total, count))
+    return total/count.clamp_min(1), count
+
+# %% ../nbs/05_sampling.ipynb #2ae75c68
+def _take(x, i): # (C,N,D), columns (C,k) -> (C,k,D)
+    return x.gather(1, i[..., None].expand(-1, -1, x.shape[2]))
+
+# %% ../nbs/05_sampling.ipynb #993b502c
+def _farthest(x, mask, distance, empty): # distance to the own centre (C,N); empty (C,k) -> (C,k,D)
+    far = distance.masked_fill(~mask, -1).topk(min(empty.shape[1], x.shape[1]), 1).indices
+    rank = (empty.cumsum(1) - 1).clamp_min(0) % mask.sum(1, keepdim=True).clamp_max(far.shape[1])
+    return _take(x, far.gather(1, rank))
+
+# %% ../nbs/05_sampling.ipynb #77d56b34
+def _moved(x, mask, centres, xx): # the centres after one round
+    distance, label = _squared(x, centres, xx).min(2)
+    mean, count = _means(x, mask, label, centres.shape[1])
+    return torch.where(count > 0, mean, _farthest(x, mask, distance, count[..., 0] == 0))
+
+# %% ../nbs/05_sampling.ipynb #f830e649
 class Clusters(NamedTuple):
     "What `kmeans` found"
     centres: torch.Tensor # (C,k,D)
     labels: torch.Tensor # (C,N): the centre of each point
     distance: torch.Tensor # (C,N): squared, to that centre
-    rounds: int
+    rounds: int # Of the class that took most
 
-# %% ../nbs/05_sampling.ipynb #c8d64d64
-def _assign(x, centres): # (C,N,D), (C,k,D) -> squared distance (C,N), label (C,N)
-    d = torch.baddbmm(centres.pow(2).sum(2)[:, None], x, centres.mT, alpha=-2) # (C,N,k), without |x|^2
-    d, label = d.min(2)
-    return (d + x.pow(2).sum(2)).clamp_min(0), label
-
-# %% ../nbs/05_sampling.ipynb #2ae75c68
-def _update(x, mask, label, distance, k):
-    C, _, D = x.shape
-    slot = (label + torch.arange(C, device=x.device)[:, None]*k).masked_fill(~mask, C*k).flatten()
-    total = x.new_zeros(C*k + 1, D).index_add_(0, slot, x.flatten(0, 1))[:-1].view(C, k, D)
-    count = x.new_zeros(C*k + 1).index_add_(0, slot, x.new_ones(len(slot)))[:-1].view(C, k, 1)
-    far = distance.masked_fill(~mask, -1).topk(min(k, x.shape[1]), 1).indices # (C,k)
-    rank = ((count[..., 0] == 0).cumsum(1) - 1).clamp_min(0) % far.shape[1] # the r-th empty centre takes the r-th farthest
-    return torch.where(count > 0, total/count.clamp_min(1), _take(x, far.gather(1, rank)))
-
-def _take(x, i): # (C,N,D), (C,k) -> (C,k,D)
-    return x.gather(1, i[..., None].expand(-1, -1, x.shape[2]))
-
-# %% ../nbs/05_sampling.ipynb #993b502c
-def _shuffle(mask, k): # k random positions a row, without replacement; a row shorter than k starts over
-    order = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2).argsort(1)
-    return order.gather(1, torch.arange(k, device=mask.device) % mask.sum(1, keepdim=True))
-
-def _plusplus(x, mask, k):
-    picks = [torch.multinomial(mask.float(), 1)] # (C,1)
-    d = x.new_full(mask.shape, torch.inf)
-    for _ in range(k - 1):
-        d = torch.minimum(d, (x - _take(x, picks[-1])).pow(2).sum(2))
-        picks.append(torch.multinomial((d*mask).clamp_min(1e-30)*mask, 1))
-    return torch.cat(picks, 1)
-
-# %% ../nbs/05_sampling.ipynb #77d56b34
+# %% ../nbs/05_sampling.ipynb #9827b117
 def _lloyd(x, mask, centres, max_iter, tol):
-    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    xx, done = _square(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rounds in range(1, max_iter + 1):
-        distance, label = _assign(x, centres)
-        new = torch.where(done[:, None, None], centres, _update(x, mask, label, distance, centres.shape[1]))
+        new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, xx))
         done |= (new - centres).pow(2).sum((1, 2)) <= tol
         centres = new
         if (rounds % 5 == 0 or not x.is_cuda) and done.all(): break # on a GPU, the host asks now and then
-    distance, label = _assign(x, centres)
+    distance, label = _squared(x, centres, xx).min(2)
     return Clusters(centres, label, distance, rounds)
 
-# %% ../nbs/05_sampling.ipynb #f830e649
+# %% ../nbs/05_sampling.ipynb #1edd3e18
+def _shuffle(mask, k): # k random columns a row, without replacement; a row shorter than k starts over
+    order = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2).argsort(1)
+    return order.gather(1, torch.arange(k, device=mask.device) % mask.sum(1, keepdim=True))
+
+# %% ../nbs/05_sampling.ipynb #899322b5
+def _plusplus(x, mask, k): # -> columns (C,k)
+    picks = [torch.multinomial(mask.float(), 1)] # (C,1)
+    xx = _square(x)
+    d = _squared(x, _take(x, picks[0]), xx)[..., 0]*mask # (C,N)
+    for _ in range(k - 1):
+        tries = torch.multinomial(d.clamp_min(1e-30)*mask, 2 + int(math.log(k)), replacement=True) # (C,t)
+        closer = torch.minimum(d[..., None], _squared(x, _take(x, tries), xx)) # (C,N,t)
+        best = closer.sum(1).argmin(1, keepdim=True) # (C,1)
+        d = closer.gather(2, best[:, None].expand(-1, x.shape[1], -1))[..., 0]
+        picks.append(tries.gather(1, best))
+    return torch.cat(picks, 1)
+
+# %% ../nbs/05_sampling.ipynb #f0ba7050
+def _chunk(x, k): # classes in one call: on a GPU as many as need 1 GiB of distances
+    return max(1, 2**28//(x.shape[1]*k)) if x.is_cuda else 1
+
+# %% ../nbs/05_sampling.ipynb #fc5e5301
 @torch.no_grad()
 def kmeans(
     x: torch.Tensor, # Points of each class (C,N,D)
@@ -99,20 +122,19 @@ def kmeans(
     mask: torch.Tensor | None = None, # (C,N): which points count; None for all
     start: str = 'sample', # `sample` points without replacement, or `++`
     max_iter: int = 100, # Rounds at most
-    tol: float = 1e-4, # Stop when the squared movement of a class's centres sums to less
-    chunk: int | None = None, # Classes in one call; None: one on a CPU, on a GPU as many as need 1 GiB of distances
+    tol: float = 1e-4, # Stop when the squared movement of a class's centres sums to no more
+    chunk: int | None = None, # Classes in one call; None for one on a CPU, many on a GPU
 ) -> Clusters:
     "Batched k-means over classes; `ValueError` for no clusters or an unknown start"
     if k < 1: raise ValueError(f'{k=} must be at least 1; k-means needs a cluster')
     if start not in ('sample', '++'): raise ValueError(f'{start=} is unknown; use sample or ++')
     if mask is None: mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if chunk is None: chunk = max(1, 2**28//(x.shape[1]*k)) if x.is_cuda else 1
     begin = _shuffle(mask, k) if start == 'sample' else _plusplus(x, mask, k)
-    parts = [_lloyd(xi, mi, _take(xi, bi), max_iter, tol) for xi, mi, bi in zip(*(t.split(chunk) for t in (x, mask, begin)))]
-    *tensors, rounds = zip(*parts)
+    parts = zip(*(t.split(chunk or _chunk(x, k)) for t in (x, mask, begin)))
+    *tensors, rounds = zip(*(_lloyd(xi, mi, _take(xi, bi), max_iter, tol) for xi, mi, bi in parts))
     return Clusters(*map(torch.cat, tensors), max(rounds))
 
-# %% ../nbs/05_sampling.ipynb #9827b117
+# %% ../nbs/05_sampling.ipynb #26de4bbf
 def nearest(
     x: torch.Tensor, # (C,N,D)
     centres: torch.Tensor, # (C,k,D)
@@ -120,36 +142,42 @@ def nearest(
     s: int = 1, # Picks for each centre
 ) -> torch.Tensor: # (C,k*s): columns of `x`, those of one centre together
     "The `s` points nearest to each centre; a class with fewer points repeats them"
-    d = torch.cdist(centres, x).masked_fill(~mask[:, None], torch.inf) # (C,k,N)
-    near = d.topk(min(s, d.shape[2]), dim=2, largest=False).indices
+    d = _squared(centres, x).masked_fill(~mask[:, None], torch.inf) # (C,k,N)
+    near = d.topk(min(s, d.shape[2]), 2, largest=False).indices
     turn = torch.arange(s, device=x.device) % mask.sum(1).clamp_max(near.shape[2])[:, None] # (C,s)
     return near.gather(2, turn[:, None].expand(-1, near.shape[1], -1)).flatten(1)
 
-# %% ../nbs/05_sampling.ipynb #1edd3e18
+# %% ../nbs/05_sampling.ipynb #7285db89
+def _check_picks(m, rule, s):
+    if m < 1: raise ValueError(f'{m=} must be at least 1; each class needs a pick')
+    if rule not in ('nearest', 'tiny'): raise ValueError(f'{rule=} is unknown; use nearest or tiny')
+    if s < 1 or m % s: raise ValueError(f'{m=} is not a multiple of {s=}; each centre gives s picks')
+
+# %% ../nbs/05_sampling.ipynb #a55445ff
 def representatives(
     x: torch.Tensor, # Embeddings (C,N,D)
     m: int, # Picks per class
     mask: torch.Tensor | None = None, # (C,N)
-    rule: str = 'nearest', # `nearest`: `s` for each of m/s centres; `tiny`: the m points nearest to any of m centres
+    rule: str = 'nearest', # `nearest`: `s` for each of m/s centres; `tiny`: the m points nearest to any centre
     s: int = 1, # Picks per centre (DREAM+'s sub-clusters)
     **kw # For `kmeans`
 ) -> torch.Tensor: # (C,m): columns of `x`
     "Representative points of each class (DREAM 2023); `tiny` is DREAM+'s rule for TinyImageNet"
-    if rule not in ('nearest', 'tiny'): raise ValueError(f'{rule=} is unknown; use nearest or tiny')
-    if m % s: raise ValueError(f'{m=} is not a multiple of {s=}; each centre gives s picks')
+    _check_picks(m, rule, s)
     if mask is None: mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     found = kmeans(x, m//s, mask, **kw)
     if rule == 'nearest': return nearest(x, found.centres, mask, s)
     order = found.distance.masked_fill(~mask, torch.inf).argsort(1)
     return order.gather(1, torch.arange(m, device=x.device) % mask.sum(1, keepdim=True))
 
-# %% ../nbs/05_sampling.ipynb #899322b5
+# %% ../nbs/05_sampling.ipynb #898c3472
 class RandomSampler:
-    "`batch` random images of each class: a shuffled stream for each, without replacement, the incomplete tail dropped (IDC)"
+    "`batch` random images of each class, without replacement within a pass, the incomplete tail dropped (IDC 2022)"
     interval = 1 # Inner iterations for which a choice serves
     def __init__(self,
                  data: ImageData,
                  batch: int): # Images of each class; a smaller class repeats its own
+        if batch < 1: raise ValueError(f'{batch=} must be at least 1; each class shows an image')
         self.table, self.mask = class_table(data.train)
         self.batch, self.calls, self.order = batch, 0, self.table
         self.passes = [max(n//batch, 1) for n in data.train.counts] # calls that one shuffle of a class lasts
@@ -162,14 +190,18 @@ class RandomSampler:
             self.order = torch.where(turn == 0, fresh, self.order)
         self.calls += 1
         column = turn*self.batch + torch.arange(self.batch, device=self.table.device)
-        return self.order.gather(1, column % self.table.shape[1])
+        return self.order.gather(1, column % self.mask.sum(1, keepdim=True))
 
-    def state_dict(self): return dict(calls=self.calls, order=self.order)
-    def load_state_dict(self, s): self.calls, self.order = s['calls'], s['order'].to(self.table.device)
+# %% ../nbs/05_sampling.ipynb #a4dff97a
+@patch
+def state_dict(self: RandomSampler): return dict(calls=self.calls, order=self.order)
 
-# %% ../nbs/05_sampling.ipynb #f0ba7050
+@patch
+def load_state_dict(self: RandomSampler, s): self.calls, self.order = s['calls'], s['order'].to(self.table.device)
+
+# %% ../nbs/05_sampling.ipynb #6c24342f
 class RepresentativeSampler:
-    "`batch` images of each class nearest to the centres of its clusters under the current network (DREAM, DREAM+)"
+    "`batch` images of each class nearest to the centres of its clusters under the current network (DREAM, DREAM+ 2023)"
     def __init__(self,
                  data: ImageData,
                  batch: int, # Images of each class
@@ -177,6 +209,7 @@ class RepresentativeSampler:
                  rule: str = 'nearest', # As in `representatives`
                  s: int = 1, # Picks per centre
                  raw: bool = False): # Embed pixels in [0, 1], as the released code does
+        _check_picks(batch, rule, s)
         self.data, self.batch, self.interval, self.rule, self.s, self.raw = data, batch, interval, rule, s, raw
         self.table, _ = class_table(data.train)
 
@@ -188,40 +221,38 @@ class RepresentativeSampler:
     def state_dict(self): return {}
     def load_state_dict(self, s): pass
 
-# %% ../nbs/05_sampling.ipynb #fc5e5301
+# %% ../nbs/05_sampling.ipynb #fd0c3e96
 def gradient_norms(
     net: nn.Module,
     x: torch.Tensor, # Normalised images (N,ch,h,w)
     y: torch.Tensor, # Labels (N,)
 ) -> torch.Tensor: # (N,)
-    "Norm of the gradient of each image's cross-entropy with respect to all weights"
-    weights = dict(net.named_parameters())
+    "Norm of the gradient of each image's cross-entropy with respect to all weights; needs memory for N gradients"
+    weights = {n: p.detach() for n, p in net.named_parameters()}
     loss = lambda w, x, y: F.cross_entropy(torch.func.functional_call(net, w, (x[None],)), y[None])
-    grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))({n: p.detach() for n, p in weights.items()}, x, y)
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, y)
     return torch.stack([g.flatten(1).pow(2).sum(1) for g in grads.values()]).sum(0).sqrt()
 
-# %% ../nbs/05_sampling.ipynb #26de4bbf
-def _herding(x, mask, n):
-    "Greedy: each pick brings the running mean closest to the class mean"
-    target = (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) # (C,D)
-    free, total, picks = mask.clone(), torch.zeros_like(target), []
+# %% ../nbs/05_sampling.ipynb #c121e5e4
+def _herding(x, mask, n): # Welling 2009
+    xx, target = _square(x), (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) # (C,D)
+    free, total, picks = mask, torch.zeros_like(target), []
     for k in range(1, n + 1):
-        d = torch.cdist((k*target - total)[:, None], x)[:, 0].masked_fill(~free, torch.inf)
+        d = _squared(x, (k*target - total)[:, None], xx)[..., 0].masked_fill(~free, torch.inf)
         picks.append(d.argmin(1, keepdim=True))
         total, free = total + _take(x, picks[-1])[:, 0], free.scatter(1, picks[-1], False)
     return torch.cat(picks, 1)
 
-# %% ../nbs/05_sampling.ipynb #7285db89
-def _k_center(x, mask, n):
-    "Greedy: the first pick is nearest to the mean, each next one is the farthest from all picks"
-    picks = [_herding(x, mask, 1)]
-    d = torch.full_like(x[..., 0], torch.inf)
+# %% ../nbs/05_sampling.ipynb #2829ef8f
+def _k_center(x, mask, n): # Sener and Savarese 2018
+    xx, picks = _square(x), [_herding(x, mask, 1)]
+    d = torch.full_like(xx, torch.inf).masked_fill(~mask, -1)
     for _ in range(n - 1):
-        d = torch.minimum(d, torch.cdist(_take(x, picks[-1]), x)[:, 0]).masked_fill(~mask, -1)
+        d = torch.minimum(d, _squared(x, _take(x, picks[-1]), xx)[..., 0]).scatter(1, picks[-1], -1)
         picks.append(d.argmax(1, keepdim=True))
     return torch.cat(picks, 1)
 
-# %% ../nbs/05_sampling.ipynb #a55445ff
+# %% ../nbs/05_sampling.ipynb #4440d5d2
 CORESETS = {
     'random':   lambda x, mask, n: _shuffle(mask, n),
     'first':    lambda x, mask, n: torch.arange(n, device=x.device).expand(len(x), n),
@@ -229,18 +260,23 @@ CORESETS = {
     'herding':  _herding,
     'k-center': _k_center}
 
+# %% ../nbs/05_sampling.ipynb #37bfc3a7
+def _check_enough(data, n):
+    least = min(data.train.counts)
+    few = data.classes[data.train.counts.index(least)]
+    if n > least: raise ValueError(f'{n} images per class were asked for, class {few!r} has {least}; use a smaller '
+                                   '--ipc or --factor')
+
+# %% ../nbs/05_sampling.ipynb #b361a658
 def coreset(
     name: str, # A key of `CORESETS`; `first` is what the reference codes call random
     data: ImageData,
     n: int, # Images per class
     net: nn.Module | None = None, # Whose embedding to choose in; None chooses by pixels
 ) -> torch.Tensor: # Positions (C,n) in the training split
-    "Real images chosen by `name`; `ValueError` if a class has fewer than `n`"
+    "Real images chosen by `name`; `ValueError` if there is no such coreset, or a class has fewer than `n`"
     if name not in CORESETS: raise ValueError(f'coreset {name!r} is unknown; use one of {", ".join(CORESETS)}')
-    least = min(data.train.counts)
-    if n > least:
-        few = data.classes[data.train.counts.index(least)]
-        raise ValueError(f'{n} images per class were asked for, class {few!r} has {least}; use a smaller --ipc or --factor')
+    _check_enough(data, n)
     table, mask = class_table(data.train)
     x = embed_classes(net, data)[0] if net else data.normalize(to_float(data.train.x))[table].flatten(2)
     return table.gather(1, CORESETS[name](x, mask, n))

@@ -9,6 +9,7 @@ __all__ = ['Stream', 'sgd', 'train_step', 'train', 'accuracy']
 from collections.abc import Callable
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,12 +17,13 @@ from .augment import Augment, cutmix
 
 # %% ../nbs/04_train.ipynb #c70900d0
 class Stream:
-    "Endless batches of `size` of the positions 0..n-1, shuffled anew each pass"
+    "Endless batches of the positions 0..n-1, shuffled anew each pass; `ValueError` for no positions or no batch"
     def __init__(self,
                  n: int, # Positions to draw from
                  size: int, # Batch size; a set smaller than it comes whole
                  device: torch.device | str = 'cpu', # Where the positions live
                  tail: bool = False): # Keep the last, smaller batch of a pass
+        if n < 1 or size < 1: raise ValueError(f'{n=} positions in batches of {size=}; both must be at least 1')
         self.n, self.size, self.device, self.tail = n, min(size, n), device, tail
         self.order, self.at = None, n
 
@@ -32,11 +34,15 @@ class Stream:
         self.at += self.size
         return batch
 
-    def state_dict(self): return {} if self.order is None else dict(order=self.order, at=self.at)
-    def load_state_dict(self, state):
-        if state: self.order, self.at = state['order'].to(self.device), state['at']
-
 # %% ../nbs/04_train.ipynb #b54296b7
+@patch
+def state_dict(self: Stream): return {} if self.order is None else dict(order=self.order, at=self.at)
+
+@patch
+def load_state_dict(self: Stream, state): # What `state_dict` gave; {} or None is a stream not begun
+    self.order, self.at = (state['order'].to(self.device), state['at']) if state else (None, self.n)
+
+# %% ../nbs/04_train.ipynb #2e3389b7
 def sgd(net: nn.Module,
         lr: float = .01, # Learning rate
         momentum: float = .9,
@@ -45,7 +51,14 @@ def sgd(net: nn.Module,
     "The optimiser of every reference protocol"
     return torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=wd)
 
-# %% ../nbs/04_train.ipynb #2e3389b7
+# %% ../nbs/04_train.ipynb #34e730f2
+def _loss(net, x, y, mix):
+    if not mix: return F.cross_entropy(net(x), y)
+    x, y2, weight = cutmix(x, y, mix)
+    out = net(x)
+    return weight*F.cross_entropy(out, y) + (1 - weight)*F.cross_entropy(out, y2)
+
+# %% ../nbs/04_train.ipynb #9710ffc9
 def train_step(
     net: nn.Module,
     opt: torch.optim.Optimizer,
@@ -53,20 +66,15 @@ def train_step(
     y: torch.Tensor, # Labels (B,)
     augment: Augment, # Drawn anew for each image, the choice of operation once a batch
     mix: float = 0., # Probability of CutMix
-) -> torch.Tensor: # The loss, on the device
+) -> torch.Tensor: # The loss (), on the device
     "One SGD step on one batch (the network training of IDC and DREAM)"
-    x = augment(x, augment.draw(len(x), x.shape[-1], x.device, same_op=True))
-    if mix:
-        x, y2, weight = cutmix(x, y, mix)
-        out = net(x)
-        loss = weight*F.cross_entropy(out, y) + (1 - weight)*F.cross_entropy(out, y2)
-    else: loss = F.cross_entropy(net(x), y)
+    loss = _loss(net, augment(x, augment.draw(len(x), x.shape[-1], x.device, same_op=True)), y, mix)
     opt.zero_grad()
     loss.backward()
     opt.step()
     return loss.detach()
 
-# %% ../nbs/04_train.ipynb #34e730f2
+# %% ../nbs/04_train.ipynb #1d415307
 def train(
     net: nn.Module,
     opt: torch.optim.Optimizer,
@@ -87,10 +95,10 @@ def train(
         losses.append(train_step(net, opt, *get(next(stream)), augment, mix))
     return losses
 
-# %% ../nbs/04_train.ipynb #9710ffc9
+# %% ../nbs/04_train.ipynb #1959a85f
 @torch.no_grad()
 def accuracy(
-    net: nn.Module,
+    net: nn.Module, # Is left in evaluation mode
     get: Callable, # As in `train`
     n: int, # How many images there are
     batch: int = 512, # At a time

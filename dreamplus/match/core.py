@@ -10,7 +10,9 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from fastcore.basics import patch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # %% ../../nbs/08_match.core.ipynb #74e39d33
@@ -27,26 +29,29 @@ class View:
         return (t if self.graph else t.detach()).unflatten(0, self.x.shape[:2])
 
     @cached_property
-    def _embed(self): return self.net.embed(self.x.flatten(0, 1))
+    def _embed(self): return self.net.embed(self.x.flatten(0, 1)) # its graph leads to the weights
+
     @property
     def embed(self) -> torch.Tensor: # (C,N,D)
         "Flattened output of the last pooling"
         return self._out(self._embed)
+
     @cached_property
     def features(self) -> list: # (C,N,ch,h,w) for each block
         "Output of each block"
         return [self._out(f) for f in self.net.features(self.x.flatten(0, 1))]
 
-    def grads(self,
-              weights: list # The parameters to differentiate for
-             ) -> list: # (C,*weight.shape) for each of them
-        "Gradient of each class's mean cross-entropy"
-        logits = self.net.logits(self._embed).unflatten(0, self.x.shape[:2])
-        grad = lambda l, y: torch.autograd.grad(F.cross_entropy(l, y.expand(len(l))), weights,
-                                                create_graph=self.graph, retain_graph=True)
-        return [torch.stack(g) for g in zip(*map(grad, logits, self.y))]
-
 # %% ../../nbs/08_match.core.ipynb #2388ea50
+@patch
+def grads(self: View,
+          weights: list): # The parameters to differentiate for
+    "Gradient of each class's mean cross-entropy: for each of the weights (C,*weight.shape)"
+    logits = self.net.logits(self._embed).unflatten(0, self.x.shape[:2])
+    grad = lambda l, y: torch.autograd.grad(F.cross_entropy(l, y.expand(len(l))), weights,
+                                            create_graph=self.graph, retain_graph=True)
+    return [torch.stack(g) for g in zip(*map(grad, logits, self.y))]
+
+# %% ../../nbs/08_match.core.ipynb #e113a0dd
 def _rows(t): # (C,rows,...) -> (C,rows,rest)
     return t.flatten(2) if t.ndim > 2 else t.unsqueeze(2)
 
@@ -54,13 +59,14 @@ def _cos(a, b):
     a, b = _rows(a), _rows(b)
     return (1 - (a*b).sum(2)/(a.norm(dim=2)*b.norm(dim=2) + 1e-6)).sum(1)
 
+# %% ../../nbs/08_match.core.ipynb #88b50634
 DISTANCES = dict(
     mse     = lambda a, b: (a - b).pow(2).flatten(1).sum(1),
     l1      = lambda a, b: (a - b).abs().flatten(1).sum(1),
     l1_mean = lambda a, b: _rows((a - b).abs()).mean(2).sum(1),
     cos     = _cos)
 
-# %% ../../nbs/08_match.core.ipynb #e113a0dd
+# %% ../../nbs/08_match.core.ipynb #63ddc03b
 def get_distance(
     name: str, # A key of `DISTANCES`
 ) -> Callable: # (C,...), (C,...) -> (C,)
@@ -68,7 +74,7 @@ def get_distance(
     if name not in DISTANCES: raise ValueError(f'distance={name!r} is unknown; use one of {", ".join(DISTANCES)}')
     return DISTANCES[name]
 
-# %% ../../nbs/08_match.core.ipynb #88b50634
+# %% ../../nbs/08_match.core.ipynb #b6e73223
 class Matcher:
     "Compares a real and a synthetic `View`; subclasses give `terms`"
     backward = False # Does it ask for weight gradients?
@@ -78,12 +84,10 @@ class Matcher:
     def __call__(self, real: View, syn: View) -> torch.Tensor: # (C,)
         "The loss of each class"
         return sum(self.terms(real, syn).values())
-    def __add__(self, other): return Sum((1., self), (1., other))
-    def __rmul__(self, weight): return Sum((weight, self))
 
-# %% ../../nbs/08_match.core.ipynb #63ddc03b
+# %% ../../nbs/08_match.core.ipynb #ffa8a617
 class Sum(Matcher):
-    "A weighted sum of matchers"
+    "A weighted sum of matchers; terms of the same name are added"
     def __init__(self, *parts): # Pairs (weight, matcher); sums among them are opened
         self.parts = [(w*v, m) for w, p in parts for v, m in (p.parts if isinstance(p, Sum) else [(1., p)])]
         self.backward = any(m.backward for _, m in self.parts)
@@ -93,24 +97,33 @@ class Sum(Matcher):
             for k, t in m.terms(real, syn).items(): out[k] = out.get(k, 0) + w*t
         return out
 
-# %% ../../nbs/08_match.core.ipynb #b6e73223
+# %% ../../nbs/08_match.core.ipynb #23b2a451
+@patch
+def __add__(self: Matcher, other): return Sum((1., self), (1., other))
+
+@patch
+def __rmul__(self: Matcher, weight): return Sum((weight, self))
+
+# %% ../../nbs/08_match.core.ipynb #d0a19ea9
 class _Given(torch.autograd.Function):
     "A loss (C,) whose gradient with respect to `x` (C,...) is known"
     @staticmethod
     def forward(ctx, x, loss, grad):
         ctx.save_for_backward(grad)
         return loss.clone()
+
     @staticmethod
+    @once_differentiable
     def backward(ctx, up):
         grad, = ctx.saved_tensors
         return grad*up.view(-1, *[1]*(grad.ndim - 1)), None, None
 
-# %% ../../nbs/08_match.core.ipynb #ffa8a617
+# %% ../../nbs/08_match.core.ipynb #68ac9a1e
 def by_class(
     loss: Callable, # (x[i:j], slice(i,j)) -> (j-i,): the loss of each class of the chunk
     x: torch.Tensor, # Synthetic images (C,M,ch,h,w)
     chunk: int = 1, # Classes in one pass; 1 is the fastest on a CPU
-) -> torch.Tensor: # (C,), differentiable with respect to `x`
+) -> torch.Tensor: # (C,), once differentiable with respect to `x`
     "`loss` over all classes, `chunk` at a time, each chunk's graph freed before the next begins"
     losses, grads = [], []
     for i in range(0, len(x), chunk):

@@ -9,7 +9,7 @@ __all__ = ['matched_weights', 'GradientMatcher']
 import torch
 from torch import nn
 
-from .core import Matcher, View, get_distance
+from .core import Matcher, get_distance
 
 # %% ../../nbs/09_match.gradient.ipynb #7e25dd75
 def matched_weights(
@@ -17,11 +17,17 @@ def matched_weights(
     bias: bool = False, # Include vectors: biases, and the scales and shifts of norms
     fc: bool = False, # Include matrices: the classifier
 ) -> dict: # Name to parameter
-    "The parameters whose gradients are compared"
+    "The parameters whose gradients are compared; `ValueError` if there are none"
     keep = lambda p: p.ndim > 2 or (bias and p.ndim == 1) or (fc and p.ndim == 2)
-    return {n: p for n, p in net.named_parameters() if keep(p)}
+    found = {n: p for n, p in net.named_parameters() if keep(p)}
+    if not found: raise ValueError('the network has no convolution whose gradient could be compared; use fc=True')
+    return found
 
 # %% ../../nbs/09_match.gradient.ipynb #cd2fa0fe
+def _flat(grads): # {name: (C,...)} -> {'grad': (C,1,all)}
+    return dict(grad=torch.cat([g.flatten(1) for g in grads.values()], 1)[:, None])
+
+# %% ../../nbs/09_match.gradient.ipynb #09e09765
 class GradientMatcher(Matcher):
     "Distance between per-class weight gradients, layer by layer (DC 2021, IDC 2022, DREAM 2023)"
     backward = True
@@ -32,8 +38,11 @@ class GradientMatcher(Matcher):
                  flat: bool = False): # One distance over all layers put in a row, not one a layer
         self.distance, self.bias, self.fc, self.flat = get_distance(distance), bias, fc, flat
 
+    def _grads(self, view):
+        weights = matched_weights(view.net, self.bias, self.fc)
+        grads = dict(zip(weights, view.grads(list(weights.values()))))
+        return _flat(grads) if self.flat else grads
+
     def terms(self, real, syn):
-        weights = matched_weights(syn.net, self.bias, self.fc)
-        pairs = {n: p for n, *p in zip(weights, *(v.grads(list(weights.values())) for v in (real, syn)))}
-        if self.flat: pairs = dict(grad=[torch.cat([g.flatten(1) for g in s], 1)[:, None] for s in zip(*pairs.values())])
-        return {n: self.distance(a, b) for n, (a, b) in pairs.items()}
+        a, b = self._grads(real), self._grads(syn)
+        return {name: self.distance(a[name], b[name]) for name in b}

@@ -1,0 +1,45 @@
+"""Processes that a test may kill. They are forked from a server that has imported the package and computed nothing,
+so that one begins in milliseconds and is otherwise like any other. One thread each: several at once would fight for
+the cores.
+"""
+import io
+import multiprocessing
+import os
+from contextlib import redirect_stderr, redirect_stdout
+
+from dreamplus.cli import main
+
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(['dreamplus.distill', 'dreamplus.evaluate', 'sklearn.datasets',
+                                 'sklearn.model_selection', 'torch._dynamo']) # the last is imported by any optimiser
+
+class Process:
+    "`f(*args)` in a process of its own, begun at once"
+    def __init__(self, f, *args, threads=1):
+        self.answers, theirs = _context.Pipe(duplex=False)
+        self.process = _context.Process(target=_call, args=(theirs, threads, f, args), daemon=True)
+        self.process.start()
+        self.pid = self.process.pid
+        theirs.close()
+
+    def answer(self):
+        "What `f` sends first, or None if it dies before"
+        try: return self.answers.recv()
+        except EOFError: return None
+
+    def end(self):
+        "What `f` returned, and the exit status: minus the signal, where one killed it"
+        answer = self.answer()
+        self.process.join(60)
+        return answer, self.process.exitcode
+
+def _call(pipe, threads, f, args):
+    import torch
+    torch.set_num_threads(threads)
+    pipe.send(f(*args))
+
+def command(folder, *argv):
+    "What a shell in `folder` would see of `dreamplus *argv`: exit status, stdout, stderr"
+    os.chdir(folder)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err: status = main([*map(str, argv)])
+    return status, out.getvalue(), err.getvalue()

@@ -1,0 +1,259 @@
+"Runs that are killed, stopped, resumed and run side by side end with the same bits as a run that was left alone."
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from processes import Process, command
+
+from dreamplus.callbacks import CheckpointCB
+from dreamplus.core import load_state, read_json, toy_images, write_json
+from dreamplus.data import load_data
+from dreamplus.distill import distill, resume
+
+CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
+SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=32, net_batch=16, batch_real=4, lr=10., log=None)
+METHODS = {
+    'dream+': SMALL | dict(interval=2, warm_epochs=.5, per_class_steps=False), # momentum of weight
+    'idc': SMALL | dict(factor=2, decode='multi', limit=3, start='noise', net_mix=.5)} # draws of all kinds
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+# What runs in a process of its own. The checkpoint is written after each update, or every `seconds`
+
+class DieCB(Callback):
+    "Dies in `event` of inner iteration `at`; `order` says between which callbacks"
+    def __init__(self, event, at, order): self.event, self.at, self.order = event, at, order
+    def __call__(self, event):
+        if event == self.event and self.dls.at == self.at: die()
+
+def die_on_write(name, count, half):
+    "Die at the `count`-th write of the file `name`: in the middle of it, or when it is just done"
+    replace, seen = os.replace, []
+    def patched(tmp, path):
+        seen.append(Path(path).name)
+        now = seen[-1] == name and seen.count(name) == count
+        if now and half: os.truncate(tmp, os.path.getsize(tmp)//2), die()
+        replace(tmp, path)
+        if now: die()
+    os.replace = patched
+
+def toys(): return load_data(toy_images())
+
+def begin(out, method, cbs=(), seconds=0., dies=None):
+    CheckpointCB.__init__.__defaults__ = seconds,
+    if dies: die_on_write(*dies)
+    distill(toys(), method, out=out, cbs=cbs, **METHODS[method])
+
+def go_on(out, method, dies=None):
+    "As a user would: resume, or begin again where there is nothing to resume"
+    if not (out/'run.json').exists(): return begin(out, method, dies=dies)
+    CheckpointCB.__init__.__defaults__ = 0.,
+    if dies: die_on_write(*dies)
+    resume(out, toys(), log=None)
+
+# What is compared
+
+def pixels(out): return load_state(out/'distilled.safetensors')['pixels']
+def history(out):
+    with open(out/'history.csv', newline='') as f: return [(int(row['step']), row['loss']) for row in csv.DictReader(f)]
+
+def files(out): return sorted(p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file())
+def leftovers(out): return [*out.rglob('.*.tmp')]
+
+def assert_same(out, other):
+    assert torch.equal(pixels(out), pixels(other))
+    assert history(out) == history(other)
+    assert files(out) == files(other) # and so no temporary ones
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "A run of each method that nothing happened to"
+    runs = {method: tmp_path_factory.mktemp('undisturbed')/'run' for method in METHODS}
+    for p in [Process(begin, out, method, (), 15.) for method, out in runs.items()]: assert p.end() == (None, 0)
+    return runs
+
+def test_runs_are_worth_comparing(undisturbed):
+    for method, out in undisturbed.items():
+        start = Process(start_of, method).end()[0]
+        assert (pixels(out) - torch.from_numpy(start)).abs().mean() > .01
+        assert [step for step, _ in history(out)] == [4, 8, 10]
+        assert not leftovers(out)
+
+def start_of(method):
+    "The pixels before the first update"
+    return distill(toys(), method, **METHODS[method] | dict(outer=1, inner=1, lr=0.)).pixels.numpy()
+
+def test_same_seed_twice(tmp_path, undisturbed):
+    for method, out in undisturbed.items():
+        assert Process(begin, tmp_path/method, method).end() == (None, 0) # with a checkpoint after each update
+        assert_same(tmp_path/method, out)
+
+def test_same_seed_twice_with_two_threads(tmp_path):
+    for name in 'ab': assert Process(begin, tmp_path/name, 'dream+', threads=2).end() == (None, 0)
+    assert_same(tmp_path/'a', tmp_path/'b')
+
+# Killed
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('event, at, order, seconds', [
+    ('before_fit', 0, 99, 0), # before the first checkpoint
+    ('before_batch', 1, -99, 0), ('after_loss', 3, 0, 0), ('after_step', 4, 0, 0), ('after_batch', 5, -30, 0),
+    ('after_batch', 5, 99, 0), ('after_batch', 5, 101, 0), # just before and after a checkpoint
+    ('before_batch', 6, -15, 0), # with the second network
+    ('after_batch', 8, 101, 0), ('after_epoch', 8, 0, 0), ('after_epoch', 8, 75, 0), ('after_epoch', 8, 101, 0), # reports
+    ('after_batch', 10, 101, 0), ('after_fit', 10, 0, 0),
+    ('after_batch', 7, 0, 15)]) # with no checkpoint but the first
+def test_killed_between(tmp_path, undisturbed, method, event, at, order, seconds):
+    out = tmp_path/'run'
+    assert Process(begin, out, method, [DieCB(event, at, order)], seconds).end() == (None, -signal.SIGKILL)
+    assert (out/'checkpoint'/'state.safetensors').exists() == (event != 'before_fit')
+    assert not (out/'distilled.safetensors').exists()
+    assert Process(go_on, out, method).end() == (None, 0)
+    assert_same(out, undisturbed[method])
+
+@pytest.mark.parametrize('half', [True, False], ids=['half', 'whole'])
+@pytest.mark.parametrize('name, count', [
+    ('run.json', 1), ('state.safetensors', 1), ('state.safetensors', 2), ('state.safetensors', 5),
+    ('history.csv', 1), ('grid.png', 2), ('state.safetensors', 11), ('history.csv', 3), ('distilled.safetensors', 1),
+    ('distilled.json', 1), ('grid.png', 4)])
+def test_killed_in_a_write(tmp_path, undisturbed, name, count, half):
+    out = tmp_path/'run'
+    assert Process(begin, out, 'dream+', (), 0., (name, count, half)).end() == (None, -signal.SIGKILL)
+    assert len(leftovers(out)) == half
+    assert Process(go_on, out, 'dream+').end() == (None, 0)
+    assert_same(out, undisturbed['dream+'])
+
+def test_killed_again_and_again(tmp_path, undisturbed):
+    out, lives = tmp_path/'run', 0
+    while (status := Process(go_on, out, 'idc', ('state.safetensors', 3, True)).end()[1]) == -signal.SIGKILL: lives += 1
+    assert status == 0 and lives >= 5
+    assert_same(out, undisturbed['idc'])
+
+# Stopped, and side by side: what a shell sees
+
+LONGER = ('distill --outer 2 --inner 60 --width 8 --nets 0 --set n_data=64 --set report=7 --set interval=25 '
+          '--set batch_real=8 --seed 3 --out').split()
+
+def start(folder, *argv):
+    return subprocess.Popen([*CONSOLE, *map(str, argv)], cwd=folder, env=os.environ | dict(OMP_NUM_THREADS='1'),
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+def wait_for(path, alive):
+    while not path.exists() and alive(): time.sleep(.005)
+
+@pytest.fixture(scope='module')
+def side_by_side(tmp_path_factory):
+    "Runs at once, two of which are told to stop when they have reported once: the folder, and name -> status, stderr"
+    folder = tmp_path_factory.mktemp('side by side')
+    started = {name: start(folder, *LONGER, name) for name in ('SIGINT', 'SIGTERM')}
+    left_alone = [Process(command, folder, *LONGER, name) for name in ('a', 'b')]
+    for name, process in started.items():
+        wait_for(folder/name/'history.csv', lambda process=process: process.poll() is None)
+        process.send_signal(signal.Signals[name])
+    errors = {name: process.communicate(timeout=60)[1] for name, process in started.items()}
+    for process in left_alone: assert process.end()[1] == 0
+    return folder, {name: (process.returncode, errors[name]) for name, process in started.items()}
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('alone')
+    assert Process(command, folder, *LONGER, 'run').end()[0][0] == 0
+    return folder/'run'
+
+def test_side_by_side(side_by_side, alone):
+    for name in 'ab': assert_same(side_by_side[0]/name, alone)
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_stopped(side_by_side, alone, name):
+    folder, ended = side_by_side
+    status, err = ended[name]
+    assert status == 130
+    assert 'dreamplus resume' in err.split('\n')[-2] and 'Traceback' not in err
+    at, out = load_state(folder/name/'checkpoint'/'state.safetensors')['at'], folder/name
+    assert 7 <= at < 120 and not (out/'distilled.json').exists() and not leftovers(out)
+    (status, *_), exitcode = Process(command, folder, 'resume', name, '--nets', 0).end()
+    assert status == exitcode == 0
+    assert_same(out, alone)
+
+def test_killed_from_outside(tmp_path, alone):
+    process = Process(command, tmp_path, *LONGER, 'run')
+    wait_for(tmp_path/'run'/'history.csv', process.process.is_alive)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.end() == (None, -signal.SIGKILL)
+    assert Process(command, tmp_path, 'resume', 'run', '--nets', 0).end()[0][0] == 0
+    assert_same(tmp_path/'run', alone)
+
+class StopCB(Callback):
+    "Ctrl-C during inner iteration `at`"
+    def __init__(self, at): self.at = at
+    def before_batch(self):
+        if self.dls.at == self.at: os.kill(os.getpid(), signal.SIGINT)
+
+def stopped(out, at):
+    try: distill(toys(), 'idc', out=out, cbs=[StopCB(at)], **METHODS['idc'])
+    except KeyboardInterrupt: return load_state(out/'checkpoint'/'state.safetensors')['at']
+
+@pytest.mark.parametrize('at', [1, 3, 4, 5, 8, 10]) # 4, 8 and 10 report
+def test_stopped_at(tmp_path, undisturbed, at):
+    assert Process(stopped, tmp_path/'run', at).end() == (at, 0)
+    assert not (tmp_path/'run'/'distilled.json').exists()
+    assert Process(go_on, tmp_path/'run', 'idc').end() == (None, 0)
+    assert_same(tmp_path/'run', undisturbed['idc'])
+
+# What may be resumed
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    out = tmp_path/'run'
+    Process(begin, out, 'dream+').end()
+    before = {name: (out/name).read_bytes() for name in files(out)}
+    assert Process(go_on, out, 'dream+').end() == (None, 0)
+    after = {name: (out/name).read_bytes() for name in files(out)}
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {'distilled.json', 'checkpoint/state.safetensors'} # which hold the seconds spent
+    seconds = lambda said: json.loads(said['distilled.json'])['provenance'].pop('seconds')
+    assert seconds(before) <= seconds(after)
+    assert_same(out, out)
+
+def refused(out, *says, data=None):
+    before = {name: (out/name).read_bytes() for name in files(out)}
+    with pytest.raises(ValueError) as error: resume(out, data, log=None)
+    assert not [part for part in says if part not in str(error.value)], str(error.value)
+    assert {name: (out/name).read_bytes() for name in files(out)} == before
+
+def test_other_data_is_refused(undisturbed):
+    out = undisturbed['idc']
+    refused(out, 'pass the same data')
+    refused(out, 'digests differ', data=load_data(toy_images(seed=1)))
+    refused(out, 'digests differ', data=load_data(toy_images(), seed=1))
+
+def of_digits(out, part=None, dies=()):
+    CheckpointCB.__init__.__defaults__ = 0.,
+    data = load_data()
+    distill(data.hold_out(part) if part else data, 'idc', out=out, cbs=dies, **SMALL)
+
+def test_data_that_changed_is_refused(tmp_path):
+    out = tmp_path/'run'
+    assert Process(of_digits, out, None, [DieCB('after_batch', 3, 0)]).end()[1] == -signal.SIGKILL
+    info = read_json(out/'run.json')
+    info['data']['origin']['seed'] = 1
+    write_json(out/'run.json', info)
+    refused(out, 'digests differ')
+
+def go_on_alone(out): resume(out, log=None) # with the data that it was distilled from
+
+def test_a_part_held_out_is_part_of_the_data(tmp_path):
+    out, whole = tmp_path/'run', tmp_path/'whole'
+    assert Process(of_digits, out, .2, [DieCB('after_batch', 3, 0)]).end()[1] == -signal.SIGKILL
+    refused(out, 'other data', data=load_data().hold_out(.3))
+    refused(out, 'other data', data=load_data().hold_out(.2, seed=1))
+    assert Process(of_digits, whole, .2).end()[1] == Process(go_on_alone, out).end()[1] == 0
+    assert_same(out, whole)
+

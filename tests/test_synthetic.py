@@ -1,0 +1,250 @@
+"Cells, decoding, mosaics and starts against the specification, one image and one cell at a time; and what is kept."
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreamplus.core import seeded, toy_images
+from dreamplus.data import load_data
+from dreamplus.distilled import DistilledSet, load_distilled, picture
+from dreamplus.synthetic import DECODES, SyntheticSet, check_start, cut, decode, mosaic, start_pixels
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with seeded(0): yield
+
+def unequal(counts, size=8, channels=1):
+    x, y = toy_images(len(counts), max(counts), size, channels)
+    keep = torch.cat([torch.arange(n) + c*max(counts) for c, n in enumerate(counts)])
+    return load_data((x[keep], y[keep]), test=(x, y))
+
+# The oracle: what the specification says of one image
+
+def bilinear(side, size):
+    "A matrix (size,side) that enlarges by linear interpolation between pixel centres"
+    m = torch.zeros(size, side, dtype=torch.float64)
+    for i in range(size):
+        at = max((i + .5)*side/size - .5, 0)
+        low = min(math.floor(at), side - 1)
+        m[i, low] += 1 - (at - low)
+        m[i, min(low + 1, side - 1)] += at - low
+    return m
+
+def slow_cells(image, f): # (ch,h,w) -> f*f images of the same size, row by row
+    ch, size, _ = image.shape
+    side = math.ceil(size/f)
+    padded = torch.full((ch, side*f, side*f), .5, dtype=image.dtype)
+    padded[:, :size, :size] = image
+    up = bilinear(side, size) if f > 1 else torch.eye(size, dtype=image.dtype)
+    return [up@padded[:, r*side:(r + 1)*side, c*side:(c + 1)*side]@up.T for r in range(f) for c in range(f)]
+
+def slow_cut(images, f): # all first cells, then all second cells
+    cells = [slow_cells(i, f) for i in images]
+    return [own[k] for k in range(f*f) for own in cells]
+
+def slow_bound(images, f, limit=128):
+    out, budget = [], list(images)
+    slack = limit - len(budget)
+    for g in range(f, 0, -1):
+        m = len(budget) if g == 1 else max(0, min(slack//g**2, len(budget)))
+        out += slow_cut(budget[:m], g)
+        budget = budget[m:]
+        slack = limit - len(out) - len(budget)
+        if not budget: break
+    return out
+
+def slow_decode(images, f, how):
+    if how == 'single': return slow_cut(images, f)
+    if how == 'multi': return [i for g in range(1, f + 1) for i in slow_cut(images, g)]
+    return slow_bound(images, f)
+
+# Decoding
+
+@pytest.mark.parametrize('size, channels, f', [(8, 1, 1), (8, 3, 2), (8, 1, 3), (9, 3, 3), (7, 1, 2), (11, 3, 4)])
+def test_cut(size, channels, f):
+    x = torch.rand(2, 3, channels, size, size, dtype=torch.float64)
+    slow = torch.stack([torch.stack(slow_cut(images, f)) for images in x])
+    torch.testing.assert_close(cut(x, f), slow)
+    torch.testing.assert_close(cut(x[1], f), slow[1]) # without a class axis
+    torch.testing.assert_close(cut(x[None], f), slow[None]) # and with more
+
+def test_the_worked_case_of_the_specification():
+    "32 pixels by three: one of padding, cells of eleven, nine images"
+    x = torch.zeros(1, 1, 1, 32, 32)
+    out = cut(x, 3)
+    assert out.shape == (1, 9, 1, 32, 32)
+    padded = [k for k in range(9) if out[0, k].any()]
+    assert padded == [2, 5, 6, 7, 8] # the cells at the right and at the bottom
+    assert out[0, 2, 0, :, -1].eq(.5).all() and out[0, 6, 0, -1].eq(.5).all()
+
+@pytest.mark.parametrize('how', DECODES)
+@pytest.mark.parametrize('n, f', [(1, 3), (10, 2), (20, 3), (50, 3), (40, 2), (100, 2), (128, 3), (140, 2)])
+def test_decode(how, n, f):
+    x = torch.rand(1, n, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(decode(x, f, how)[0], torch.stack(slow_decode(x[0], f, how)))
+
+@pytest.mark.parametrize('f', [1, 2, 3, 4, 5])
+def test_bound_never_shows_more_than_its_limit(f):
+    for n in range(1, 150):
+        shown = decode(torch.zeros(1, n, 1, 5, 5), f, 'bound').shape[1]
+        assert n <= shown <= max(128, n) and shown <= n*f*f
+
+# Mosaics and starts
+
+def slow_mosaic(sources, n, f): # n*f*f images (ch,h,w) -> n
+    size = sources[0].shape[-1]
+    sides = [size//f + 1]*(size % f) + [size//f]*(f - size % f)
+    out = [torch.full_like(sources[0], -1) for _ in range(n)]
+    for k in range(f*f):
+        r, c = divmod(k, f)
+        top, left = sum(sides[:r]), sum(sides[:c])
+        for j in range(n):
+            for y in range(sides[r]):
+                for x in range(sides[c]):
+                    nearest = sources[k*n + j][:, y*size//sides[r], x*size//sides[c]]
+                    out[j][:, top + y, left + x] = nearest
+    return out
+
+@pytest.mark.parametrize('size, channels, n, f',
+                         [(8, 1, 1, 1), (8, 3, 2, 2), (8, 1, 3, 3), (9, 3, 1, 2), (11, 1, 2, 4)])
+def test_mosaic(size, channels, n, f):
+    x = torch.rand(2, n*f*f, channels, size, size)
+    slow = torch.stack([torch.stack(slow_mosaic(list(images), n, f)) for images in x])
+    assert torch.equal(mosaic(x, f), slow)
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_first_start_is_the_first_images(channels):
+    data = unequal([20, 9, 13], channels=channels)
+    pixels = start_pixels(data, 2, 2, 'first')
+    for c in range(3):
+        own = data.train.x[data.train.y == c][:8].float()/255
+        assert torch.equal(pixels[c], torch.stack(slow_mosaic(list(own), 2, 2)))
+
+def test_random_start_is_random_and_seeded():
+    data = unequal([20, 9, 13])
+    draw = {}
+    for seed in 0, 0, 1:
+        with seeded(seed): new = start_pixels(data, 3, 1, 'mix')
+        if seed in draw: assert torch.equal(new, draw[seed])
+        draw[seed] = new
+        for c in range(3):
+            own = data.train.x[data.train.y == c].float()/255
+            found = (new[c][:, None] == own).flatten(2).all(2)
+            assert found.any(1).all() and len(found.float().argmax(1).unique()) == 3 # of the class, all different
+    assert not torch.equal(draw[0], draw[1])
+
+def test_noise_start():
+    pixels = start_pixels(unequal([4, 2], size=16, channels=3), 50, 3, 'noise')
+    assert pixels.shape == (2, 50, 3, 16, 16) and pixels.min() == 0 and pixels.max() == 1
+    assert abs(pixels.mean() - .5) < .01 and abs(pixels.std() - .24) < .01 # 0.25, less what is clamped
+
+@pytest.mark.parametrize('ipc, factor, start, says', [
+    (0, 1, 'noise', 'ipc=0 must be at least 1'), (1, 0, 'noise', 'factor=0 must lie between 1 and 4'),
+    (1, 5, 'noise', 'factor=5 must lie between 1 and 4'), (1, 1, 'bset', "start='bset' is unknown"),
+    (1, 2, 'k-means', "starts from 4 real images per class, class '1' has 3"),
+    (4, 1, 'first', "starts from 4 real images per class, class '1' has 3")])
+def test_what_cannot_be_started(ipc, factor, start, says):
+    data = unequal([10, 3])
+    for check in check_start, start_pixels:
+        with pytest.raises(ValueError) as e: check(data, ipc, factor, start)
+        assert says in str(e.value)
+
+def test_noise_needs_no_images(): check_start(unequal([10, 3]), 100, 4, 'noise')
+
+# The model
+
+@pytest.mark.parametrize('how', DECODES)
+def test_forward_is_the_decoded_classes(how):
+    syn = SyntheticSet(torch.rand(4, 5, 3, 9, 9), factor=3, how=how)
+    out = syn(torch.tensor([2, 0]))
+    assert torch.equal(out, decode(syn.pixels[[2, 0]], 3, how))
+    out.sum().backward()
+    assert (syn.pixels.grad[[0, 2]] > 0).all() and not syn.pixels.grad[[1, 3]].any()
+
+def test_pixel_gradient_of_decoding():
+    x = torch.rand(2, 2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    for how in DECODES: assert torch.autograd.gradcheck(lambda x, how=how: decode(x, 2, how), x)
+
+def test_limit_draws_a_subset_for_each_class():
+    syn = SyntheticSet(torch.rand(3, 10, 1, 4, 4), factor=2, limit=16).requires_grad_(False)
+    whole, count = decode(syn.pixels, 2), torch.zeros(3, 40)
+    for _ in range(400):
+        found = (syn(torch.arange(3))[:, :, None] == whole[:, None]).flatten(3).all(3) # (3,16,40)
+        assert (found.sum(2) == 1).all() and found.sum(1).max() == 1
+        count += found.sum(1)
+    assert not torch.equal(found[0].sum(0), found[1].sum(0))
+    torch.testing.assert_close(count/400, torch.full((3, 40), .4), atol=.1, rtol=0)
+
+def test_pixels_are_the_sets_own():
+    start = torch.rand(2, 1, 1, 4, 4)
+    syn = SyntheticSet(start)
+    with torch.no_grad(): syn.pixels.add_(2)
+    assert start.max() <= 1
+    syn.clamp_()
+    assert syn.pixels.eq(1).all() and [n for n, _ in syn.named_parameters()] == ['pixels']
+
+@pytest.mark.parametrize('kw, says', [(dict(how='all'), "decode='all' is unknown"), (dict(factor=0), 'factor=0 must')])
+def test_what_cannot_be_decoded(kw, says):
+    for make in lambda x, **kw: SyntheticSet(x, **kw), decode:
+        with pytest.raises(ValueError) as e: make(torch.rand(2, 1, 1, 4, 4), **kw)
+        assert says in str(e.value)
+
+# What is kept
+
+def a_set(classes, channels=1, n=2, **kw):
+    return DistilledSet(torch.rand(len(classes), n, channels, 8, 8), classes, [.5]*channels, [.2]*channels, **kw)
+
+def test_round_trip(tmp_path):
+    dset = a_set(['a', 'b', 'c'], 3, factor=2, decode='multi', evaluation=dict(width=32), provenance=dict(seed=3))
+    dset.save(tmp_path/'deep'/'set')
+    back = load_distilled(tmp_path/'deep'/'set')
+    assert torch.equal(back.pixels, dset.pixels) and torch.equal(back.labels(), torch.arange(3).repeat_interleave(10))
+    assert vars(back) | dict(pixels=0) == vars(dset) | dict(pixels=0)
+    assert torch.equal(back.images(), decode(dset.pixels, 2, 'multi').flatten(0, 1))
+
+@pytest.mark.parametrize('change, says', [
+    (dict(format=2), 'not of format 1'), (dict(classes=['a']), 'does not hold images of the 1 classes'),
+    (dict(classes=3), 'lists no classes'), (dict(colour=1), 'is damaged'), ([], 'not of format 1')])
+def test_damaged(tmp_path, change, says):
+    a_set(['a', 'b']).save(tmp_path)
+    info = json.loads((tmp_path/'distilled.json').read_text())
+    (tmp_path/'distilled.json').write_text(json.dumps(info | change if change else change))
+    with pytest.raises(ValueError) as e: load_distilled(tmp_path)
+    assert says in str(e.value) and 'distilled.' in str(e.value) and '\n' not in str(e.value)
+
+def test_imagefolder_of_awkward_names(tmp_path):
+    names = ['T-shirt/top', '..', '.hidden', 'a:b', 'a/b', 'Ankle boot', 'ネコ']
+    dset = a_set(names, 3)
+    dset.to_imagefolder(tmp_path/'out')
+    folders = sorted(p.name for p in (tmp_path/'out').iterdir())
+    assert folders == sorted(['T-shirt_top', '_', 'hidden', 'a_b 3', 'a_b 4', 'Ankle boot', 'ネコ'])
+    assert [p.name for p in tmp_path.iterdir()] == ['out']
+    data = load_data(tmp_path/'out', fraction=.5)
+    assert data.classes == folders and len(data.train) == len(data.test) == len(names)
+    png = torch.tensor(np.array(Image.open(tmp_path/'out'/'hidden'/'0001.png')))/255
+    assert (png - dset.images()[5].permute(1, 2, 0)).abs().max() < .51/255
+
+def test_imagefolder_refuses(tmp_path):
+    (tmp_path/'file').write_text('')
+    for path, channels in (tmp_path/'file', 1), (tmp_path, 3), (tmp_path/'new', 2):
+        with pytest.raises(ValueError): a_set('ab', channels).to_imagefolder(path)
+    assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+@pytest.mark.parametrize('classes, n, channels', [(1, 1, 1), (3, 12, 3), (10, 1, 2), (23, 4, 1), (2, 50, 4)])
+def test_picture_holds_every_image(classes, n, channels):
+    "each class in lines of at most ten images, so that no page is wider than that"
+    page = picture(torch.zeros(classes, n, channels, 8, 8), list(range(classes)), cell=8)
+    black = torch.tensor(np.array(page.convert('L')) == 0).float()
+    windows = torch.nn.functional.avg_pool2d(black[None], 8, stride=1) == 1 # 8x8 black squares, two white pixels apart
+    assert windows.sum() == classes*n and page.width <= 10*10 + 10*4
+
+def test_dls():
+    dset = a_set(['a', 'b', 'c'], n=30)
+    dls = dset.dls(bs=32)
+    x, y = dls.one_batch()
+    assert x.shape == (32, 1, 8, 8) and dls.c == 3 and len(dls.train) == 3 and len(dls.valid_ds) == 90
+    torch.testing.assert_close(dset.dataset(normalize=True)[40][0], (dset.images()[40] - .5)/.2)
+    assert dset.dataset()[40][1] == 1
