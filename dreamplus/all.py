@@ -22,3 +22,5 @@ from .recipes import *
 from .sampling import *
 from .synthetic import *
 from .train import *
+
+__all__ = [name for name in globals() if name[0] != '_']

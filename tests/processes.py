@@ -1,6 +1,5 @@
 """Processes that a test may kill. They are forked from a server that has imported the package and computed nothing,
-so that one begins in milliseconds and is otherwise like any other. One thread each: several at once would fight for
-the cores.
+so that one begins in milliseconds and is otherwise like any other.
 """
 import io
 import multiprocessing
@@ -9,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 from dreamplus.cli import main
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['dreamplus.distill', 'dreamplus.evaluate', 'sklearn.datasets',
                                  'sklearn.model_selection', 'torch._dynamo']) # the last is imported by any optimiser
