@@ -167,7 +167,8 @@ class ReportCB(Callback):
     def before_fit(self): self.fit_at, self.first = time.monotonic(), self.dls.at
     def after_batch(self):
         self.total, self.count = self.total + self.loss.detach(), self.count + 1
-        if self.log is print and sys.stderr.isatty(): print(f'\r{self._progress()} ', end='', file=sys.stderr, flush=True)
+        if self.log is print and sys.stderr.isatty():
+            print(f'\r{self._progress()} ', end='', file=sys.stderr, flush=True)
 
     @property
     def seconds(self): return self.spent + time.monotonic() - self.begun

@@ -170,7 +170,7 @@ def _table(result):
     return '\n'.join([head, *map(format_row, result['rows'])])
 
 def _finish(out, images, protocol, nets):
-    from dreamplus.evaluate import evaluate_run, format_row
+    from dreamplus.evaluate import evaluate_run
     if nets:
         result = evaluate_run(out, images, protocol, nets, log=lambda r: print(f'  {r["set"]} done', file=sys.stderr))
         s = result['seconds']

@@ -1,7 +1,8 @@
 """`README.md` is `nbs/index.ipynb` rendered by nbconvert; `python tests/readme.py --write` renders it anew.
 
-Hidden cells, directives and the code of `echo: false` go; links, written relative to `nbs/`, become relative to the repository. Pictures are links
-to files under `nbs/images/`: a picture in a cell's output would be a second copy of such a file, and is refused.
+Hidden cells, directives and the code of `echo: false` go; links, written relative to `nbs/`, become relative to the
+repository. Pictures are links to files under `nbs/images/`: a picture in a cell's output would be a second copy of such
+a file, and is refused.
 """
 import posixpath
 import re
@@ -18,7 +19,7 @@ def render():
     nb.metadata.language_info = dict(name='python') # which nbdev_clean takes away, and code is coloured by
     nb.cells = [c for c in nb.cells if c.cell_type == 'markdown' or not directives(c.source) & {'hide', 'default_exp'}]
     for cell in nb.cells:
-        if 'echo' in directives(cell.source): # `echo: false`: a table drawn from records; the code stays in the notebook
+        if 'echo' in directives(cell.source): # a table drawn from records; its code stays in the notebook
             cell.update(cell_type='markdown', source='\n'.join(''.join(o.data['text/markdown']) for o in cell.outputs))
         if cell.cell_type == 'markdown': cell.source = LINK.sub(relink, cell.source)
         else:

@@ -112,7 +112,7 @@ def test_same_seed_twice_with_two_threads(tmp_path):
     ('before_batch', 1, -99, 0), ('after_loss', 3, 0, 0), ('after_step', 4, 0, 0), ('after_batch', 5, -30, 0),
     ('after_batch', 5, 99, 0), ('after_batch', 5, 101, 0), # just before and after a checkpoint
     ('before_batch', 6, -15, 0), # with the second network
-    ('after_batch', 8, 101, 0), ('after_epoch', 8, 0, 0), ('after_epoch', 8, 75, 0), ('after_epoch', 8, 101, 0), # reports
+    ('after_batch', 8, 101, 0), ('after_epoch', 8, 0, 0), ('after_epoch', 8, 75, 0), ('after_epoch', 8, 101, 0),
     ('after_batch', 10, 101, 0), ('after_fit', 10, 0, 0),
     ('after_batch', 7, 0, 15)]) # with no checkpoint but the first
 def test_killed_between(tmp_path, undisturbed, event, at, order, seconds):
@@ -126,7 +126,8 @@ def test_killed_between(tmp_path, undisturbed, event, at, order, seconds):
 
 @pytest.mark.parametrize('name, count', [
     ('run.json', 1), ('state.safetensors', 1), ('state.safetensors', 6), ('history.csv', 1), ('grid.png', 2),
-    ('state.safetensors', 11), ('history.csv', 3), ('distilled.safetensors', 1), ('distilled.json', 1), ('grid.png', 4)])
+    ('state.safetensors', 11), ('history.csv', 3), ('distilled.safetensors', 1), ('distilled.json', 1),
+    ('grid.png', 4)])
 def test_killed_in_a_write(tmp_path, undisturbed, name, count):
     half, whole = tmp_path/'half', tmp_path/'whole'
     assert_killed(*[Process(begin, out, 'dream+', (), 0, (name, count, out == half)) for out in (half, whole)])

@@ -1,0 +1,403 @@
+"The command line as a user runs it: what it makes, what it says, and what it refuses in one line."
+import csv
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from processes import Process, command
+
+from dreamplus import core
+from dreamplus.callbacks import CheckpointCB
+from dreamplus.cli import COMMANDS, main, make_parser
+from dreamplus.core import load_state, read_json, toy_images, write_json
+from dreamplus.data import load_data
+from dreamplus.distill import distill
+from dreamplus.evaluate import PROTOCOLS, EvalCB
+
+TINY = shlex.split('distill --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
+CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
+
+@pytest.fixture(scope='module', autouse=True)
+def short_protocol():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=5))
+        yield
+
+def run(*argv):
+    "Status, stdout and stderr of `dreamplus *argv` in this process"
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err: status = main([*map(str, argv)])
+    return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue())
+
+def done(*argv):
+    ended = run(*argv)
+    assert ended.status == 0, ended.err
+    return ended.out
+
+def contents(folder=Path()): return {p: p.is_file() and p.read_bytes() for p in folder.rglob('*') if p.name != '.lock'}
+
+def assert_one_line(status, err, *says):
+    assert status == 2 and re.fullmatch(r'dreamplus: error: .+\n', err), err
+    assert not [part for part in says if part not in err], err
+
+def refused(*argv, says=()):
+    "One line, exit status 2, no traceback, nothing left behind"
+    before = contents()
+    ended = run(*argv)
+    assert_one_line(ended.status, ended.err, *says)
+    assert contents() == before
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+# A whole small run
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "What a run printed, and its folder, which tests only read"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp('whole'))
+        return done(*TINY, '--nets', 2, '--valid', .2), Path('runs/digits-dream+-ipc1-seed0').absolute()
+
+@pytest.fixture
+def finished(whole, here): return shutil.copytree(whole[1], here/'run')
+
+def test_files_of_a_run(whole):
+    out, folder = whole
+    assert sorted(p.relative_to(folder.parents[1]).as_posix() for p in contents(folder.parents[1])) == [
+        'runs', 'runs/digits-dream+-ipc1-seed0', *sorted(f'runs/digits-dream+-ipc1-seed0/{name}' for name in (
+            'run.json', 'history.csv', 'checkpoint', 'checkpoint/state.safetensors', 'distilled.safetensors',
+            'distilled.json', 'grid.png', 'result.json'))]
+
+def test_result(whole):
+    result = read_json(whole[1]/'result.json')
+    rows = result.pop('rows')
+    assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
+                           'seconds', 'peak_mib', 'versions', 'data'}
+    expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
+                    seed=0, device=str(core.pick_device()))
+    assert expected.items() <= result.items()
+    assert set(result['seconds']) == {'distill', 'evaluate'} and min(result['seconds'].values()) > 0
+    assert result['peak_mib'] > 0 and result['versions']['torch'] == torch.__version__.split('+')[0]
+    assert [row['set'] for row in rows] == ['distilled', 'random', 'k-means', 'herding', 'full']
+    for row in rows:
+        assert set(row) == {'set', 'acc', 'std', 'n', 'accs'} and row['n'] == len(row['accs']) == 2
+        assert all(0 <= a <= 1 for a in row['accs']) and row['acc'] == sum(row['accs'])/2
+        assert row['std'] == pytest.approx(abs(row['accs'][0] - row['accs'][1])/2**.5)
+    assert rows[-1]['acc'] > .5 # so not by chance, and not in per cent
+
+def test_what_a_run_says(whole):
+    out, folder = whole
+    lines = out.rstrip('\n').split('\n')
+    assert lines[-1].endswith('runs/digits-dream+-ipc1-seed0')
+    rows = read_json(folder/'result.json')['rows']
+    table = lines[-2 - len(rows):-2]
+    assert [line.split()[:2] for line in table] == [[r['set'], f'{100*r["acc"]:.1f}'] for r in rows]
+    progress = [line for line in lines if ' left ' in line]
+    assert len(progress) == 2 and all(' loss ' in line and ' MiB' in line for line in progress)
+    with open(folder/'history.csv', newline='') as f: history = [*csv.DictReader(f)]
+    assert [row['step'] for row in history] == ['1', '2']
+    for line, row in zip(progress, history): # the part that is held out was measured
+        assert f'valid {float(row["valid_acc"]):.3f}' in line and 0 < float(row['valid_acc']) <= 1
+
+def test_folders_are_numbered(here):
+    for _ in range(2): out = done(*TINY, '--inner', 1)
+    assert [p.name for p in sorted((here/'runs').iterdir())] == ['digits-dream+-ipc1-seed0', 'digits-dream+-ipc1-seed0-2']
+    assert out.endswith('runs/digits-dream+-ipc1-seed0-2\n')
+
+def test_evaluate(finished):
+    before = read_json('run/result.json')
+    out = done('evaluate', 'run', '--rows', 'full,distilled', '--nets', 1)
+    after = read_json('run/result.json')
+    assert [line.split()[0] for line in out.split('\n')[:2]] == [row['set'] for row in after['rows']] == ['full', 'distilled']
+    assert after['rows'][1]['accs'] == before['rows'][0]['accs'][:1] # the first network has the run's seed
+    assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib'}
+
+def test_show(finished):
+    (finished/'grid.png').unlink()
+    out = done('show', 'run')
+    assert 'run/grid.png' in out and 'distilled ' in out
+    grid = Image.open('run/grid.png')
+    done('show', 'run', '--decoded', '--out', 'decoded.png')
+    assert Image.open('decoded.png').size == grid.size # factor 1
+    (finished/'result.json').unlink()
+    assert 'distilled ' not in done('show', 'run')
+
+def test_show_decoded():
+    done(*TINY, '--factor', 2, '--inner', 1, '--out', 'run')
+    done('show', 'run', '--decoded')
+    stored, decoded = (Image.open(f'run/{name}.png') for name in ('grid', 'decoded'))
+    assert decoded.size[0]*decoded.size[1] > 2*stored.size[0]*stored.size[1]
+
+def test_resume_of_a_finished_run(finished):
+    before = contents(finished)
+    out = done('resume', 'run', '--nets', 2)
+    changed = {p.name for p, content in contents(finished).items() if before.get(p) != content}
+    assert changed <= {'distilled.json', 'state.safetensors', 'result.json'} # which hold the seconds spent
+    assert out.rstrip('\n').split('\n')[-1].endswith('run')
+    (finished/'result.json').unlink()
+    done('resume', 'run', '--nets', 0)
+    assert not (finished/'result.json').exists()
+
+def test_watching_changes_nothing():
+    data = load_data(valid=.2)
+    a, b = (distill(data, cbs=cbs, log=None, outer=1, inner=3, width=8, n_data=32, batch_real=8) for cbs in ([], [EvalCB()]))
+    assert torch.equal(a.pixels, b.pixels)
+
+def test_set_reaches_the_recipe():
+    done(*TINY, '--set', 'lr=0.5', '--set', 'distance=cos', '--set', 'warm_epochs=.5', '--match', 'gradient', '--out', 'run')
+    given = dict(lr=.5, distance='cos', warm_epochs=.5, match='gradient', n_data=32, outer=1, width=8)
+    assert given.items() <= read_json('run/run.json')['args'].items()
+
+# Help
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help(name, capsys):
+    sub = make_parser(COMMANDS)._subparsers._group_actions[0].choices[name]
+    for action in sub._actions: assert action.help and action.help.strip(), action
+    for argv in ([name, '--help'], ['--help']):
+        with pytest.raises(SystemExit) as exit: main(argv)
+        assert exit.value.code == 0
+        said = ' '.join(capsys.readouterr().out.split())
+        assert COMMANDS[name].__doc__ in said and name in said
+
+@pytest.mark.parametrize('argv', ['', 'distil', 'distill --nonsense 1', 'distill --ipc x', 'show', 'distill a b'])
+def test_usage(argv, capsys):
+    with pytest.raises(SystemExit) as exit: main(argv.split())
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and err.startswith('usage: dreamplus') and 'error: ' in err.split('\n')[-2]
+
+# Processes of their own: what importing prints, and what it costs
+
+@pytest.fixture(scope='module')
+def consoles(tmp_path_factory):
+    "name -> (status, stdout, stderr, folder)"
+    commands = {'outer 0': [*CONSOLE, *TINY, '--outer', '0'], 'offline': [*CONSOLE, 'distill', 'mnist', '--root', 'root'],
+                'methods': [sys.executable, '-c', 'import sys; from dreamplus.cli import main; main(["methods"]); '
+                                                  'print(sys.modules.keys() & {"torch", "fastai", "numpy"})']}
+    started, env = {}, os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy')}
+    for name, argv in commands.items():
+        folder = tmp_path_factory.mktemp('console')
+        (folder/'root').mkdir()
+        started[name] = folder, subprocess.Popen(argv, cwd=folder, env=env, text=True,
+                                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = {name: process.communicate(timeout=120) for name, (_, process) in started.items()}
+    return {name: (process.returncode, *said[name], folder) for name, (folder, process) in started.items()}
+
+def test_methods_need_no_torch(consoles):
+    status, out, err, _ = consoles['methods']
+    *table, loaded = out.rstrip('\n').split('\n')
+    assert (status, loaded, err) == (0, 'set()', '')
+    assert all(any(f'`{method}`' in line for line in table) for method in ('idc', 'dream', 'dream+'))
+
+@pytest.mark.parametrize('name, says', [
+    ('outer 0', ['outer=0']), ('offline', ['mnist could', 'train-images-idx3-ubyte.gz', 'root/MNIST/raw'])])
+def test_one_line_in_a_console(consoles, name, says):
+    status, _, err, folder = consoles[name]
+    assert_one_line(status, err, *says)
+    assert [*folder.rglob('*')] == [folder/'root']
+
+# Arguments that are refused
+
+@pytest.mark.parametrize('argv, says', [
+    ('cifar', "'cifar' is no dataset name"), ('--method dreem', "use one of idc, dream, dream+"),
+    ('--arch vgg', "use one of convnet"), ('--ipc 0', 'ipc=0 must be'), ('--ipc 200', "class '8' has 122"),
+    ('--ipc 2 --factor 9', 'factor=9 must lie between 1 and 4'), ('--factor 0', 'factor=0 must'),
+    ('mnist --root nowhere', "root='nowhere' is no folder"), ('--outer 0', 'outer=0 must be'),
+    ('--inner 0', 'inner=0 must be'), ('--width 0', 'width=0 must be'), ('--start telepathy', 'use one of noise'),
+    ('--sampler all', 'use one of random, representative'), ('--match telepathy', 'gradient + 0.5*embedding'),
+    ('--match 3*', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'), ('--valid nan', 'between'),
+    ('--seed -1', 'seed'), ('--device nope', 'use cpu'), ('--device cuda:99', 'not on this machine'),
+    ('--nets -1', 'nets=-1 must be'), ('--protocol slow', 'use quick or paper'), ('--size 0', 'size=0 must be'),
+    ('--arch resnetap10 --set width=null', 'use a ConvNet'), ('--out .', 'name another --out'),
+    ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
+def test_arguments_refused(here, argv, says):
+    (here/'taken').write_text('mine')
+    refused(*TINY, *argv.split(), says=[says])
+
+@pytest.mark.parametrize('pair', [
+    'nonsense=1', 'lr', '=3', 'lr=abc', 'lr=NaN', 'lr=-1', 'lr=true', 'lr_base=0', 'momentum=1', 'outer=x', 'inner=1.5',
+    'inner=true', 'width=wide', 'norm=foo', 'depth=9', 'depth=x', 'arch=3', 'match=3', 'distance=foo', 'distance=3',
+    'augment=foo', 'augment=3', 'sampler=[]', 'batch_real=0', 'batch_real=1.5', 'rule=foo', 'subsample=3', 'subsample=x',
+    'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=0', 'chunk=x', 'report=-1', 'report=1.5',
+    'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1', 'net_mix=7', 'net_mix=x',
+    'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x', 'warm_epochs=-1',
+    'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
+def test_set_refused(pair): refused(*TINY, '--out', 'run', '--set', pair, says=[pair.split('=')[0]])
+
+@pytest.mark.parametrize('argv, says', [
+    ('evaluate run --rows distilled,magic', "'magic' is unknown"), ('evaluate run --nets 0', 'n=0 must be'),
+    ('evaluate run --protocol slow', 'use one of quick, paper'), ('evaluate run --device nope', 'use cpu'),
+    ('resume run --protocol slow', 'use quick or paper'), ('resume run --nets -1', 'nets=-1 must be'),
+    ('show run --out nowhere/a.png', 'nowhere'), ('show run --out .', ''),
+    (shlex.join([*TINY, '--out', 'run']), 'run holds a run already; `dreamplus resume run`')])
+def test_refused_of_a_run(finished, argv, says): refused(*shlex.split(argv), says=[says])
+
+# Folders of images
+
+X, Y = toy_images(classes=3, per_class=6, channels=3)
+
+def write_images(folder, counts=(6, 6, 6)):
+    for c, n in enumerate(counts):
+        (folder/f'class{c}').mkdir(parents=True)
+        for i in range(n): picture(X[6*c + i]).save(folder/f'class{c}'/f'{i}.png')
+    return folder
+
+def picture(x): return Image.fromarray(x.permute(1, 2, 0).numpy())
+
+def spoil(folder, what):
+    bad = folder/'class1'/'bad.jpg'
+    if what == 'one class': shutil.rmtree(folder/'class0'), shutil.rmtree(folder/'class1')
+    if what == 'empty class': (folder/'class3').mkdir()
+    if what == 'truncated': picture(X[0]).save(bad), os.truncate(bad, 500)
+    if what == 'channels': picture(X[0]).convert('L').save(bad)
+    if what == 'sizes': picture(X[0]).resize((12, 12)).save(bad)
+    if what == 'no classes': shutil.rmtree(folder), folder.mkdir()
+
+@pytest.mark.parametrize('what, says', {
+    'one class': ['one class only'], 'empty class': ['class3 holds no images'], 'no classes': ['no class folders'],
+    'truncated': ['bad.jpg cannot be decoded'], 'channels': ['bad.jpg', '--channels 3'],
+    'sizes': ['bad.jpg is 12x12', '--size']}.items())
+def test_folder_refused(here, what, says):
+    spoil(write_images(here/'toys'), what)
+    refused(*TINY, 'toys', '--out', 'run', says=says)
+
+def test_folder_as_asked(here):
+    toys = write_images(here/'toys')
+    spoil(toys, 'channels'), picture(X[0]).resize((12, 12)).save(toys/'class2'/'large.png')
+    out = done(*TINY, 'toys', '--size', 8, '--channels', 3, '--out', 'run')
+    assert 'toys: 3 classes of 3x8x8' in out
+    assert load_state('run/distilled.safetensors')['pixels'].shape == (3, 1, 3, 8, 8)
+    shutil.rmtree(toys)
+    refused('resume', 'run', says=['toys is no folder'])
+
+def test_folder_too_small_for_ipc(here):
+    write_images(here/'toys', (6, 2, 6))
+    refused(*TINY, 'toys', '--factor', 2, '--out', 'run', says=["class 'class1' has 1"])
+
+@pytest.mark.parametrize('x, y', [(X, Y + .5), (X, Y.float()*torch.nan), (X, ['a']*18), (X/255*torch.nan, Y)])
+def test_arrays_refused(x, y):
+    with pytest.raises(ValueError, match='whole numbers|must lie in'): load_data((x, y))
+
+# Run folders that are none, and those of others
+
+@pytest.mark.parametrize('name', ['evaluate', 'show', 'resume'])
+@pytest.mark.parametrize('what', ['missing', 'a file', 'other things'])
+def test_no_run(here, name, what):
+    if what == 'a file': (here/'run').write_text('mine')
+    if what == 'other things': (here/'run').mkdir(), (here/'run'/'thesis.txt').write_text('mine')
+    refused(name, 'run', says=['run'])
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"format": 2}', '{"format": 1}', '\x00\xff'])
+def test_damaged_run(finished, text):
+    (finished/'run.json').write_text(text, encoding='latin1')
+    for name in ('evaluate', 'resume'): refused(name, 'run', says=['run'])
+
+@pytest.mark.parametrize('name, commands', {
+    'distilled.safetensors': ['evaluate', 'show'], 'distilled.json': ['evaluate', 'show'], 'result.json': ['show'],
+    'checkpoint/state.safetensors': ['resume']}.items())
+def test_truncated_file(finished, name, commands):
+    os.truncate(finished/name, (finished/name).stat().st_size//2)
+    for command in commands: refused(command, 'run', says=[Path(name).name])
+
+def test_other_version(finished):
+    info = read_json('run/run.json')
+    info['versions']['dreamplus'] = '9.9'
+    write_json('run/run.json', info)
+    refused('resume', 'run', says=['begun by dreamplus 9.9', 'pip install dreamplus==9.9'])
+    done('evaluate', 'run', '--rows', 'distilled', '--nets', 1)
+
+def test_unfinished(finished):
+    (finished/'distilled.json').unlink()
+    for name in ('evaluate', 'show'): refused(name, 'run', says=['distilled.json does not exist', 'dreamplus resume run'])
+
+def test_run_of_python_objects():
+    distill(load_data((X, Y)), out='run', log=None, outer=1, inner=1, width=8, n_data=8, batch_real=4)
+    for name in ('resume', 'evaluate'): refused(name, 'run', says=['Python objects'])
+
+def test_not_empty(here):
+    (here/'run').mkdir(), (here/'run'/'thesis.txt').write_text('mine')
+    refused(*TINY, '--out', 'run', says=['run is not empty', 'name another --out'])
+
+@pytest.fixture
+def held(here):
+    "`run/`, locked by another process"
+    (here/'run').mkdir(exist_ok=True)
+    code = 'import filelock; lock = filelock.FileLock("run/.lock"); lock.acquire(); print("held", flush=True); input()'
+    holder = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == 'held\n'
+    yield here/'run'
+    holder.communicate('\n')
+
+def test_being_resumed_elsewhere(finished, held): refused('resume', 'run', says=['being written by another process'])
+
+def test_being_begun_elsewhere(held):
+    refused(*TINY, '--out', 'run', says=['being written by another process'])
+    lock = FileLock(held/'.lock', timeout=0)
+    with pytest.raises(TimeoutError): lock.acquire() # it is still theirs
+
+# Things that go wrong on the way
+
+def test_diverged():
+    ended = run(*TINY, '--set', 'lr=1e30', '--inner', 5, '--out', 'run')
+    assert_one_line(ended.status, ended.err, 'not finite at inner iteration', 'smaller lr')
+    assert load_state('run/checkpoint/state.safetensors')['pixels'].isfinite().all()
+    assert not Path('run/distilled.json').exists() and not [*Path('run').rglob('.*.tmp')]
+    again = run('resume', 'run')
+    assert (again.status, again.err) == (2, ended.err) # it goes on, and meets the same
+
+@pytest.mark.parametrize('inner', [1, 3]) # in the last update; before another
+def test_last_good_state(monkeypatch, inner):
+    monkeypatch.setattr(CheckpointCB.__init__, '__defaults__', (0.,))
+    ended = run(*TINY, '--set', 'lr=1e39', '--inner', inner, '--out', 'run')
+    assert_one_line(ended.status, ended.err, 'not finite')
+    assert load_state('run/checkpoint/state.safetensors')['pixels'].isfinite().all()
+    assert not Path('run/distilled.json').exists()
+
+@pytest.mark.parametrize('name', ['state.safetensors', 'history.csv', 'grid.png', 'distilled.safetensors',
+                                  'distilled.json', 'result.json'])
+def test_full_disk(monkeypatch, name):
+    replace = os.replace
+    def full(tmp, path):
+        if Path(path).name == name: raise OSError(28, 'No space left on device', str(path))
+        replace(tmp, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', full)
+        ended = run(*TINY, '--nets', 1, '--out', 'run')
+        assert_one_line(ended.status, ended.err.split('done\n')[-1], 'No space left on device')
+    assert not [*Path('run').rglob('.*.tmp')]
+    done('resume', 'run', '--nets', 1)
+    assert Path('run/result.json').exists()
+
+def limited(size, folder, *argv):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return command(folder, *argv)
+
+@pytest.mark.parametrize('size', [100, 3000, 20_000]) # too small for run.json; for a checkpoint
+def test_file_too_large(here, size):
+    (status, _, err), exitcode = Process(limited, size, here, *TINY, '--out', 'runs/a').end()
+    assert_one_line(status, err, 'File too large', 'run.json' if size == 100 else 'state.safetensors')
+    assert exitcode == 0
+    if size == 100: assert not [*here.iterdir()]
+    else:
+        assert sorted(p.name for p in contents(here/'runs'/'a')) == ['checkpoint', 'run.json']
+        assert Process(command, here, 'resume', 'runs/a', '--nets', 0).end()[0][0] == 0
+
+def test_images_that_no_row_can_have():
+    "A set larger than a class has no rows of real images of equal storage"
+    done(*TINY, '--start', 'noise', '--ipc', 130, '--inner', 1, '--set', 'limit=2', '--nets', 1, '--out', 'run')
+    assert [row['set'] for row in read_json('run/result.json')['rows']] == ['distilled', 'full']
