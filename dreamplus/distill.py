@@ -150,7 +150,7 @@ def distill(
 ) -> DistilledSet:
     "Distil `data` by a published method; `ValueError`, before any work, for what cannot be done"
     args = recipe(method, data.name, ipc, factor)
-    unknown = set(overrides) - set(args) - {'depth', 'report', 'chunk'}
+    unknown = set(overrides) - set(args) - {'depth', 'report', 'chunk', 'stats'}
     if unknown: raise ValueError(f'{min(unknown)!r} is no argument of a recipe; use any of {", ".join(sorted(args))}')
     overrides = {k: v for k, v in overrides.items() if v is not None}
     if overrides.get('arch', args['arch']) != args['arch']: args |= dict(width=None, norm=None) # another network's own

@@ -54,7 +54,7 @@ def _exceptions(dataset, ipc, factor, method):
     if dataset == 'tinyimagenet':
         if ipc >= 50: yield dict(lr=1e-6)
         if method == 'dream+': yield dict(rule='tiny')
-    if dataset == 'imagenet10' and method == 'dream+': yield dict(warm_epochs=1)
+    if dataset.startswith('imagenet') and method == 'dream+': yield dict(warm_epochs=1)
     if dataset.startswith('imagenet') and factor >= 3 and ipc >= 20: yield dict(decode='bound')
 
 # %% ../nbs/12_recipes.ipynb #6d06f738
@@ -74,7 +74,6 @@ def recipe(
     if method not in METHODS: raise ValueError(f'{method=} is unknown; use one of {", ".join(METHODS)}')
     dataset = dataset.removesuffix('-jpeg')
     args = FAMILY | METHODS[method]['args'] | DATASETS_ARGS.get(dataset, {})
-    if method == 'idc' and dataset == 'tinyimagenet': args['batch_real'] = 64
     if factor is not None: args['factor'] = factor
     for change in _exceptions(dataset, ipc, args['factor'], method): args |= change
     return args

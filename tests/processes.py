@@ -36,6 +36,7 @@ class Process:
 def _call(pipe, threads, f, args):
     import torch
     torch.set_num_threads(threads)
+    torch.seed() # a run depends on its own seed only
     pipe.send(f(*args))
 
 def command(folder, *argv):

@@ -1,7 +1,6 @@
 "The command line as a user runs it: what it makes, what it says, and what it refuses in one line."
 import csv
 import io
-import json
 import os
 import re
 import resource
@@ -28,13 +27,16 @@ from dreamplus.distill import distill
 from dreamplus.evaluate import PROTOCOLS, EvalCB
 
 TINY = shlex.split('distill --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
-CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
 
 @pytest.fixture(scope='module', autouse=True)
-def short_protocol():
+def quick():
+    "A short protocol; one thread, since two wait for each other where something else runs"
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=5))
+        patch.setitem(PROTOCOLS, 'quick', dict(epochs=3, steps=5))
+        torch.set_num_threads(1)
         yield
+    torch.set_num_threads(threads)
 
 def run(*argv):
     "Status, stdout and stderr of `dreamplus *argv` in this process"
@@ -98,7 +100,7 @@ def test_result(whole):
         assert set(row) == {'set', 'acc', 'std', 'n', 'accs'} and row['n'] == len(row['accs']) == 2
         assert all(0 <= a <= 1 for a in row['accs']) and row['acc'] == sum(row['accs'])/2
         assert row['std'] == pytest.approx(abs(row['accs'][0] - row['accs'][1])/2**.5)
-    assert rows[-1]['acc'] > .5 # so not by chance, and not in per cent
+    assert rows[-1]['acc'] > .4 # so not by chance, and not in per cent
 
 def test_what_a_run_says(whole):
     out, folder = whole
@@ -115,15 +117,15 @@ def test_what_a_run_says(whole):
         assert f'valid {float(row["valid_acc"]):.3f}' in line and 0 < float(row['valid_acc']) <= 1
 
 def test_folders_are_numbered(here):
-    for _ in range(2): out = done(*TINY, '--inner', 1)
-    assert [p.name for p in sorted((here/'runs').iterdir())] == ['digits-dream+-ipc1-seed0', 'digits-dream+-ipc1-seed0-2']
-    assert out.endswith('runs/digits-dream+-ipc1-seed0-2\n')
+    for name in ('digits-dream+-ipc1-seed0', 'digits-dream+-ipc1-seed0-2'):
+        assert done(*TINY, '--inner', 1).endswith(f'runs/{name}\n') and (here/'runs'/name).is_dir()
 
 def test_evaluate(finished):
     before = read_json('run/result.json')
     out = done('evaluate', 'run', '--rows', 'full,distilled', '--nets', 1)
     after = read_json('run/result.json')
-    assert [line.split()[0] for line in out.split('\n')[:2]] == [row['set'] for row in after['rows']] == ['full', 'distilled']
+    assert [line.split()[0] for line in out.split('\n')[:2]] == ['full', 'distilled']
+    assert [row['set'] for row in after['rows']] == ['full', 'distilled']
     assert after['rows'][1]['accs'] == before['rows'][0]['accs'][:1] # the first network has the run's seed
     assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib'}
 
@@ -154,12 +156,11 @@ def test_resume_of_a_finished_run(finished):
     assert not (finished/'result.json').exists()
 
 def test_watching_changes_nothing():
-    data = load_data(valid=.2)
-    a, b = (distill(data, cbs=cbs, log=None, outer=1, inner=3, width=8, n_data=32, batch_real=8) for cbs in ([], [EvalCB()]))
-    assert torch.equal(a.pixels, b.pixels)
+    data, args = load_data(valid=.2), dict(log=None, outer=1, inner=3, width=8, n_data=32, batch_real=8)
+    assert torch.equal(distill(data, **args).pixels, distill(data, cbs=[EvalCB()], **args).pixels)
 
 def test_set_reaches_the_recipe():
-    done(*TINY, '--set', 'lr=0.5', '--set', 'distance=cos', '--set', 'warm_epochs=.5', '--match', 'gradient', '--out', 'run')
+    done(*TINY, *'--set lr=.5 --set distance=cos --set warm_epochs=0.5 --match gradient --out run'.split())
     given = dict(lr=.5, distance='cos', warm_epochs=.5, match='gradient', n_data=32, outer=1, width=8)
     assert given.items() <= read_json('run/run.json')['args'].items()
 
@@ -183,33 +184,23 @@ def test_usage(argv, capsys):
 
 # Processes of their own: what importing prints, and what it costs
 
-@pytest.fixture(scope='module')
-def consoles(tmp_path_factory):
-    "name -> (status, stdout, stderr, folder)"
-    commands = {'outer 0': [*CONSOLE, *TINY, '--outer', '0'], 'offline': [*CONSOLE, 'distill', 'mnist', '--root', 'root'],
-                'methods': [sys.executable, '-c', 'import sys; from dreamplus.cli import main; main(["methods"]); '
-                                                  'print(sys.modules.keys() & {"torch", "fastai", "numpy"})']}
-    started, env = {}, os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy')}
-    for name, argv in commands.items():
-        folder = tmp_path_factory.mktemp('console')
-        (folder/'root').mkdir()
-        started[name] = folder, subprocess.Popen(argv, cwd=folder, env=env, text=True,
-                                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    said = {name: process.communicate(timeout=120) for name, (_, process) in started.items()}
-    return {name: (process.returncode, *said[name], folder) for name, (folder, process) in started.items()}
-
-def test_methods_need_no_torch(consoles):
-    status, out, err, _ = consoles['methods']
-    *table, loaded = out.rstrip('\n').split('\n')
-    assert (status, loaded, err) == (0, 'set()', '')
+def test_methods_need_no_torch():
+    code = ('import sys; from dreamplus.cli import main; main(["methods"]); '
+            'print(sys.modules.keys() & {"torch", "fastai", "numpy"})')
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    *table, loaded = ended.stdout.rstrip('\n').split('\n')
+    assert (ended.returncode, loaded, ended.stderr) == (0, 'set()', '')
     assert all(any(f'`{method}`' in line for line in table) for method in ('idc', 'dream', 'dream+'))
 
-@pytest.mark.parametrize('name, says', [
-    ('outer 0', ['outer=0']), ('offline', ['mnist could', 'train-images-idx3-ubyte.gz', 'root/MNIST/raw'])])
-def test_one_line_in_a_console(consoles, name, says):
-    status, _, err, folder = consoles[name]
-    assert_one_line(status, err, *says)
-    assert [*folder.rglob('*')] == [folder/'root']
+def test_offline_in_a_console(here):
+    "Nothing that is imported on the way adds to the line"
+    (here/'root').mkdir()
+    env = os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy')}
+    code = 'import sys; from dreamplus.cli import main; sys.exit(main())'
+    ended = subprocess.run([sys.executable, '-c', code, 'distill', 'mnist', '--root', 'root'], env=env,
+                           capture_output=True, text=True)
+    assert_one_line(ended.returncode, ended.stderr, 'mnist could', 'train-images-idx3-ubyte.gz', 'root/MNIST/raw')
+    assert list(contents()) == [Path('root')]
 
 # Arguments that are refused
 
@@ -230,19 +221,21 @@ def test_arguments_refused(here, argv, says):
     refused(*TINY, *argv.split(), says=[says])
 
 @pytest.mark.parametrize('pair', [
-    'nonsense=1', 'lr', '=3', 'lr=abc', 'lr=NaN', 'lr=-1', 'lr=true', 'lr_base=0', 'momentum=1', 'outer=x', 'inner=1.5',
-    'inner=true', 'width=wide', 'norm=foo', 'depth=9', 'depth=x', 'arch=3', 'match=3', 'distance=foo', 'distance=3',
-    'augment=foo', 'augment=3', 'sampler=[]', 'batch_real=0', 'batch_real=1.5', 'rule=foo', 'subsample=3', 'subsample=x',
-    'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=0', 'chunk=x', 'report=-1', 'report=1.5',
-    'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1', 'net_mix=7', 'net_mix=x',
-    'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x', 'warm_epochs=-1',
-    'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
-def test_set_refused(pair): refused(*TINY, '--out', 'run', '--set', pair, says=[pair.split('=')[0]])
+    'nonsense=1', 'lr', '=3', 'lr=abc', 'lr=NaN', 'lr=-1', 'lr=true', 'lr_base=0', 'momentum=1', 'outer=x',
+    'inner=1.5', 'inner=true', 'width=wide', 'norm=foo', 'depth=9', 'depth=x', 'arch=3', 'match=3', 'distance=foo',
+    'distance=3', 'augment=foo', 'augment=3', 'sampler=[]', 'batch_real=0', 'batch_real=1.5', 'rule=foo',
+    'subsample=3', 'subsample=x', 'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=0', 'chunk=x',
+    'report=-1', 'report=1.5', 'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1',
+    'net_mix=7', 'net_mix=x', 'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x',
+    'warm_epochs=-1', 'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
+def test_set_refused(pair):
+    name, _, value = pair.partition('=')
+    refused(*TINY, '--out', 'run', '--set', pair, says=[value if value == 'foo' else name])
 
 @pytest.mark.parametrize('argv, says', [
     ('evaluate run --rows distilled,magic', "'magic' is unknown"), ('evaluate run --nets 0', 'n=0 must be'),
-    ('evaluate run --protocol slow', 'use one of quick, paper'), ('evaluate run --device nope', 'use cpu'),
-    ('resume run --protocol slow', 'use quick or paper'), ('resume run --nets -1', 'nets=-1 must be'),
+    ('evaluate run --protocol slow', "protocol='slow' is unknown"), ('evaluate run --device nope', 'use cpu'),
+    ('resume run --protocol slow', "protocol='slow' is unknown"), ('resume run --nets -1', 'nets=-1 must be'),
     ('show run --out nowhere/a.png', 'nowhere'), ('show run --out .', ''),
     (shlex.join([*TINY, '--out', 'run']), 'run holds a run already; `dreamplus resume run`')])
 def test_refused_of_a_run(finished, argv, says): refused(*shlex.split(argv), says=[says])
@@ -285,6 +278,11 @@ def test_folder_as_asked(here):
     shutil.rmtree(toys)
     refused('resume', 'run', says=['toys is no folder'])
 
+def test_recipe_with_constants_of_its_own(here):
+    write_images(here/'cifar100')
+    done(*TINY, './cifar100', '--out', 'run') # whose recipe normalises as for CIFAR-10
+    assert read_json('run/distilled.json')['mean'] == pytest.approx([.4914, .4822, .4465])
+
 def test_folder_too_small_for_ipc(here):
     write_images(here/'toys', (6, 2, 6))
     refused(*TINY, 'toys', '--factor', 2, '--out', 'run', says=["class 'class1' has 1"])
@@ -307,12 +305,12 @@ def test_damaged_run(finished, text):
     (finished/'run.json').write_text(text, encoding='latin1')
     for name in ('evaluate', 'resume'): refused(name, 'run', says=['run'])
 
-@pytest.mark.parametrize('name, commands', {
+@pytest.mark.parametrize('file, names', {
     'distilled.safetensors': ['evaluate', 'show'], 'distilled.json': ['evaluate', 'show'], 'result.json': ['show'],
     'checkpoint/state.safetensors': ['resume']}.items())
-def test_truncated_file(finished, name, commands):
-    os.truncate(finished/name, (finished/name).stat().st_size//2)
-    for command in commands: refused(command, 'run', says=[Path(name).name])
+def test_truncated_file(finished, file, names):
+    os.truncate(finished/file, (finished/file).stat().st_size//2)
+    for name in names: refused(name, 'run', says=[Path(file).name])
 
 def test_other_version(finished):
     info = read_json('run/run.json')
@@ -323,7 +321,7 @@ def test_other_version(finished):
 
 def test_unfinished(finished):
     (finished/'distilled.json').unlink()
-    for name in ('evaluate', 'show'): refused(name, 'run', says=['distilled.json does not exist', 'dreamplus resume run'])
+    for name in ('evaluate', 'show'): refused(name, 'run', says=['distilled', 'dreamplus resume run'])
 
 def test_run_of_python_objects():
     distill(load_data((X, Y)), out='run', log=None, outer=1, inner=1, width=8, n_data=8, batch_real=4)
