@@ -153,8 +153,8 @@ class GuardCB(Callback):
         if self.dls.device.type == 'cpu': self.check()
     def after_epoch(self): self.check()
     def check(self):
-        "Raise `Diverged` if any loss so far was not a number"
-        if self.bad.item(): raise Diverged(self.dls.at)
+        "Raise `Diverged` if any loss so far, or a pixel, is not a number"
+        if self.bad.item() or not self.model.pixels.isfinite().all(): raise Diverged(self.dls.at)
 
 # %% ../nbs/13_callbacks.ipynb #769e333b
 class ReportCB(Callback):

@@ -105,6 +105,7 @@ def resume(
     nets: int = 3, # fresh networks for each row of the final table; 0 skips it
 ):
     "Continue a run that was stopped or killed"
+    _quick_checks('idc', 1, nets, protocol)
     from dreamplus import distill as d
     from dreamplus.core import keep_memory, open_run
     from dreamplus.data import load_data
@@ -122,13 +123,13 @@ def show(
     out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
 ):
     "Write the picture of a run's images and say what is in the run"
-    from dreamplus.core import atomic
+    from dreamplus.core import atomic, read_json
     from dreamplus.distilled import load_distilled
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(_table(json.loads((Path(run)/'result.json').read_text())))
+    if (Path(run)/'result.json').exists(): print(_table(read_json(Path(run)/'result.json')))
 
 # %% ../nbs/16_cli.ipynb #08490c79
 def methods():
@@ -142,13 +143,21 @@ def _quick_checks(method, ipc, nets, protocol): # Before torch is even imported
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
     if protocol not in ('quick', 'paper'): raise ValueError(f'{protocol=} is unknown; use quick or paper')
 
+_OWN = 'data', 'method', 'ipc', 'factor', 'seed', 'device', 'out', 'cbs', 'log' # of `distill` itself
+
+def _value(text): # .5 is no JSON
+    for read in (json.loads, float):
+        try: return read(text)
+        except ValueError: pass
+    return text
+
 def _overrides(pairs):
     out = {}
     for pair in pairs or []:
         name, eq, value = pair.partition('=')
         if not eq: raise ValueError(f'--set {pair!r} must be NAME=VALUE, for instance lr=0.1')
-        try: out[name] = json.loads(value)
-        except json.JSONDecodeError: out[name] = value
+        if name in _OWN: raise ValueError(f'--set {pair!r} is no argument of a recipe; see `dreamplus distill --help`')
+        out[name] = _value(value)
     return out
 
 # %% ../nbs/16_cli.ipynb #8f1d1994

@@ -7,6 +7,7 @@ __all__ = ['rng_state', 'set_rng_state', 'seeded', 'pick_device', 'peak_mib', 'a
            'load_state', 'versions', 'RunFolder', 'new_run', 'open_run', 'toy_images', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #02a0d0f2
+import errno
 import json
 import math
 import os
@@ -78,6 +79,9 @@ def atomic(path: str | Path): # The file to write; its folder must exist
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e:
+        if e.errno and e.filename is None: e.filename = str(path) # a write that fails does not say where
+        raise
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #aa85881a
@@ -118,7 +122,7 @@ def save_state(path: str | Path, # Where to
     rest = {k: v for k, v in flat.items() if k not in tensors}
     with atomic(path) as tmp:
         try: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
-        except SafetensorError as e: raise OSError(f'{path} could not be written ({e})') from None
+        except SafetensorError as e: raise OSError(errno.EIO, f'could not be written ({e})', str(path)) from None
         tmp.chmod(0o644) # safetensors keeps its files to their owner
 
 # %% ../nbs/00_core.ipynb #351f309b
@@ -162,24 +166,26 @@ class RunFolder:
 def new_run(path: str | Path, # The folder; made if absent
             **info): # What `run.json` shall say
     "A fresh, locked run folder; `ValueError` if `path` holds anything already"
-    path, made = Path(path), not Path(path).exists()
+    path = Path(path)
     if path.is_file(): raise ValueError(f'{path} is a file; name a folder')
     if (path/'run.json').exists(): raise ValueError(f'{path} holds a run already; `dreamplus resume {path}` '
                                                     'continues it, or name another --out')
-    if not made and any(p.name != '.lock' for p in path.iterdir()):
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    if not made and any(p.name != '.lock' and not p.match('.*.tmp') for p in path.iterdir()): # which a kill leaves
         raise ValueError(f'{path} is not empty and holds no run; name another --out')
     path.mkdir(parents=True, exist_ok=True)
-    try:
-        with RunFolder(path).acquire() as run:
+    with RunFolder(path).acquire() as run:
+        try:
             write_json(run/'run.json', dict(format=1, versions=versions(), **info))
             yield run
-    finally:
-        if not (path/'run.json').exists(): _remove_empty(path, made)
+        finally:
+            if not (path/'run.json').exists(): _remove_empty(path, made)
 
 # %% ../nbs/00_core.ipynb #9bcae6bf
 def _remove_empty(path, made):
     (path/'.lock').unlink(missing_ok=True)
-    if made and not any(path.iterdir()): path.rmdir()
+    for p in made:
+        if not any(p.iterdir()): p.rmdir()
 
 # %% ../nbs/00_core.ipynb #3c25c2c5
 def open_run(path: str | Path, # A folder that `new_run` made
@@ -190,8 +196,11 @@ def open_run(path: str | Path, # A folder that `new_run` made
     if not path.is_dir(): raise ValueError(f'{path} is not a folder; `dreamplus distill --out {path}` makes a run')
     if not (path/'run.json').exists(): raise ValueError(f'{path} is not a run folder: it holds no run.json')
     info = read_json(path/'run.json')
-    if info.get('format') != 1: raise ValueError(f'{path} has run format {info.get("format")!r}, this version reads 1; '
-                                                 'use the version that wrote it')
+    if not isinstance(info, dict) or 'format' not in info:
+        raise ValueError(f'{path/"run.json"} was written by something else')
+    if info['format'] != 1: raise ValueError(f'{path} has run format {info["format"]!r}, this version reads 1; '
+                                             'use the version that wrote it')
+    if 'versions' not in info: raise ValueError(f'{path/"run.json"} is damaged: it lacks the versions')
     ours, theirs = versions()['dreamplus'], info['versions']['dreamplus']
     if write and ours != theirs:
         raise ValueError(f'{path} was begun by dreamplus {theirs}, this is {ours}; continue it with '

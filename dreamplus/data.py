@@ -101,6 +101,7 @@ class ImageData(_Movable):
     mean: torch.Tensor # (ch,1,1), of pixels in [0, 1]
     std: torch.Tensor # (ch,1,1)
     valid: Split | None = None # What `hold_out` took from `train`
+    held: list | None = None # Fraction and seed of `hold_out`
     origin: dict | None = None # Arguments of `load_data` that load it again; None where they are Python objects
 
     channels = property(lambda self: self.train.x.shape[1])
@@ -124,8 +125,14 @@ class ImageData(_Movable):
         "The same data with a part of `train` as `valid`; `ValueError` if there is one already"
         if self.valid is not None: raise ValueError('a validation part is held out already; begin from the full data')
         out, train, aside = copy(self), self.train, _set_aside(self.train.y.cpu(), fraction, seed).to(self.device)
-        out.digest = self.digest # that of the full data
+        out.digest, out.held = self.digest, [fraction, seed] # the digest is that of the full data
         out.train, out.valid = (Split(train.x[m], train.y[m], self.n_classes) for m in (~aside, aside))
+        return out
+
+    def with_stats(self, stats): # A name of `DATASETS`, or (mean, std)
+        "The same data, normalised by other constants"
+        out = copy(self)
+        out.mean, out.std = (s.to(self.device) for s in _constants(self.train.x, stats, None))
         return out
 
     def __repr__(self):
@@ -359,11 +366,14 @@ def _gunzip(folder):
 def _from_torchvision(name, root, size, channels):
     from torchvision import datasets
     row, root = DATASETS[name], cache_folder()/'datasets' if root is None else Path(root)
+    made = [p for p in (root/row['at'], *(root/row['at']).parents) if not p.exists()]
     try:
         if row['at']: _gunzip(root/row['at'])
         make, which = getattr(datasets, row['cls']), ('train', 'test') if name == 'svhn' else (True, False)
         parts = [make(root, w, download=True) for w in which]
     except Exception as e: # a network, a disk or a parser that fails, each in its own way
+        for p in made:
+            if p.is_dir() and not any(p.iterdir()): p.rmdir()
         raise ValueError(f'{name} could neither be read nor downloaded ({shorten(str(e), 100)}); '
                          f'put {", ".join(row["files"])} into {root/row["at"]}') from None
     classes = None if name in ('mnist', 'svhn') else parts[0].classes # digits are called by their digit
@@ -404,7 +414,9 @@ def _constants(x, stats, source):
     return mean, std
 
 # %% ../nbs/01_data.ipynb #ba10693c
-def _check_arguments(root, size, channels, stats):
+def _check_arguments(root, size, channels, stats, seed):
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f'{seed=} must be an integer from 0 to 2**32 - 1')
     if root is not None and not Path(root).is_dir():
         raise ValueError(f'root={str(root)!r} is no folder; make it, or leave it out to use {cache_folder()}')
     for k, v in dict(size=size, channels=channels).items():
@@ -438,7 +450,7 @@ def load_data(
     progress: bool | None = None, # Show a bar where images are read one by one; None for only in a terminal
 ) -> ImageData: # On the CPU
     "Any labelled images as uint8 tensors sorted by class; `ValueError` for what cannot be trained on"
-    _check_arguments(root, size, channels, stats)
+    _check_arguments(root, size, channels, stats, seed)
     test_source = test
     how = dict(root=root, size=size, channels=channels, progress=progress, fraction=fraction, seed=seed)
     parts = _read(source, **how)

@@ -26,7 +26,7 @@ from .match.core import Matcher, View, by_class
 from .match.distribution import EmbeddingMatcher, FeatureMatcher
 from .match.gradient import GradientMatcher
 from .networks import create_net
-from .recipes import recipe
+from .recipes import FAMILY, recipe
 from .sampling import RandomSampler, RepresentativeSampler
 from .synthetic import SyntheticSet, check_start, start_pixels
 
@@ -107,7 +107,12 @@ def distiller(
 ) -> Learner:
     "The Learner that distils `data`: call `fit(learn.dls.epochs)`"
     _check(outer=(outer, 1), inner=(inner, 1), lr=(lr, 0), n_data=(n_data, 0), warm_epochs=(warm_epochs, 0),
-           batch_real=(batch_real, 1))
+           batch_real=(batch_real, 1), net_lr=(net_lr, 0), net_momentum=(net_momentum, 0), net_wd=(net_wd, 0),
+           interval=(interval, 1), subsample=(subsample, 1), limit=(limit, 1), chunk=(chunk, 1),
+           report=(report or 1, 1), net_batch=(net_batch or 1, 1), lr_base=(lr_base, 1))
+    if not 0 <= momentum < 1: raise ValueError(f'{momentum=} must be at least 0 and below 1')
+    if not 0 <= net_mix <= 1: raise ValueError(f'{net_mix=} must be a probability, from 0 to 1')
+    if batch_real % subsample: raise ValueError(f'{batch_real=} is not a multiple of {subsample=}')
     check_start(data, ipc, factor, start)
     if sampler not in SAMPLERS: raise ValueError(f'{sampler=} is unknown; use one of {", ".join(SAMPLERS)}')
     loss, net_aug = MatchLoss(data, make_matcher(match, distance), Augment(augment), chunk), Augment(net_augment)
@@ -136,6 +141,23 @@ def _prepare(data, device, stats):
     return data.to(pick_device(device))
 
 # %% ../nbs/14_distill.ipynb #15a7a123
+_KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name'}
+
+def _check_types(given): # As the family's own; where that is None, as here
+    own = FAMILY | dict(width=1, norm='', net_batch=1, depth=1, report=1, chunk=1, stats='', warm_epochs=0., lr_base=1.)
+    for name, value in given.items():
+        kind = type(own[name])
+        if name == 'stats' or type(value) is kind or kind is float and type(value) is int: continue
+        raise ValueError(f'{name}={value!r} must be {_KINDS[kind]}')
+
+# %% ../nbs/14_distill.ipynb #3b202d9f
+def _check_job(learn):
+    learn.net_cb.make()
+    Augment(learn.evaluation['augment'])
+    mix = learn.evaluation['mix']
+    if not 0 <= mix <= 1: raise ValueError(f'eval_mix={mix} must be a probability, from 0 to 1')
+
+# %% ../nbs/14_distill.ipynb #88d1c06b
 def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'dream+', # A key of `METHODS`
@@ -154,14 +176,15 @@ def distill(
     if unknown: raise ValueError(f'{min(unknown)!r} is no argument of a recipe; use any of {", ".join(sorted(args))}')
     overrides = {k: v for k, v in overrides.items() if v is not None}
     if overrides.get('arch', args['arch']) != args['arch']: args |= dict(width=None, norm=None) # another network's own
+    _check_types(overrides)
     args |= overrides
     job = dict(method=method, ipc=ipc, seed=seed, device=str(pick_device(device)), args=args,
-               data=dict(name=data.name, digest=data.digest, origin=data.origin))
-    with seeded(seed): _learner(data, job, fresh=False).net_cb.make() # raises all that can be raised before any work
+               data=dict(name=data.name, digest=data.digest, held=data.held, origin=data.origin))
+    with seeded(seed): _check_job(_learner(data, job, fresh=False)) # raises all that can be raised before any work
     if out is None: return _run(data, job, None, cbs, log)
     with new_run(out, **job) as run: return _run(data, job, run, cbs, log)
 
-# %% ../nbs/14_distill.ipynb #3b202d9f
+# %% ../nbs/14_distill.ipynb #baea79dc
 def _learner(data, job, fresh=True, cbs=()):
     args, evaluation, stats = _split(dict(job['args']))
     data = _prepare(data, job['device'], stats)
@@ -191,7 +214,7 @@ def _run(data, job, run, cbs, log):
         with atomic(run/'grid.png') as tmp: dset.show().save(tmp, format='png')
     return dset
 
-# %% ../nbs/14_distill.ipynb #88d1c06b
+# %% ../nbs/14_distill.ipynb #d88c7276
 def run_data(
     out: str | Path, # The run folder, for messages
     info: dict, # Its `run.json`
@@ -200,12 +223,15 @@ def run_data(
     "The data of a run; `ValueError` if it cannot be loaded again or is not the same"
     origin = info['data']['origin']
     if data is None and not origin: raise ValueError(f'{out} was distilled from Python objects; pass the same data')
-    data = data or load_data(**origin)
+    data, held = data or load_data(**origin), info['data']['held']
+    if held and data.valid is None: data = data.hold_out(*held)
+    if data.held != held:
+        raise ValueError(f'{out} was distilled from other data: {held=} (fraction, seed), not {data.held}')
     if data.digest != info['data']['digest']:
         raise ValueError(f'{out} was distilled from other data than {data.name} is now; the digests differ')
     return data
 
-# %% ../nbs/14_distill.ipynb #baea79dc
+# %% ../nbs/14_distill.ipynb #49ddf0ca
 def resume(
     out: str | Path, # A run folder
     data: ImageData | None = None, # Needed where the run's data came from Python objects

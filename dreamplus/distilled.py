@@ -110,6 +110,8 @@ def load_distilled(
 ) -> DistilledSet: # On the CPU
     "Read a saved set; `ValueError` if it is missing, damaged or of another format"
     text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
+    if not text.exists() and (Path(path)/'run.json').exists():
+        raise ValueError(f'{path} holds no distilled set yet; `dreamplus resume {path}` finishes the run')
     info, pixels = _read_info(text), load_state(tensors).get('pixels')
     if not torch.is_tensor(pixels) or pixels.ndim != 5 or len(pixels) != len(info['classes']):
         raise ValueError(f'{tensors} does not hold images of the {len(info["classes"])} classes of distilled.json')

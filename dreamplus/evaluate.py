@@ -92,6 +92,7 @@ def score(
     if not same: raise ValueError(f'{dset} and {data} differ in classes or shape; score it on its own data')
     data = replace(data, mean=torch.tensor(dset.mean, device=data.device).view(-1, 1, 1),
                    std=torch.tensor(dset.std, device=data.device).view(-1, 1, 1)) # as the set says
+    rows = [r for r in rows if r in ('distilled', 'full') or dset.ipc <= min(data.train.counts)] # what can be had
     choosing = {'k-means', 'herding'} & set(rows)
     chooser = train_fresh(data.train.x, data.train.y, data, e, 'quick', seed) if choosing else None
     def images(name):
