@@ -8,19 +8,34 @@ __all__ = []
 # %% ../nbs/17_all.ipynb #93479356
 from .augment import *
 from .callbacks import *
+from .compare import *
 from .core import *
 from .data import *
 from .distill import *
 from .distilled import *
 from .evaluate import *
+from .imagenet import *
+from .loops import *
+from .match.attention import *
 from .match.bidirectional import *
 from .match.core import *
 from .match.distribution import *
+from .match.experts import *
 from .match.gradient import *
+from .match.trajectory import *
 from .networks import *
+from .protocols import *
+from .plan import *
+from .reading import *
 from .recipes import *
+from .reproduce import *
 from .sampling import *
+from .scores import *
+from .sources import *
+from .study import *
 from .synthetic import *
 from .train import *
+from .whiten import *
+from .zoo import *
 
 __all__ = [name for name in globals() if name[0] != '_']

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/02_augment.ipynb #631ad3c6
 OPS = ('color', 'flip', 'crop', 'scale', 'rotate', 'cutout')
+_ALL = *OPS, 'zoom', 'jitter', 'light' # the last three are ImageNet's
 
 # %% ../nbs/02_augment.ipynb #9348a77d
 def _uniform(on, lo, hi, neutral): # on: (n,) bool
@@ -52,26 +53,38 @@ def _rotate(on, size):
     angle = _uniform(on, -math.pi/12, math.pi/12, 0)
     return _matrix(on, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
 
-_GEOMETRY = dict(flip=_flip, crop=_crop, scale=_scale, rotate=_rotate)
-
 # %% ../nbs/02_augment.ipynb #13abde24
+def _zoom(on, size):
+    area, ratio = torch.rand(2, len(on), 10, device=on.device) # ten tries each
+    area, ratio = (1 + area)/2, (4/3)**(2*ratio - 1)
+    sides = (torch.stack([area*ratio, area/ratio]).sqrt()*size).round() # (2,n,10)
+    first = (sides <= size).all(0).int().argmax(1, keepdim=True).expand(2, -1, -1)
+    sides = torch.where(on, sides.gather(2, first)[..., 0].clamp(max=size), size) # (2,n): width, height
+    corner = (torch.rand(2, len(on), device=on.device)*(size - sides + 1)).floor()
+    (w, h), (x1, y1) = sides/size, (2*corner + sides)/size - 1
+    return _matrix(on, xx=w, x1=x1, yy=h, y1=y1)
+
+# %% ../nbs/02_augment.ipynb #985208b7
+_GEOMETRY = dict(flip=_flip, crop=_crop, scale=_scale, rotate=_rotate, zoom=_zoom)
+
+# %% ../nbs/02_augment.ipynb #f8ff7fc0
 def _compose(first, then): # (n,2,3) each; elementwise, because a matrix product may round to TF32 on a GPU
     return (first[:, :, :2, None]*then[:, None]).sum(2) + F.pad(first[..., 2:], (2, 0))
 
-# %% ../nbs/02_augment.ipynb #985208b7
-def _warp(x, matrix): # (n,m,ch,h,w), (n,2,3)
+# %% ../nbs/02_augment.ipynb #68ee1fe4
+def _warp(x, matrix, outside='zeros'): # (n,m,ch,h,w), (n,2,3)
     size = x.shape[-1]
     at = (torch.arange(size, device=x.device, dtype=x.dtype)*2 + 1)/size - 1 # Pixel centres
     m = matrix.to(x.dtype)[:, None, None]
     grid = m[..., 0]*at[:, None] + m[..., 1]*at[:, None, None] + m[..., 2] # (n,h,w,2)
-    return F.grid_sample(x.flatten(1, 2), grid, align_corners=False).view_as(x)
+    return F.grid_sample(x.flatten(1, 2), grid, padding_mode=outside, align_corners=False).view_as(x)
 
-# %% ../nbs/02_augment.ipynb #f8ff7fc0
+# %% ../nbs/02_augment.ipynb #edf591ce
 def _draw_hole(on, size): # (n,2) centre: row, column
     last = size - int(size/2 + .5) % 2
     return torch.stack([_integer(on, 0, last, -size) for _ in range(2)], 1)
 
-# %% ../nbs/02_augment.ipynb #68ee1fe4
+# %% ../nbs/02_augment.ipynb #ac569bec
 def _cutout(x, centre): # (n,m,ch,h,w), (n,2)
     size = x.shape[-1]
     side = int(size/2 + .5)
@@ -79,18 +92,50 @@ def _cutout(x, centre): # (n,m,ch,h,w), (n,2)
     rows, cols = ((at >= 0) & (at < side)).unbind(1) # (n,size) each
     return x*~(rows[:, :, None] & cols[:, None])[:, None, None]
 
-# %% ../nbs/02_augment.ipynb #edf591ce
+# %% ../nbs/02_augment.ipynb #7b982f6d
+def _draw_jitter(on): # (n,3): p, q, t
+    p, q, t = torch.eye(3, device=on.device)[0][:, None].expand(3, len(on))
+    for turn in torch.rand(len(on), 3, device=on.device).argsort(1).T: # 0 brightness, 1 saturation, 2 contrast
+        a = _uniform(on, -.4, .4, 0)
+        grey, mean = torch.where(turn == 1, q + a*p, (1 - a)*q), torch.where(turn == 2, t + a*(p + q), t)
+        p, q, t = (1 - a)*p, grey, torch.where(turn == 0, (1 - a)*t, mean)
+    return torch.stack([p, q, t], 1)
+
+# %% ../nbs/02_augment.ipynb #62da491f
+_AXES = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203) # rows: red, green, blue
+_LENGTHS = .2175, .0188, .0045
+
+# %% ../nbs/02_augment.ipynb #1fc69837
+def _draw_light(on): # (n,3)
+    steps = [torch.where(on, torch.randn(on.shape, device=on.device)*.1*length, 0) for length in _LENGTHS]
+    return torch.stack([sum(a*s for a, s in zip(axes, steps)) for axes in _AXES], 1)
+
+# %% ../nbs/02_augment.ipynb #1fbd8936
+_STATS = tuple(torch.tensor(s).view(3, 1, 1) for s in ((.485, .456, .406), (.229, .224, .225))) # of ImageNet
+
+def _photo(x, params, mean, std): # (n,m,3,h,w) normalised by mean and std
+    each = lambda name: params[name].to(x.dtype).view(-1, 1, 3, 1, 1)
+    x = x*std + mean
+    if 'jitter' in params:
+        p, q, t = each('jitter').split(1, 2)
+        grey = .299*x[:, :, :1] + .587*x[:, :, 1:2] + .114*x[:, :, 2:]
+        x = p*x + q*grey + t*grey.mean((3, 4), keepdim=True)
+    if 'light' in params: x = x + each('light')
+    return (x - mean)/std
+
+# %% ../nbs/02_augment.ipynb #884a08d4
 class Augment:
     "Augmentation drawn once and applied as often as needed (DSA, Zhao & Bilen 2021; IDC, Kim et al. 2022)"
     def __init__(self,
         ops: str = 'color_crop_cutout', # Names from `OPS` joined by `_`; '' leaves images as they are
         pick: str = 'stack', # `stack`: all, but one of crop, scale, rotate. `one`: one of all
+        stats: tuple | None = None, # Mean and std (3,1,1) of the images, for jitter and light; None: ImageNet's
     ):
-        names = ops.split('_') if ops else []
-        unknown = [o for o in names if o not in OPS]
-        if unknown: raise ValueError(f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(OPS)} by _')
+        names = 'zoom_flip_jitter_light'.split('_') if ops == 'imagenet' else ops.split('_') if ops else []
+        unknown = [o for o in names if o not in _ALL]
+        if unknown: raise ValueError(f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(_ALL)} by _, or imagenet')
         if pick not in ('stack', 'one'): raise ValueError(f"{pick=} must be 'stack' or 'one'")
-        self.ops, self.pick = tuple(o for o in OPS if o in names), pick
+        self.ops, self.pick, self.stats = tuple(o for o in _ALL if o in names), pick, stats or _STATS
         self.choices = tuple(o for o in self.ops if pick == 'one' or o in ('crop', 'scale', 'rotate'))
 
     def __repr__(self): return f"Augment('{'_'.join(self.ops)}', pick='{self.pick}')"
@@ -113,29 +158,34 @@ class Augment:
         if 'color' in on: params |= _draw_color(on['color'])
         if matrices: params['matrix'] = reduce(_compose, matrices)
         if 'cutout' in on: params['hole'] = _draw_hole(on['cutout'], size)
+        if 'jitter' in on: params['jitter'] = _draw_jitter(on['jitter'])
+        if 'light' in on: params['light'] = _draw_light(on['light'])
         return params
 
     def __call__(self,
         x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w) where the m images of a row share its draw
         params: dict, # What `draw` returned
     ) -> torch.Tensor: # Shaped like x
-        "Apply draw i to row i; `ValueError` if x is no float images, or rows and draws differ in number"
+        "Apply draw i to row i; `ValueError` if x is not such images, or rows and draws differ in number"
         _check(x, params)
         y = x.reshape(len(x), -1, *x.shape[-3:])
         if 'contrast' in params: y = _color(y, *(params[k] for k in ('brightness', 'saturation', 'contrast')))
-        if 'matrix' in params: y = _warp(y, params['matrix'])
+        if 'matrix' in params: y = _warp(y, params['matrix'], 'border' if 'zoom' in self.ops else 'zeros')
+        if params.keys() & {'jitter', 'light'}: y = _photo(y, params, *(s.to(y) for s in self.stats))
         if 'hole' in params: y = _cutout(y, params['hole'])
         return y.reshape(x.shape)
 
-# %% ../nbs/02_augment.ipynb #ac569bec
+# %% ../nbs/02_augment.ipynb #3b68fe69
 def _check(x, params):
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
         raise ValueError(f'{tuple(x.shape)=} must be (n,ch,h,w) or (n,m,ch,h,w) with h equal to w')
+    if params.keys() & {'jitter', 'light'} and x.shape[-3] != 3:
+        raise ValueError(f'{x.shape[-3]=} channels; jitter and light need red, green and blue: use color')
     draws = {len(p) for p in params.values()} - {len(x)}
     if draws: raise ValueError(f'{len(x)=} rows cannot take {draws.pop()} draws; use draw({len(x)}, ...)')
 
-# %% ../nbs/02_augment.ipynb #7b982f6d
+# %% ../nbs/02_augment.ipynb #09c0f448
 def cutmix(
     x: torch.Tensor, # Images (N,ch,h,w), augmented already
     y: torch.Tensor, # Labels (N,) or (N,C)

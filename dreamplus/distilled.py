@@ -51,7 +51,7 @@ def picture(
 @dataclass
 class DistilledSet:
     "A few images per class, and what is needed to use them"
-    pixels: torch.Tensor # Stored images in [0, 1] (C,ipc,ch,h,w)
+    pixels: torch.Tensor # Stored images (C,ipc,ch,h,w), in [0, 1] unless the method never clamps
     classes: list # Class names, in label order
     mean: list # Of the source data, per channel
     std: list
@@ -123,7 +123,9 @@ def load_distilled(
 def dataset(self: DistilledSet,
             normalize: bool = False # By the source data's mean and std, as networks expect
            ) -> Dataset: # Of pairs (image (ch,h,w), label)
-    "Decoded images and labels"
+    "Decoded images and labels; `ValueError` to normalise what was made for whitened images"
+    if normalize and self.evaluation.get('zca'):
+        raise ValueError('this set was made for whitened images; normalise by whitened(data).normalize, or use score')
     x = self.images()
     if normalize: x = (x - x.new_tensor(self.mean).view(-1, 1, 1))/x.new_tensor(self.std).view(-1, 1, 1)
     return TensorDataset(x, self.labels())

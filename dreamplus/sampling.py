@@ -20,10 +20,11 @@ from .data import ImageData, Split, to_float
 # %% ../nbs/05_sampling.ipynb #763cf93c
 def class_table(
     split: Split, # Images sorted by class
+    part: slice = slice(None), # Which classes
 ) -> tuple[torch.Tensor, torch.Tensor]: # Positions (C,Nmax) into the split, mask (C,Nmax)
     "Where the images of each class are"
-    counts, starts = (torch.tensor(t, device=split.x.device)[:, None] for t in (split.counts, split.starts))
-    column = torch.arange(max(split.counts), device=split.x.device)
+    counts, starts = (torch.tensor(t[part], device=split.x.device)[:, None] for t in (split.counts, split.starts))
+    column = torch.arange(max(split.counts[part]), device=split.x.device)
     return starts + column % counts, column < counts
 
 # %% ../nbs/05_sampling.ipynb #e71b870a
@@ -32,22 +33,33 @@ def embed_classes(
     net: nn.Module, # Answers `embed`; used in the mode it is in
     data: ImageData,
     raw: bool = False, # Show the network pixels in [0, 1], as the released DREAM code does, not normalised ones
-    batch: int = 1024, # Images in one forward pass
+    part: slice = slice(None), # Which classes
+    batch: int | None = None, # Images in one forward pass; None: 128 on a CPU, 2048 on a GPU
 ) -> tuple[torch.Tensor, torch.Tensor]: # Embeddings (C,Nmax,D), mask (C,Nmax)
-    "Embeddings of all training images, class by class"
-    look = (lambda x: x) if raw else data.normalize
-    e = torch.cat([net.embed(look(to_float(x))) for x in data.train.x.split(batch)])
-    table, mask = class_table(data.train)
-    return e[table], mask
+    "Embeddings of all training images of the classes"
+    look, (table, mask) = (lambda x: x) if raw else data.normalize, class_table(data.train, part)
+    first, n = data.train.starts[part][0], sum(data.train.counts[part])
+    batch = batch or (128 if data.device.type == 'cpu' else 2048)
+    places = torch.arange(first, first + n, device=data.device).split(batch)
+    e = torch.cat([net.embed(look(to_float(data.train.x[i]))) for i in places])
+    return e[table - first], mask
 
 # %% ../nbs/05_sampling.ipynb #d2fcb410
+def _parts(split): # slices of classes
+    most, begin = 2**15 if split.x.device.type == 'cpu' else 2**17, 0
+    for end in range(1, len(split.counts) + 1):
+        if end == len(split.counts) or sum(split.counts[begin:end + 1]) > most:
+            yield slice(begin, end)
+            begin = end
+
+# %% ../nbs/05_sampling.ipynb #c8d64d64
 def _square(x): return x.norm(dim=-1).square() # makes no copy of x
 
 def _squared(x, y, xx=None): # (C,N,D), (C,K,D), |x|^2 if known (C,N) -> squared distances (C,N,K)
     xx = _square(x) if xx is None else xx
     return torch.baddbmm(xx[..., None] + _square(y)[:, None], x, y.mT, alpha=-2).clamp_min_(0)
 
-# %% ../nbs/05_sampling.ipynb #c8d64d64
+# %% ../nbs/05_sampling.ipynb #2ae75c68
 def _means(x, mask, label, k): # -> mean of each centre's points (C,k,D), their number (C,k,1)
     C, _, D = x.shape
     slot = label + torch.arange(C, device=x.device)[:, None]*k
@@ -57,23 +69,23 @@ def _means(x, mask, label, k): # -> mean of each centre's points (C,k,D), their 
     total, count = (t[:-1].unflatten(0, (C, k)) for t in (total, count))
     return total/count.clamp_min(1), count
 
-# %% ../nbs/05_sampling.ipynb #2ae75c68
+# %% ../nbs/05_sampling.ipynb #993b502c
 def _take(x, i): # (C,N,D), columns (C,k) -> (C,k,D)
     return x.gather(1, i[..., None].expand(-1, -1, x.shape[2]))
 
-# %% ../nbs/05_sampling.ipynb #993b502c
+# %% ../nbs/05_sampling.ipynb #77d56b34
 def _farthest(x, mask, distance, empty): # distance to the own centre (C,N); empty (C,k) -> (C,k,D)
     far = distance.masked_fill(~mask, -1).topk(min(empty.shape[1], x.shape[1]), 1).indices
     rank = (empty.cumsum(1) - 1).clamp_min(0) % mask.sum(1, keepdim=True).clamp_max(far.shape[1])
     return _take(x, far.gather(1, rank))
 
-# %% ../nbs/05_sampling.ipynb #77d56b34
+# %% ../nbs/05_sampling.ipynb #f830e649
 def _moved(x, mask, centres, xx): # the centres after one round
     distance, label = _squared(x, centres, xx).min(2)
     mean, count = _means(x, mask, label, centres.shape[1])
     return torch.where(count > 0, mean, _farthest(x, mask, distance, count[..., 0] == 0))
 
-# %% ../nbs/05_sampling.ipynb #f830e649
+# %% ../nbs/05_sampling.ipynb #9827b117
 class Clusters(NamedTuple):
     "What `kmeans` found"
     centres: torch.Tensor # (C,k,D)
@@ -81,7 +93,7 @@ class Clusters(NamedTuple):
     distance: torch.Tensor # (C,N): squared, to that centre
     rounds: int # Of the class that took most
 
-# %% ../nbs/05_sampling.ipynb #9827b117
+# %% ../nbs/05_sampling.ipynb #1edd3e18
 def _lloyd(x, mask, centres, max_iter, tol):
     xx, done = _square(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rounds in range(1, max_iter + 1):
@@ -92,12 +104,12 @@ def _lloyd(x, mask, centres, max_iter, tol):
     distance, label = _squared(x, centres, xx).min(2)
     return Clusters(centres, label, distance, rounds)
 
-# %% ../nbs/05_sampling.ipynb #1edd3e18
+# %% ../nbs/05_sampling.ipynb #899322b5
 def _shuffle(mask, k): # k random columns a row, without replacement; a row shorter than k starts over
     order = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2).argsort(1)
     return order.gather(1, torch.arange(k, device=mask.device) % mask.sum(1, keepdim=True))
 
-# %% ../nbs/05_sampling.ipynb #899322b5
+# %% ../nbs/05_sampling.ipynb #f0ba7050
 def _plusplus(x, mask, k): # -> columns (C,k)
     picks = [torch.multinomial(mask.float(), 1)] # (C,1)
     xx = _square(x)
@@ -110,31 +122,38 @@ def _plusplus(x, mask, k): # -> columns (C,k)
         picks.append(tries.gather(1, best))
     return torch.cat(picks, 1)
 
-# %% ../nbs/05_sampling.ipynb #f0ba7050
+# %% ../nbs/05_sampling.ipynb #fc5e5301
+def _again(x, mask, k, labels): # labels of an earlier clustering (C,N) -> centres (C,k,D); the empty ones drawn
+    mean, count = _means(x, mask, labels, k)
+    return torch.where(count > 0, mean, _take(x, _shuffle(mask, k)))
+
+# %% ../nbs/05_sampling.ipynb #26de4bbf
 def _chunk(x, k): # classes in one call: on a GPU as many as need 1 GiB of distances
     return max(1, 2**28//(x.shape[1]*k)) if x.is_cuda else 1
 
-# %% ../nbs/05_sampling.ipynb #fc5e5301
+# %% ../nbs/05_sampling.ipynb #7285db89
 @torch.no_grad()
 def kmeans(
     x: torch.Tensor, # Points of each class (C,N,D)
     k: int, # Clusters
     mask: torch.Tensor | None = None, # (C,N): which points count; None for all
-    start: str = 'sample', # `sample` points without replacement, or `++`
+    start: str | torch.Tensor = 'sample', # `sample` points without replacement, `++`, or labels found earlier (C,N)
     max_iter: int = 100, # Rounds at most
     tol: float = 1e-4, # Stop when the squared movement of a class's centres sums to no more
     chunk: int | None = None, # Classes in one call; None for one on a CPU, many on a GPU
 ) -> Clusters:
     "Batched k-means over classes; `ValueError` for no clusters or an unknown start"
     if k < 1: raise ValueError(f'{k=} must be at least 1; k-means needs a cluster')
-    if start not in ('sample', '++'): raise ValueError(f'{start=} is unknown; use sample or ++')
+    warm = torch.is_tensor(start)
+    if not warm and start not in ('sample', '++'): raise ValueError(f'{start=} is unknown; use sample or ++')
     if mask is None: mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    begin = _shuffle(mask, k) if start == 'sample' else _plusplus(x, mask, k)
+    if warm: begin = _again(x, mask, k, start)
+    else: begin = _take(x, _shuffle(mask, k) if start == 'sample' else _plusplus(x, mask, k))
     parts = zip(*(t.split(chunk or _chunk(x, k)) for t in (x, mask, begin)))
-    *tensors, rounds = zip(*(_lloyd(xi, mi, _take(xi, bi), max_iter, tol) for xi, mi, bi in parts))
+    *tensors, rounds = zip(*(_lloyd(*part, max_iter, tol) for part in parts))
     return Clusters(*map(torch.cat, tensors), max(rounds))
 
-# %% ../nbs/05_sampling.ipynb #26de4bbf
+# %% ../nbs/05_sampling.ipynb #a55445ff
 def nearest(
     x: torch.Tensor, # (C,N,D)
     centres: torch.Tensor, # (C,k,D)
@@ -147,13 +166,19 @@ def nearest(
     turn = torch.arange(s, device=x.device) % mask.sum(1).clamp_max(near.shape[2])[:, None] # (C,s)
     return near.gather(2, turn[:, None].expand(-1, near.shape[1], -1)).flatten(1)
 
-# %% ../nbs/05_sampling.ipynb #7285db89
+# %% ../nbs/05_sampling.ipynb #898c3472
 def _check_picks(m, rule, s):
     if m < 1: raise ValueError(f'{m=} must be at least 1; each class needs a pick')
     if rule not in ('nearest', 'tiny'): raise ValueError(f'{rule=} is unknown; use nearest or tiny')
     if s < 1 or m % s: raise ValueError(f'{m=} is not a multiple of {s=}; each centre gives s picks')
 
-# %% ../nbs/05_sampling.ipynb #a55445ff
+# %% ../nbs/05_sampling.ipynb #a4dff97a
+def _pick(x, m, mask, found, rule, s): # -> columns (C,m)
+    if rule == 'nearest': return nearest(x, found.centres, mask, s)
+    order = found.distance.masked_fill(~mask, torch.inf).argsort(1)
+    return order.gather(1, torch.arange(m, device=x.device) % mask.sum(1, keepdim=True))
+
+# %% ../nbs/05_sampling.ipynb #6c24342f
 def representatives(
     x: torch.Tensor, # Embeddings (C,N,D)
     m: int, # Picks per class
@@ -165,12 +190,9 @@ def representatives(
     "Representative points of each class (DREAM 2023); `tiny` is DREAM+'s rule for TinyImageNet"
     _check_picks(m, rule, s)
     if mask is None: mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    found = kmeans(x, m//s, mask, **kw)
-    if rule == 'nearest': return nearest(x, found.centres, mask, s)
-    order = found.distance.masked_fill(~mask, torch.inf).argsort(1)
-    return order.gather(1, torch.arange(m, device=x.device) % mask.sum(1, keepdim=True))
+    return _pick(x, m, mask, kmeans(x, m//s, mask, **kw), rule, s)
 
-# %% ../nbs/05_sampling.ipynb #898c3472
+# %% ../nbs/05_sampling.ipynb #fd0c3e96
 class RandomSampler:
     "`batch` random images of each class, without replacement within a pass, the incomplete tail dropped (IDC 2022)"
     interval = 1 # Inner iterations for which a choice serves
@@ -182,7 +204,7 @@ class RandomSampler:
         self.batch, self.calls, self.order = batch, 0, self.table
         self.passes = [max(n//batch, 1) for n in data.train.counts] # calls that one shuffle of a class lasts
 
-    def __call__(self, net=None):
+    def __call__(self, net=None, fresh=True):
         "Positions (C,B)"
         turn = torch.tensor([self.calls % p for p in self.passes], device=self.table.device)[:, None]
         if any(self.calls % p == 0 for p in self.passes):
@@ -192,14 +214,14 @@ class RandomSampler:
         column = turn*self.batch + torch.arange(self.batch, device=self.table.device)
         return self.order.gather(1, column % self.mask.sum(1, keepdim=True))
 
-# %% ../nbs/05_sampling.ipynb #a4dff97a
+# %% ../nbs/05_sampling.ipynb #c121e5e4
 @patch
 def state_dict(self: RandomSampler): return dict(calls=self.calls, order=self.order)
 
 @patch
 def load_state_dict(self: RandomSampler, s): self.calls, self.order = s['calls'], s['order'].to(self.table.device)
 
-# %% ../nbs/05_sampling.ipynb #6c24342f
+# %% ../nbs/05_sampling.ipynb #2829ef8f
 class RepresentativeSampler:
     "`batch` images of each class nearest to the centres of its clusters under the current network (DREAM, DREAM+ 2023)"
     def __init__(self,
@@ -208,20 +230,31 @@ class RepresentativeSampler:
                  interval: int = 10, # Inner iterations between two choices
                  rule: str = 'nearest', # As in `representatives`
                  s: int = 1, # Picks per centre
-                 raw: bool = False): # Embed pixels in [0, 1], as the released code does
+                 raw: bool = False, # Embed pixels in [0, 1], as the released code does
+                 warm_rounds: int = 10): # Rounds from the last clusters; 0: start anew each time, as the released code
         _check_picks(batch, rule, s)
         self.data, self.batch, self.interval, self.rule, self.s, self.raw = data, batch, interval, rule, s, raw
-        self.table, _ = class_table(data.train)
+        self.warm_rounds, self.parts, self.labels = warm_rounds, list(_parts(data.train)), {}
 
-    def __call__(self, net):
-        "Positions (C,B)"
-        x, mask = embed_classes(net, self.data, self.raw)
-        return self.table.gather(1, representatives(x, self.batch, mask, self.rule, self.s))
+    def __call__(self, net, fresh=True):
+        "Positions (C,B); a network that is not `fresh` is the last one, trained on"
+        return torch.cat([self._choose(net, part, fresh) for part in self.parts])
 
-    def state_dict(self): return {}
-    def load_state_dict(self, s): pass
+    def state_dict(self): return dict(self.labels)
+    def load_state_dict(self, s): self.labels = {part: labels.to(self.data.device) for part, labels in s.items()}
 
-# %% ../nbs/05_sampling.ipynb #fd0c3e96
+# %% ../nbs/05_sampling.ipynb #4440d5d2
+@patch
+def _choose(self: RepresentativeSampler, net, part, fresh): # -> positions (c,B)
+    (x, mask), old = embed_classes(net, self.data, self.raw, part), self.labels.get(str(part.start))
+    warm = self.warm_rounds and not fresh and old is not None
+    kw = dict(start=old.long(), max_iter=self.warm_rounds) if warm else {}
+    found = kmeans(x, self.batch//self.s, mask, **kw)
+    self.labels[str(part.start)] = found.labels.int()
+    table, _ = class_table(self.data.train, part)
+    return table.gather(1, _pick(x, self.batch, mask, found, self.rule, self.s))
+
+# %% ../nbs/05_sampling.ipynb #37bfc3a7
 def gradient_norms(
     net: nn.Module,
     x: torch.Tensor, # Normalised images (N,ch,h,w)
@@ -233,7 +266,7 @@ def gradient_norms(
     grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, y)
     return torch.stack([g.flatten(1).pow(2).sum(1) for g in grads.values()]).sum(0).sqrt()
 
-# %% ../nbs/05_sampling.ipynb #c121e5e4
+# %% ../nbs/05_sampling.ipynb #b361a658
 def _herding(x, mask, n): # Welling 2009
     xx, target = _square(x), (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) # (C,D)
     free, total, picks = mask, torch.zeros_like(target), []
@@ -243,7 +276,7 @@ def _herding(x, mask, n): # Welling 2009
         total, free = total + _take(x, picks[-1])[:, 0], free.scatter(1, picks[-1], False)
     return torch.cat(picks, 1)
 
-# %% ../nbs/05_sampling.ipynb #2829ef8f
+# %% ../nbs/05_sampling.ipynb #ac3d7984
 def _k_center(x, mask, n): # Sener and Savarese 2018
     xx, picks = _square(x), [_herding(x, mask, 1)]
     d = torch.full_like(xx, torch.inf).masked_fill(~mask, -1)
@@ -252,7 +285,7 @@ def _k_center(x, mask, n): # Sener and Savarese 2018
         picks.append(d.argmax(1, keepdim=True))
     return torch.cat(picks, 1)
 
-# %% ../nbs/05_sampling.ipynb #4440d5d2
+# %% ../nbs/05_sampling.ipynb #afc930b2
 CORESETS = {
     'random':   lambda x, mask, n: _shuffle(mask, n),
     'first':    lambda x, mask, n: torch.arange(n, device=x.device).expand(len(x), n),
@@ -260,14 +293,22 @@ CORESETS = {
     'herding':  _herding,
     'k-center': _k_center}
 
-# %% ../nbs/05_sampling.ipynb #37bfc3a7
+# %% ../nbs/05_sampling.ipynb #9af3d78b
 def _check_enough(data, n):
     least = min(data.train.counts)
     few = data.classes[data.train.counts.index(least)]
     if n > least: raise ValueError(f'{n} images per class were asked for, class {few!r} has {least}; use a smaller '
                                    '--ipc or --factor')
 
-# %% ../nbs/05_sampling.ipynb #b361a658
+# %% ../nbs/05_sampling.ipynb #0f6dcbdc
+def _core(name, data, n, net, part): # -> positions (c,n)
+    table, mask = class_table(data.train, part)
+    x = embed_classes(net or _Pixels, data, part=part)[0]
+    return table.gather(1, CORESETS[name](x, mask, n))
+
+class _Pixels: embed = staticmethod(lambda x: x.flatten(1))
+
+# %% ../nbs/05_sampling.ipynb #e6aafc04
 def coreset(
     name: str, # A key of `CORESETS`; `first` is what the reference codes call random
     data: ImageData,
@@ -277,6 +318,4 @@ def coreset(
     "Real images chosen by `name`; `ValueError` if there is no such coreset, or a class has fewer than `n`"
     if name not in CORESETS: raise ValueError(f'coreset {name!r} is unknown; use one of {", ".join(CORESETS)}')
     _check_enough(data, n)
-    table, mask = class_table(data.train)
-    x = embed_classes(net, data)[0] if net else data.normalize(to_float(data.train.x))[table].flatten(2)
-    return table.gather(1, CORESETS[name](x, mask, n))
+    return torch.cat([_core(name, data, n, net, part) for part in _parts(data.train)])

@@ -75,7 +75,7 @@ def mosaic(
     return torch.cat([torch.cat(cells[r*f:(r + 1)*f], -1) for r in range(f)], -2)
 
 # %% ../nbs/06_synthetic.ipynb #e6baa38c
-STARTS = ('noise', 'mix', *CORESETS)
+STARTS = ('noise', 'gauss', 'mix', *CORESETS)
 
 # %% ../nbs/06_synthetic.ipynb #270d7c52
 def check_start(data, ipc, factor, start):
@@ -85,7 +85,7 @@ def check_start(data, ipc, factor, start):
         raise ValueError(f'{factor=} must lie between 1 and {data.size//2}: a cell of {data.size} pixels needs 2')
     if start not in STARTS: raise ValueError(f'{start=} is unknown; use one of {", ".join(STARTS)}')
     need, least = ipc*factor**2, min(data.train.counts)
-    if start == 'noise' or need <= least: return
+    if start in ('noise', 'gauss') or need <= least: return
     few = data.classes[data.train.counts.index(least)]
     raise ValueError(f'{ipc=} at {factor=} starts from {need} real images per class, class {few!r} has {least}; '
                      'use a smaller --ipc or --factor, or --start noise')
@@ -95,13 +95,15 @@ def start_pixels(
     data: ImageData,
     ipc: int, # Stored images per class
     factor: int = 1,
-    start: str = 'k-means', # `noise`, or a coreset; `mix` is IDC's name for `random` with a factor
+    start: str = 'k-means', # A coreset, `noise`, or `gauss`; `mix` is IDC's name for `random` with a factor
     net: nn.Module | None = None, # In whose embedding a coreset chooses; None: by pixels
 ) -> torch.Tensor: # (C,ipc,ch,h,w), pixels in [0, 1]
     "What the pixels are before the first step; `ValueError` for what cannot be started"
     check_start(data, ipc, factor, start)
     shape = data.n_classes, ipc, data.channels, data.size, data.size
-    if start == 'noise': return (torch.randn(shape, device=data.device)/4 + .5).clamp(0, 1)
+    if start in ('noise', 'gauss'):
+        x = torch.randn(shape, device=data.device)
+        return (x/4 + .5).clamp(0, 1) if start == 'noise' else x*data.std + data.mean
     chosen = coreset('random' if start == 'mix' else start, data, ipc*factor**2, net)
     return mosaic(to_float(data.train.x[chosen]), factor)
 
@@ -117,10 +119,12 @@ class SyntheticSet(nn.Module):
                  pixels: torch.Tensor, # What `start_pixels` gives (C,ipc,ch,h,w)
                  factor: int = 1,
                  how: str = 'single', # Decoding: `single`, `multi` or `bound`
-                 limit: int = 128): # Decoded images per class in one forward pass; of more, a random subset
+                 limit: int = 128, # Decoded images per class in one forward pass; of more, a random subset
+                 lr: float | None = None): # Start of a learning rate for these images, learned beside them (MTT)
         super().__init__()
         _check_decode(factor, how)
         self.pixels = nn.Parameter(pixels.clone())
+        if lr is not None: self.lr = nn.Parameter(torch.tensor(float(lr)))
         self.factor, self.how, self.limit = factor, how, limit
 
     def forward(self,

@@ -52,11 +52,11 @@ def sgd(net: nn.Module,
     return torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=wd)
 
 # %% ../nbs/04_train.ipynb #34e730f2
-def _loss(net, x, y, mix):
-    if not mix: return F.cross_entropy(net(x), y)
+def _loss(net, x, y, mix, loss):
+    if not mix: return loss(net(x), y)
     x, y2, weight = cutmix(x, y, mix)
     out = net(x)
-    return weight*F.cross_entropy(out, y) + (1 - weight)*F.cross_entropy(out, y2)
+    return weight*loss(out, y) + (1 - weight)*loss(out, y2)
 
 # %% ../nbs/04_train.ipynb #9710ffc9
 def train_step(
@@ -66,13 +66,14 @@ def train_step(
     y: torch.Tensor, # Labels (B,)
     augment: Augment, # Drawn anew for each image, the choice of operation once a batch
     mix: float = 0., # Probability of CutMix
+    loss: Callable = F.cross_entropy, # Of logits (B,C) and what `get` gives as labels
 ) -> torch.Tensor: # The loss (), on the device
     "One SGD step on one batch (the network training of IDC and DREAM)"
-    loss = _loss(net, augment(x, augment.draw(len(x), x.shape[-1], x.device, same_op=True)), y, mix)
+    value = _loss(net, augment(x, augment.draw(len(x), x.shape[-1], x.device, same_op=True)), y, mix, loss)
     opt.zero_grad()
-    loss.backward()
+    value.backward()
     opt.step()
-    return loss.detach()
+    return value.detach()
 
 # %% ../nbs/04_train.ipynb #1d415307
 def train(
@@ -85,6 +86,7 @@ def train(
     mix: float = 0., # Probability of CutMix
     milestones: tuple = (), # Steps at which the learning rate is multiplied by `gamma`
     gamma: float = .2,
+    loss: Callable = F.cross_entropy, # As in `train_step`
 ) -> list: # The loss of each step, on the device
     "Train `net` for a number of steps"
     net.train()
@@ -92,7 +94,7 @@ def train(
     for step in range(steps):
         if step in milestones:
             for group in opt.param_groups: group['lr'] *= gamma
-        losses.append(train_step(net, opt, *get(next(stream)), augment, mix))
+        losses.append(train_step(net, opt, *get(next(stream)), augment, mix, loss))
     return losses
 
 # %% ../nbs/04_train.ipynb #1959a85f

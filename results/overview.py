@@ -15,14 +15,15 @@ from dreamplus.core import open_run, read_json, seeded
 from dreamplus.data import image_grid, to_float
 from dreamplus.distill import run_data
 from dreamplus.distilled import load_distilled
-from dreamplus.evaluate import train_fresh
+from dreamplus.protocols import protocol_args, train_fresh
 from dreamplus.sampling import coreset
 
 run = Path(sys.argv[1])
 _, info = open_run(run)
 data, dset, result = run_data(run, info), load_distilled(run), read_json(run/'result.json')
 seed = info['seed']
-chooser = train_fresh(data.train.x, data.train.y, data, dset.evaluation, 'quick', seed)
+p = protocol_args('quick', dset.evaluation, dataset=data.name, per_class=len(data.train)/data.n_classes)
+chooser = train_fresh(data.train.x, data.train.y, data, dset.evaluation, p, seed)
 with seeded(seed): picks = {name: to_float(data.train.x[coreset(name, data, 1, chooser)]) for name in ('random', 'k-means')}
 rows = {'random': picks['random'], 'k-means': picks['k-means'], 'distilled': dset.pixels[:, :1]}
 fig, axs = plt.subplots(3, 1, figsize=(8.4, 3.1))

@@ -55,4 +55,4 @@ class Notebook:
         return {getattr(n, 'id', getattr(n, 'attr', None)) for n in ast.walk(ast.parse('\n'.join(lines)))}
 
 PAGES = [Notebook(p) for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
-CHAPTERS = [nb for nb in PAGES if re.match(r'\d\d_', nb.name)] # each stands on those before it
+CHAPTERS = [nb for nb in PAGES if re.match(r'\d\d[a-z]?_', nb.name)] # each stands on those before it

@@ -22,9 +22,10 @@ from dreamplus import core
 from dreamplus.callbacks import CheckpointCB
 from dreamplus.cli import COMMANDS, main, make_parser
 from dreamplus.core import load_state, read_json, toy_images, write_json
-from dreamplus.data import load_data
 from dreamplus.distill import distill
-from dreamplus.evaluate import PROTOCOLS, EvalCB
+from dreamplus.evaluate import EvalCB
+from dreamplus.protocols import PROTOCOLS
+from dreamplus.sources import load_data
 
 TINY = shlex.split('distill --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
 
@@ -83,21 +84,22 @@ def test_files_of_a_run(whole):
     assert sorted(p.relative_to(folder.parents[1]).as_posix() for p in contents(folder.parents[1])) == [
         'runs', 'runs/digits-dream+-ipc1-seed0', *sorted(f'runs/digits-dream+-ipc1-seed0/{name}' for name in (
             'run.json', 'history.csv', 'checkpoint', 'checkpoint/state.safetensors', 'distilled.safetensors',
-            'distilled.json', 'grid.png', 'result.json'))]
+            'distilled.json', 'grid.png', 'result.json', 'start.safetensors'))]
 
 def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(core.pick_device()))
     assert expected.items() <= result.items()
     assert set(result['seconds']) == {'distill', 'evaluate'} and min(result['seconds'].values()) > 0
     assert result['peak_mib'] > 0 and result['versions']['torch'] == torch.__version__.split('+')[0]
-    assert [row['set'] for row in rows] == ['distilled', 'random', 'k-means', 'herding', 'full']
+    assert [row['set'] for row in rows] == ['distilled', 'start', 'random', 'k-means', 'herding', 'k-center', 'full']
     for row in rows:
-        assert set(row) == {'set', 'acc', 'std', 'n', 'accs'} and row['n'] == len(row['accs']) == 2
+        assert set(row) - {'cached'} == {'set', 'acc', 'std', 'n', 'accs', 'ci', 'ece'}
+        assert row['n'] == len(row['accs']) == 2
         assert all(0 <= a <= 1 for a in row['accs']) and row['acc'] == sum(row['accs'])/2
         assert row['std'] == pytest.approx(abs(row['accs'][0] - row['accs'][1])/2**.5)
     assert rows[-1]['acc'] > .4 # so not by chance, and not in per cent
@@ -127,7 +129,7 @@ def test_evaluate(finished):
     assert [line.split()[0] for line in out.split('\n')[:2]] == ['full', 'distilled']
     assert [row['set'] for row in after['rows']] == ['full', 'distilled']
     assert after['rows'][1]['accs'] == before['rows'][0]['accs'][:1] # the first network has the run's seed
-    assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib'}
+    assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib', 'test_uses'}
 
 def test_show(finished):
     (finished/'grid.png').unlink()
@@ -213,7 +215,8 @@ def test_offline_in_a_console(here):
     ('--sampler all', 'use one of random, representative'), ('--match telepathy', 'gradient + 0.5*embedding'),
     ('--match 3*', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'), ('--valid nan', 'between'),
     ('--seed -1', 'seed'), ('--device nope', 'use cpu'), ('--device cuda:99', 'not on this machine'),
-    ('--nets -1', 'nets=-1 must be'), ('--protocol slow', 'use quick or paper'), ('--size 0', 'size=0 must be'),
+    ('--nets -1', 'nets=-1 must be'), ('--protocol slow', 'use quick, dcbench or paper'),
+    ('--size 0', 'size=0 must be'),
     ('--arch resnetap10 --set width=null', 'use a ConvNet'), ('--out .', 'name another --out'),
     ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
 def test_arguments_refused(here, argv, says):
@@ -224,7 +227,7 @@ def test_arguments_refused(here, argv, says):
     'nonsense=1', 'lr', '=3', 'lr=abc', 'lr=NaN', 'lr=-1', 'lr=true', 'lr_base=0', 'momentum=1', 'outer=x',
     'inner=1.5', 'inner=true', 'width=wide', 'norm=foo', 'depth=9', 'depth=x', 'arch=3', 'match=3', 'distance=foo',
     'distance=3', 'augment=foo', 'augment=3', 'sampler=[]', 'batch_real=0', 'batch_real=1.5', 'rule=foo',
-    'subsample=3', 'subsample=x', 'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=0', 'chunk=x',
+    'subsample=3', 'subsample=x', 'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=-1', 'chunk=x',
     'report=-1', 'report=1.5', 'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1',
     'net_mix=7', 'net_mix=x', 'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x',
     'warm_epochs=-1', 'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
@@ -353,7 +356,7 @@ def test_being_begun_elsewhere(held):
 def test_diverged():
     ended = run(*TINY, '--set', 'lr=1e30', '--inner', 5, '--out', 'run')
     assert_one_line(ended.status, ended.err, 'not finite at inner iteration', 'smaller lr')
-    assert load_state('run/checkpoint/state.safetensors')['pixels'].isfinite().all()
+    assert load_state('run/checkpoint/state.safetensors')['model']['pixels'].isfinite().all()
     assert not Path('run/distilled.json').exists() and not [*Path('run').rglob('.*.tmp')]
     again = run('resume', 'run')
     assert (again.status, again.err) == (2, ended.err) # it goes on, and meets the same
@@ -363,7 +366,7 @@ def test_last_good_state(monkeypatch, inner):
     monkeypatch.setattr(CheckpointCB.__init__, '__defaults__', (0.,))
     ended = run(*TINY, '--set', 'lr=1e39', '--inner', inner, '--out', 'run')
     assert_one_line(ended.status, ended.err, 'not finite')
-    assert load_state('run/checkpoint/state.safetensors')['pixels'].isfinite().all()
+    assert load_state('run/checkpoint/state.safetensors')['model']['pixels'].isfinite().all()
     assert not Path('run/distilled.json').exists()
 
 @pytest.mark.parametrize('name', ['state.safetensors', 'history.csv', 'grid.png', 'distilled.safetensors',
@@ -392,10 +395,11 @@ def test_file_too_large(here, size):
     assert exitcode == 0
     if size == 100: assert not [*here.iterdir()]
     else:
-        assert sorted(p.name for p in contents(here/'runs'/'a')) == ['checkpoint', 'run.json']
+        assert sorted(p.name for p in contents(here/'runs'/'a')) == [
+            'checkpoint', 'run.json', 'start.safetensors']
         assert Process(command, here, 'resume', 'runs/a', '--nets', 0).end()[0][0] == 0
 
 def test_images_that_no_row_can_have():
     "A set larger than a class has no rows of real images of equal storage"
     done(*TINY, '--start', 'noise', '--ipc', 130, '--inner', 1, '--set', 'limit=2', '--nets', 1, '--out', 'run')
-    assert [row['set'] for row in read_json('run/result.json')['rows']] == ['distilled', 'full']
+    assert [row['set'] for row in read_json('run/result.json')['rows']] == ['distilled', 'start', 'full']

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from dreamplus import data as module
+from dreamplus import data as containers
+from dreamplus import reading as module
 from dreamplus.core import toy_images
-from dreamplus.data import DATASETS, Split, cache_folder, image_grid, load_data, to_float
+from dreamplus.data import Split, image_grid, to_float
+from dreamplus.reading import cache_folder
+from dreamplus.sources import DATASETS, load_data
 
 X, Y = toy_images(classes=3, per_class=8, channels=3)
 PIXELS = X.permute(0, 2, 3, 1).numpy()
@@ -211,11 +214,11 @@ def test_folders_refused(tree, what, says):
 @pytest.fixture
 def decoded(monkeypatch):
     "The paths that are decoded from here on"
-    paths, decode = [], module._decode
+    paths, decode = [], module.decode_file
     def record(path, *args):
         paths.append(path)
         return decode(path, *args)
-    monkeypatch.setattr(module, '_decode', record)
+    monkeypatch.setattr(module, 'decode_file', record)
     return paths
 
 def test_second_load_decodes_nothing(tree, decoded):
@@ -282,10 +285,10 @@ def test_mnist(shared_data, tmp_path, monkeypatch):
     assert (len(data.train), len(data.test), data.size) == (60000, 10000, 28)
     assert data.classes == [*'0123456789'] and data.train.counts[0] == 5923
     assert_close(data.mean.flatten(), torch.tensor([.1307]))
-    mean, std = module._measure(data.train.x)
+    mean, std = containers._measure(data.train.x)
     assert_close(torch.stack([mean, std]).flatten(), torch.tensor([.1307, .3081]).double(), atol=5e-5, rtol=0)
 
-@pytest.mark.parametrize('name', [name for name in DATASETS if name != 'digits'])
+@pytest.mark.parametrize('name', [name for name, row in DATASETS.items() if 'cls' in row])
 def test_offline(name, tmp_path, monkeypatch):
     for k in ('http_proxy', 'https_proxy'): monkeypatch.setenv(k, 'http://127.0.0.1:9')
     row = DATASETS[name]
@@ -311,7 +314,7 @@ def test_damaged_download_is_named(tmp_path, monkeypatch):
 # Arguments
 
 @pytest.mark.parametrize('arguments, says', [
-    (dict(source='cifar'), "'cifar' is no dataset name (digits, mnist, fashionmnist, svhn, cifar10, cifar100)"),
+    (dict(source='cifar'), f"'cifar' is no dataset name ({', '.join(DATASETS)})"),
     (dict(source='mnist', root='nowhere'), "root='nowhere' is no folder"), (dict(source=3), 'source is a int'),
     (dict(size=0), 'size=0 must be'), (dict(channels=0), 'channels=0 must be'), (dict(stats='digits'), 'no constants'),
     (dict(stats='cifar10'), 'stats are for 3 channels'), (dict(source=(X, Y), fraction=1.), 'fraction=1.0 must'),

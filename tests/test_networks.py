@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from dreamplus.core import seeded
-from dreamplus.networks import ARCHS, ConvNet, ResNet, ResNetAP, create_net
+from dreamplus.networks import ConvNet, ResNet, ResNetAP
+from dreamplus.zoo import create_net
+
+NAMES = 'convnet', 'resnet10', 'resnet18', 'resnetap10', 'resnetap18'
 
 def parameters(net): return sum(p.numel() for p in net.parameters())
 def images(n, channels, size): return torch.randn(n, channels, size, size, dtype=torch.float64)
@@ -65,7 +68,7 @@ def test_resnetap_written_out():
         torch.testing.assert_close(feature, h)
     torch.testing.assert_close(net.embed(x), h.mean((2, 3)))
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', NAMES)
 @pytest.mark.parametrize('channels, size', [(1, 16), (1, 28), (3, 32), (3, 65), (3, 129)])
 def test_contract(arch, channels, size):
     net = create_net(arch, channels, 4, size, width=4).double().eval()
@@ -90,7 +93,7 @@ def test_resnets_start_as_published():
 
 def test_seed_fixes_weights_and_leaves_the_generator():
     before = torch.get_rng_state()
-    for arch in ARCHS:
+    for arch in NAMES:
         with seeded(3): a = create_net(arch, 3, 10, 32, width=4)
         with seeded(3): b = create_net(arch, 3, 10, 32, width=4)
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))

@@ -15,8 +15,8 @@ from processes import Process, command
 
 from dreamplus.callbacks import CheckpointCB
 from dreamplus.core import load_state, read_json, toy_images, write_json
-from dreamplus.data import load_data
 from dreamplus.distill import distill, resume
+from dreamplus.sources import load_data
 
 CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
 SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)

@@ -5,8 +5,8 @@ from sklearn.cluster import KMeans
 
 from dreamplus import sampling
 from dreamplus.core import load_state, rng_state, save_state, seeded, set_rng_state, toy_images
-from dreamplus.data import load_data
 from dreamplus.networks import ConvNet
+from dreamplus.sources import load_data
 from dreamplus.sampling import (CORESETS, RandomSampler, RepresentativeSampler, class_table, coreset, embed_classes,
                                 gradient_norms, kmeans, nearest, representatives)
 
@@ -225,7 +225,29 @@ def test_representative_sampler():
         assert (data.train.y[found] == torch.arange(3)[:, None]).all() and found.shape == (3, 6)
         with seeded(5): picks = representatives(*embed_classes(net, data)[:1], 6, class_table(data.train)[1], rule, s)
         assert torch.equal(found, class_table(data.train)[0].gather(1, picks))
-    assert sampler.state_dict() == {} and sampler.interval == 10
+    assert sampler.interval == 10
+
+def test_warm_start():
+    "A sampler for the same network starts from its last clusters, which its state brings back; another starts anew"
+    data, net = unequal((40, 30, 35)), ConvNet(1, 3, 8, width=8)
+    sampler = RepresentativeSampler(data, 6)
+    with seeded(5): sampler(net)
+    again = RepresentativeSampler(data, 6)
+    again.load_state_dict(sampler.state_dict())
+    x, mask = embed_classes(net, data)
+    with seeded(7): found = kmeans(x, 6, mask, start=sampler.labels['0'].long(), max_iter=10)
+    with seeded(7): expected = class_table(data.train)[0].gather(1, nearest(x, found.centres, mask))
+    with seeded(7): assert torch.equal(again(net, fresh=False), expected)
+    with seeded(7): anew = RepresentativeSampler(data, 6)(net)
+    with seeded(7): assert torch.equal(again(net, fresh=True), anew) and not torch.equal(anew, expected)
+
+def test_parts_of_classes(monkeypatch):
+    "Classes that go through in parts are chosen from as all at once, but for the draws"
+    data, net = unequal((40, 30, 35)), ConvNet(1, 3, 8, width=8)
+    sampler = RepresentativeSampler(data, 6)
+    sampler.parts = [slice(0, 2), slice(2, 3)]
+    found = sampler(net)
+    assert (data.train.y[found] == torch.arange(3)[:, None]).all() and sorted(sampler.labels) == ['0', '2']
 
 @pytest.mark.parametrize('make, says', [
     (lambda d: RandomSampler(d, 0), 'batch=0 must be at least 1'),

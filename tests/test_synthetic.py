@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dreamplus.core import seeded, toy_images
-from dreamplus.data import load_data
 from dreamplus.distilled import DistilledSet, load_distilled, picture
+from dreamplus.sources import load_data
 from dreamplus.synthetic import DECODES, SyntheticSet, check_start, cut, decode, mosaic, start_pixels
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ __all__ = ['DISTANCES', 'View', 'get_distance', 'Matcher', 'Sum', 'by_class']
 
 # %% ../../nbs/08_match.core.ipynb #d0d78605
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -16,20 +17,40 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # %% ../../nbs/08_match.core.ipynb #74e39d33
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
+
+_LAYERS = (nn.Conv2d, nn.Linear)
+
+@contextmanager
+def _notes(net, kinds=_ACTIVATIONS + _LAYERS): # A list of (module, input, output) that fills as `net` runs
+    seen, note = [], lambda module, args, out: seen.append((module, args[0], out))
+    hooks = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, kinds)]
+    try: yield seen
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../../nbs/08_match.core.ipynb #2388ea50
 class View:
     "What `net` makes of images `x` of classes `y`, each part computed when first asked for"
     def __init__(self,
                  net: nn.Module, # The matching network: answers `embed`, `features`, `logits`
                  x: torch.Tensor, # Normalised, augmented images (C,N,ch,h,w)
                  y: torch.Tensor, # Their classes (C,), int64
-                 graph: bool = True): # Keep the graph, so that the images can be moved (the synthetic side)
-        self.net, self.x, self.y, self.graph = net, x, y, graph
+                 graph: bool = True, # Keep the graph, so that the images can be moved (the synthetic side)
+                 backward: bool = True): # Will `grads` be asked for? Without, the real side needs no graph at all
+        self.net, self.x, self.y, self.graph, self.record = net, x, y, graph, graph or backward
 
     def _out(self, t): # (C*N,...) -> (C,N,...)
         return (t if self.graph else t.detach()).unflatten(0, self.x.shape[:2])
 
     @cached_property
-    def _embed(self): return self.net.embed(self.x.flatten(0, 1)) # its graph leads to the weights
+    def _pass(self): # (C*N,D) whose graph leads to the weights, and the notes
+        kinds = _ACTIVATIONS + (_LAYERS if self.record else ()) # what a graph holds anyway, and little more without one
+        with _notes(self.net, kinds) as seen, torch.set_grad_enabled(self.record):
+            return self.net.embed(self.x.flatten(0, 1)), seen
+
+    @property
+    def _embed(self): return self._pass[0]
 
     @property
     def embed(self) -> torch.Tensor: # (C,N,D)
@@ -37,21 +58,53 @@ class View:
         return self._out(self._embed)
 
     @cached_property
+    def activations(self) -> list: # (C,N,ch,h,w) for each activation module, those without pixels left out
+        "Output of each activation, before any pooling"
+        return [self._out(a) for m, _, a in self._pass[1] if isinstance(m, _ACTIVATIONS) and a.ndim == 4]
+
+    @cached_property
     def features(self) -> list: # (C,N,ch,h,w) for each block
         "Output of each block"
         return [self._out(f) for f in self.net.features(self.x.flatten(0, 1))]
 
-# %% ../../nbs/08_match.core.ipynb #2388ea50
+# %% ../../nbs/08_match.core.ipynb #e113a0dd
+def _by_loop(view, logits, weights):
+    grad = lambda l, y: torch.autograd.grad(F.cross_entropy(l, y.expand(len(l))), weights,
+                                            create_graph=view.graph, retain_graph=True)
+    return [torch.stack(g) for g in zip(*map(grad, logits.unflatten(0, view.x.shape[:2]), view.y))]
+
+# %% ../../nbs/08_match.core.ipynb #88b50634
+def _unfold(layer, x): # What each weight of a layer saw (N,K,pixels)
+    if isinstance(layer, nn.Linear): return x[..., None]
+    return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+def _plain(m): # A layer that `_unfold` knows
+    return isinstance(m, nn.Linear) or m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
+
+# %% ../../nbs/08_match.core.ipynb #63ddc03b
+def _by_products(view, logits, weights, notes): # notes: for each weight its layer, input and output
+    C, N = view.x.shape[:2]
+    loss = F.cross_entropy(logits, view.y.repeat_interleave(N), reduction='sum')/N
+    deltas = torch.autograd.grad(loss, [out for _, _, out in notes], create_graph=view.graph, retain_graph=True)
+    with torch.set_grad_enabled(view.graph):
+        both = [(d.flatten(2) if d.ndim > 2 else d[..., None], _unfold(m, x)) for d, (m, x, _) in zip(deltas, notes)]
+        sums = [torch.einsum('cnop,cnkp->cok', *(t.unflatten(0, (C, N)) for t in pair)) for pair in both]
+    return [s.view(C, *w.shape) for s, w in zip(sums, weights)]
+
+# %% ../../nbs/08_match.core.ipynb #b6e73223
 @patch
 def grads(self: View,
           weights: list): # The parameters to differentiate for
     "Gradient of each class's mean cross-entropy: for each of the weights (C,*weight.shape)"
-    logits = self.net.logits(self._embed).unflatten(0, self.x.shape[:2])
-    grad = lambda l, y: torch.autograd.grad(F.cross_entropy(l, y.expand(len(l))), weights,
-                                            create_graph=self.graph, retain_graph=True)
-    return [torch.stack(g) for g in zip(*map(grad, logits, self.y))]
+    with _notes(self.net) as last: logits = self.net.logits(self._embed)
+    notes = [n for n in self._pass[1] + last if isinstance(n[0], _LAYERS)]
+    found = [[n for n in notes if n[0].weight is w and _plain(n[0])] for w in weights]
+    apart = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+    if len(self.x) > 1 and apart and all(len(f) == 1 for f in found):
+        return _by_products(self, logits, weights, [f[0] for f in found])
+    return _by_loop(self, logits, weights)
 
-# %% ../../nbs/08_match.core.ipynb #e113a0dd
+# %% ../../nbs/08_match.core.ipynb #ffa8a617
 def _rows(t): # (C,rows,...) -> (C,rows,rest)
     return t.flatten(2) if t.ndim > 2 else t.unsqueeze(2)
 
@@ -59,14 +112,14 @@ def _cos(a, b):
     a, b = _rows(a), _rows(b)
     return (1 - (a*b).sum(2)/(a.norm(dim=2)*b.norm(dim=2) + 1e-6)).sum(1)
 
-# %% ../../nbs/08_match.core.ipynb #88b50634
+# %% ../../nbs/08_match.core.ipynb #23b2a451
 DISTANCES = dict(
     mse     = lambda a, b: (a - b).pow(2).flatten(1).sum(1),
     l1      = lambda a, b: (a - b).abs().flatten(1).sum(1),
     l1_mean = lambda a, b: _rows((a - b).abs()).mean(2).sum(1),
     cos     = _cos)
 
-# %% ../../nbs/08_match.core.ipynb #63ddc03b
+# %% ../../nbs/08_match.core.ipynb #d0a19ea9
 def get_distance(
     name: str, # A key of `DISTANCES`
 ) -> Callable: # (C,...), (C,...) -> (C,)
@@ -74,7 +127,7 @@ def get_distance(
     if name not in DISTANCES: raise ValueError(f'distance={name!r} is unknown; use one of {", ".join(DISTANCES)}')
     return DISTANCES[name]
 
-# %% ../../nbs/08_match.core.ipynb #b6e73223
+# %% ../../nbs/08_match.core.ipynb #68ac9a1e
 class Matcher:
     "Compares a real and a synthetic `View`; subclasses give `terms`"
     backward = False # Does it ask for weight gradients?
@@ -85,7 +138,7 @@ class Matcher:
         "The loss of each class"
         return sum(self.terms(real, syn).values())
 
-# %% ../../nbs/08_match.core.ipynb #ffa8a617
+# %% ../../nbs/08_match.core.ipynb #dbaa2cba
 class Sum(Matcher):
     "A weighted sum of matchers; terms of the same name are added"
     def __init__(self, *parts): # Pairs (weight, matcher); sums among them are opened
@@ -97,14 +150,14 @@ class Sum(Matcher):
             for k, t in m.terms(real, syn).items(): out[k] = out.get(k, 0) + w*t
         return out
 
-# %% ../../nbs/08_match.core.ipynb #23b2a451
+# %% ../../nbs/08_match.core.ipynb #c58ded13
 @patch
 def __add__(self: Matcher, other): return Sum((1., self), (1., other))
 
 @patch
 def __rmul__(self: Matcher, weight): return Sum((weight, self))
 
-# %% ../../nbs/08_match.core.ipynb #d0a19ea9
+# %% ../../nbs/08_match.core.ipynb #98ea69e9
 class _Given(torch.autograd.Function):
     "A loss (C,) whose gradient with respect to `x` (C,...) is known"
     @staticmethod
@@ -118,7 +171,7 @@ class _Given(torch.autograd.Function):
         grad, = ctx.saved_tensors
         return grad*up.view(-1, *[1]*(grad.ndim - 1)), None, None
 
-# %% ../../nbs/08_match.core.ipynb #68ac9a1e
+# %% ../../nbs/08_match.core.ipynb #5fd92f13
 def by_class(
     loss: Callable, # (x[i:j], slice(i,j)) -> (j-i,): the loss of each class of the chunk
     x: torch.Tensor, # Synthetic images (C,M,ch,h,w)

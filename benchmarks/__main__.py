@@ -1,0 +1,159 @@
+"""Seconds of each part of DREAM+ against the plain loop, in one run; and how time and memory grow.
+
+    python -m benchmarks                       digits, MNIST and CIFAR-10 shapes, and growth
+    python -m benchmarks --shapes mnist --growth none
+    python -m benchmarks --device cuda --shapes paper,paper100 --growth none     on a GPU: the papers' CIFAR settings
+
+Random pixels serve as images. Writes a JSON record and a plot. A benchmark, not a test: nothing fails when it is slow.
+"""
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dreamplus.core import keep_memory, peak_mib, pick_device, seeded, versions, write_json
+from dreamplus.data import ImageData
+from dreamplus.distill import make_job, make_learner
+from dreamplus.sources import load_data
+from dreamplus.synthetic import decode
+
+from . import plain
+
+SHAPES = dict(
+    digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64, inner=10),
+    mnist=dict(size=28, channels=1, images=60_000, ipc=10, factor=1, width=32, batch=128, n_data=500, inner=100),
+    mnist_f2=dict(size=28, channels=1, images=60_000, ipc=10, factor=2, width=32, batch=128, n_data=500, inner=100),
+    cifar=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=32, batch=128, n_data=2000, inner=100),
+    paper=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000, inner=100),
+    paper100=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000, inner=100,
+                  classes=100))
+SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
+GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
+              width=(16, 32, 64, 128))
+
+def toy(size, channels, images, classes=10, **_) -> ImageData:
+    with seeded(0): x = torch.randint(0, 256, (images, channels, size, size), dtype=torch.uint8)
+    y = torch.arange(images)*classes//images
+    return load_data((x, y), test=(x[::images//classes], y[::images//classes]))
+
+def learner(data, device, ipc, factor, width, batch, n_data, inner, **_):
+    own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.)
+    job = make_job(data, 'dream+', ipc, factor, 0, device, own)
+    with seeded(0): learn = make_learner(data, job)
+    learn.net_cb.fresh(warm=False)
+    return learn
+
+def seconds(f, device, n=3):
+    f()
+    times = []
+    for _ in range(n):
+        if device.type == 'cuda': torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        if device.type == 'cuda': torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+def parts(shape, device, compare=True):
+    "Seconds of each part of an inner iteration, ours and plain; a choice of real images serves for ten"
+    data = toy(**shape)
+    learn = learner(data, device, **shape)
+    data, nets, sample, net = learn.data, learn.net_cb, learn.sample_cb.sampler, learn.net_cb.current
+    device, classes, k = data.device, learn.dls.classes, shape['batch']
+    with seeded(0): real, draw = sample(net), learn.loss_func.augment.draw(len(classes), data.size, device)
+    ours = dict(selection=seconds(lambda: sample(net, fresh=False), device, 2)/sample.interval,
+                matching=seconds(lambda: learn.loss_func(learn.model(classes), real, draw, net).backward(), device),
+                training=seconds(lambda: nets.train(nets.steps), device))
+    if not compare: return dict(ours=ours | dict(inner=sum(ours.values())))
+    slow, show = plain.plain_network(nets.make()), lambda x: decode(x, shape['factor'])
+    pixels, augment = learn.model.pixels, learn.loss_func.augment
+    old = dict(selection=seconds(lambda: plain.select(slow, data, k), device, 1)/sample.interval,
+               matching=seconds(lambda: plain.step(slow, data, pixels, real, augment, draw, show), device),
+               training=ours['training'])
+    nets.current = slow
+    nets.net_opt = torch.optim.SGD(slow.parameters(), lr=.01, momentum=.9, weight_decay=5e-4)
+    old['training'] = seconds(lambda: nets.train(nets.steps), device)
+    ours['inner'], old['inner'] = (sum(d.values()) for d in (ours, old))
+    return dict(ours=ours, plain=old, ratio={name: old[name]/ours[name] for name in ours})
+
+def point(shape, device):
+    "Seconds of one selection and of one inner iteration without it, and the peak, in a process of its own"
+    learn = learner(toy(**shape), device, **shape)
+    nets, loss, device = learn.net_cb, learn.loss_func, learn.data.device
+    start = time.perf_counter()
+    real = learn.sample_cb.sampler(nets.current)
+    chosen, classes = time.perf_counter() - start, learn.dls.classes
+    draw = loss.augment.draw(len(classes), learn.data.size, device)
+    def inner():
+        loss(learn.model(classes), real, draw, nets.current).backward()
+        nets.train(nets.steps)
+    return dict(select=chosen, inner=seconds(inner, device), peak_mib=peak_mib(device))
+
+def growth(names, device):
+    out = {}
+    for name in names:
+        out[name] = []
+        for value in GROWTH[name]:
+            shape = SMALL | {name: value}
+            if name == 'classes': shape['images'] = 100*value
+            run = [sys.executable, '-m', 'benchmarks', '--point', json.dumps(shape), '--device', device] # its own peak
+            said = subprocess.run(run, check=True, text=True, stdout=subprocess.PIPE).stdout
+            out[name].append({name: value} | json.loads(said))
+            print(out[name][-1], flush=True)
+    return out
+
+def draw(record, path):
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    bars, grown = record['parts'], record['growth']
+    fig, axs = plt.subplots(1, 1 + len(grown), figsize=(4 + 2.6*len(grown), 3), squeeze=False)
+    names = ('selection', 'matching', 'training')
+    for i, r in enumerate(bars.values()):
+        for side, at in (('plain', i - .2), ('ours', i + .2)):
+            left = 0
+            for color, name in enumerate(names):
+                if side in r: axs[0, 0].barh(at, r[side][name], .35, left=left, color=f'C{color}',
+                                             label=name if i == 0 and side == 'ours' else None)
+                left += r.get(side, {}).get(name, 0)
+    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration (above: plain)')
+    axs[0, 0].invert_yaxis()
+    axs[0, 0].legend(fontsize=7)
+    for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
+        x = [r[name] for r in rows]
+        ax.loglog(x, [r['inner'] for r in rows], 'o-', label='s an inner iteration')
+        ax.loglog(x, [r['select'] for r in rows], 's-', label='s a selection')
+        ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak GiB')
+        ax.set_xlabel(name)
+    if grown: axs[0, 1].legend(fontsize=7)
+    plt.tight_layout()
+    fig.savefig(path, dpi=90)
+
+def main():
+    parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES))
+    parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--out', default='benchmarks.json')
+    parser.add_argument('--point', help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    keep_memory()
+    device = pick_device(a.device)
+    if a.point: return print(json.dumps(point(json.loads(a.point), a.device)))
+    record = dict(command=' '.join(['python -m benchmarks', *sys.argv[1:]]), device=str(device),
+                  machine=platform.machine(), threads=torch.get_num_threads(), versions=versions(), parts={}, growth={})
+    for name in a.shapes.split(','):
+        record['parts'][name] = parts(SHAPES[name], a.device)
+        print(name, json.dumps(record['parts'][name], indent=1), flush=True)
+    if a.growth != 'none': record['growth'] = growth(a.growth.split(','), a.device)
+    write_json(a.out, record)
+    draw(record, Path(a.out).with_suffix('.png'))
+    print(f'{a.out} and {Path(a.out).with_suffix(".png")}')
+
+if __name__ == '__main__': main()

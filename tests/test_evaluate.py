@@ -1,0 +1,273 @@
+"Evaluation against plain loops and sums, in other processes, and with caches and records that are damaged."
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from processes import Process
+from torchvision.transforms.v2.functional import resized_crop
+
+from dreamplus import evaluate as ev
+from dreamplus import protocols
+from dreamplus.augment import Augment
+from dreamplus.core import read_json, seeded, toy_images, write_json
+from dreamplus.data import to_float
+from dreamplus.distill import distill
+from dreamplus.distilled import DistilledSet, load_distilled
+from dreamplus.evaluate import LEGACY, ROWS, evaluate_run, results_table, score
+from dreamplus.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
+from dreamplus.sampling import coreset
+from dreamplus.scores import cross, cross_table, robust
+from dreamplus.sources import load_data
+from dreamplus.train import Stream, sgd
+from dreamplus.zoo import create_net
+
+BRIEF = dict(epochs=0, steps=3)
+NET = dict(arch='convnet', width=8)
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=3)) # also of the network that chooses
+    monkeypatch.setenv('DREAMPLUS_CACHE', str(tmp_path/'cache'))
+    return tmp_path/'cache'
+
+@pytest.fixture(scope='module')
+def data(): return load_data(toy_images(classes=3, per_class=20))
+
+def make_set(data, ipc=1, factor=1, **provenance):
+    with seeded(0): pixels = to_float(data.train.x[coreset('random', data, ipc)])
+    mean, std = (s.flatten().tolist() for s in (data.mean, data.std))
+    return DistilledSet(pixels, data.classes, mean, std, factor, evaluation=NET, provenance=provenance)
+
+@pytest.fixture
+def dset(data): return make_set(data)
+
+def accs(rows): return {r['set']: r['accs'] for r in rows}
+
+# Protocols
+
+@pytest.mark.parametrize('method, epochs, batch, drops, gamma, pick', [
+    ('dream+', 1000, 64, [666, 833], .2, 'stack'), ('idc', 1000, 64, [666, 833], .2, 'stack'),
+    ('dc', 301, 256, [152], .1, 'one'), ('dsa', 1001, 256, [502], .1, 'one'), ('dm', 1001, 256, [502], .1, 'one'),
+    ('datadam', 1801, 64, [902], .1, 'one'), ('mtt', 1001, 256, [502], .1, 'one')])
+def test_paper(method, epochs, batch, drops, gamma, pick):
+    p = protocol_args('paper', dict(augment='color', mix=.5, lr=.03), method, 'cifar10', 10)
+    assert (p['epochs'], p['batch'], p['gamma'], p['pick']) == (epochs, batch, gamma, pick)
+    assert [round(share*epochs, 9) for share in p['drops']] == drops
+    assert training_steps(p, 1000) == epochs*-(-1000//batch)
+    assert p['lr'] == (.03 if method == 'mtt' else .01) and p['rebuild'] == (pick == 'one')
+    assert p['mix'] == (.5 if pick == 'stack' else 0)
+    assert len(p['augment'].split('_')) == (0 if method == 'dc' else 1 if pick == 'stack' else 6) or method == 'dc'
+
+@pytest.mark.parametrize('classes, epochs', [
+    (10, [3000, 2000, 1500, 1000, 500, 300]), (100, [2000, 1300, 1000, 600, 300, 200])])
+def test_imagenet_epochs(classes, epochs):
+    args = [protocol_args('paper', {}, 'dream', f'imagenet{classes}', n, classes) for n in (1, 10, 50, 200, 500, 501)]
+    assert [p['epochs'] for p in args] == epochs
+    assert {p['batch'] for p in args} == {128 if classes == 100 else 64}
+
+def test_dcbench_is_one_recipe():
+    args = [protocol_args('dcbench', e, method, 'cifar10', n) for e, method, n in (
+        ({}, 'dc', 1), (dict(augment='color', mix=1., lr=3.), 'mtt', 50))]
+    assert args[0] == args[1]
+
+def plain_loop(data, x, y, epochs, batch, drop_after, gamma, rebuild):
+    "As the reference codes write it: epochs, batches, and a drop at the end of some epochs"
+    with seeded(0):
+        net = create_net(channels=1, classes=3, size=8, **NET)
+        opt, lr, stream = sgd(net), .01, Stream(len(x), batch, tail=True)
+        for epoch in range(epochs):
+            for _ in range(-(-len(x)//batch)):
+                i = next(stream)
+                Augment('').draw(len(i), 8, same_op=True) # goes on with the generator
+                loss = F.cross_entropy(net(data.normalize(x[i])), y[i])
+                opt.zero_grad(), loss.backward(), opt.step()
+            if epoch in drop_after:
+                lr *= gamma
+                if rebuild: opt = sgd(net, lr)
+                for group in opt.param_groups: group['lr'] = lr
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+@pytest.mark.parametrize('p, plain', [
+    (_BASE | _thirds(9) | dict(batch=8), dict(epochs=9, batch=8, drop_after=[5, 6], gamma=.2, rebuild=False)),
+    (_half(6) | dict(augment='', batch=8), dict(epochs=7, batch=8, drop_after=[4], gamma=.1, rebuild=True))])
+def test_schedule_against_a_plain_loop(data, p, plain):
+    "Epochs 0 to E-1 with drops before 2E//3 and 5E//6; and 0 to E with one after E//2+1, the optimiser made anew"
+    x, y = to_float(data.train.x[::3]), data.train.y[::3] # 14 images: the last batch is smaller
+    net = train_fresh(x, y, data, NET, _BASE | p)
+    fast = torch.cat([p.detach().flatten() for p in net.parameters()])
+    torch.testing.assert_close(fast, plain_loop(data, x, y, **plain), rtol=1e-5, atol=1e-7)
+
+def paper_score(folder):
+    torch.set_num_threads(1)
+    data = load_data(toy_images(classes=3, per_class=20))
+    return score(load_distilled(folder), data, 'paper', 1, ('distilled',), device='cpu')[0]['accs']
+
+def test_paper_in_another_process(data, dset, tmp_path):
+    "The published protocol on a set that was saved: the same figures wherever it is loaded"
+    dset.save(tmp_path/'set')
+    theirs = Process(paper_score, tmp_path/'set')
+    mine = score(dset, data, 'paper', 1, ('distilled',), device='cpu')[0]['accs']
+    assert theirs.end() == (mine, 0)
+
+# Rows
+
+def test_rows_that_can_be_had(data):
+    need = ['distilled', 'random', 'k-means', 'herding', 'k-center', 'full']
+    names = lambda dset, **kw: [r['set'] for r in score(dset, data, n=1, **BRIEF, **kw)]
+    one = make_set(data)
+    assert names(one) == need
+    assert names(replace(one, factor=2), start=one.pixels) == list(ROWS)
+    assert names(replace(one, pixels=one.pixels.expand(-1, 20, -1, -1, -1))) == ['distilled', 'full'] # 14 a class
+    assert names(replace(make_set(data, 4), factor=2)) == need # 16 of 14 cannot be shrunk
+
+def test_start_and_distilled_are_trained_alike(data, dset):
+    rows = accs(score(replace(dset, factor=2), data, n=2, rows=('distilled', 'start'), start=dset.pixels, **BRIEF))
+    assert rows['start'] == rows['distilled']
+
+def test_random_factor_shrinks_real_images(data):
+    bench = ev._Bench(replace(make_set(data, 2), factor=2), data, 'quick', 0, 'cpu', None, False, False, {})
+    with seeded(0): x, y = bench.images('random-factor')
+    with seeded(0): real = bench.random(8)
+    assert x.shape == (3*8, 1, 8, 8) and y.tolist() == [c for c in range(3) for _ in range(8)]
+    small = F.interpolate(to_float(real.flatten(0, 1)), 4, mode='nearest')
+    big = F.interpolate(small, 8, mode='bilinear').unflatten(0, (3, 8))
+    torch.testing.assert_close(x.unflatten(0, (3, 8)), big)
+
+def test_equal_steps(data):
+    steps = []
+    def spy(net, opt, get, stream, n, *args, **kw): steps.append(n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, 'train', spy)
+        score(make_set(data, 2), data, 'paper', 1, ('distilled', 'random', 'full'), equal_steps=True, cache=False)
+    assert [sum(steps[i:i + 3]) for i in (0, 3, 6)] == [1000]*3
+
+def test_best_on_test_is_never_below(data, dset):
+    rows = accs(score(dset, data, n=4, rows=('distilled', LEGACY), epochs=0, steps=12))
+    assert all(b >= a for a, b in zip(rows['distilled'], rows[LEGACY]))
+
+# The cache
+
+def test_cache(data, dset, cache):
+    ask = lambda **kw: score(dset, data, **dict(n=2, rows=('random', 'k-means', 'full'), **BRIEF) | kw)
+    assert not any('cached' in r for r in ask(cache=False)) and not cache.exists()
+    first, files = ask(), sorted((cache/'baselines').glob('*.json'))
+    assert len(files) == 6 and len([*(cache/'baselines').glob('*.safetensors')]) == 1 # and the network that chose
+    assert all(read_json(f)['versions']['torch'] for f in files)
+    second = ask()
+    assert accs(second) == accs(first) == accs(ask(cache=False)) and all(r['cached'] for r in second)
+    for f in files: f.write_text('{')
+    assert accs(ask()) == accs(first) # damaged files are made again
+    assert all(r['cached'] for r in ask())
+    for change in dict(steps=4), dict(lr=.02), dict(seed=5), dict(mix=.5):
+        assert not any('cached' in r for r in ask(**change)), change
+    wide = score(replace(dset, evaluation=NET | dict(width=12)), data, n=1, rows=('random',), **BRIEF)
+    other = score(dset, load_data(toy_images(classes=3, per_class=20, seed=1)), n=1, rows=('random',), **BRIEF)
+    assert 'cached' not in wide[0] and 'cached' not in other[0]
+
+def test_cache_that_cannot_be_written(data, dset, cache):
+    cache.write_text('in the way')
+    with pytest.warns(UserWarning, match='cannot be written'):
+        rows = score(dset, data, n=1, rows=('random',), **BRIEF)
+    assert 'cached' not in rows[0]
+
+# Records
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')/'run'
+    distill(data, out=folder, log=None, outer=1, inner=1, width=8, n_data=8, batch_real=4, factor=1)
+    return folder
+
+def test_the_test_split_is_used_once(data, run):
+    ask = lambda **kw: evaluate_run(run, data, **dict(n=1, rows=('distilled', 'random'), **BRIEF) | kw)
+    first = ask()
+    assert first['test_uses'] == 1 and first['protocol'] == 'quick, epochs=0, steps=3'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        said = []
+        assert ask(log=said.append) == first and said == first['rows'] # the record answers
+    for uses, kw in (2, dict(again=True)), (3, dict(n=2)), (4, dict(steps=4)):
+        with pytest.warns(UserWarning, match=f'use {uses} of the test split'): assert ask(**kw)['test_uses'] == uses
+    assert read_json(run/'result.json')['test_uses'] == 4
+    (run/'result.json').write_text('{')
+    assert ask()['test_uses'] == 1
+
+def test_start_of_a_run_is_a_row(data, run):
+    rows = evaluate_run(run, data, n=1, rows=('start', 'distilled'), **BRIEF)['rows']
+    assert [r['set'] for r in rows] == ['start', 'distilled']
+
+def record(folder, name, protocol, seed, distilled, full):
+    (folder/name).mkdir()
+    rows = [dict(set='full', accs=full), dict(set='distilled', accs=distilled)]
+    cell = dict(dataset='toys', method='idc', ipc=1, factor=1, arch='convnet', width=8, protocol=protocol, seed=seed)
+    write_json(folder/name/'result.json', cell | dict(rows=rows, seconds=dict(distill=90)))
+    return folder/name
+
+def test_a_table_never_mixes_protocols(tmp_path):
+    runs = [record(tmp_path, 'a', 'quick', 0, [.8, .9], [.95]), record(tmp_path, 'b', 'paper', 0, [.9, .9], [.99, .97]),
+            record(tmp_path, 'c', 'quick', 1, [.7, .8], [.97])]
+    quick, paper = results_table(runs).split('\n\n')
+    head, _, *lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in quick.split('\n')]
+    assert head[6:] == ['distilled', 'full', '95 %', 'nets', 'minutes to distil'] # no column without a row
+    # all four networks make the mean and the spread; the interval is of two sets: 12.706*sqrt(.005/2) = .635...
+    assert lines == [['toys', 'idc', '1', '1', 'convnet 8', 'quick', '80.0 ± 8.2', '96.0 ± 1.4', '± 63.5', '4', '1.5']]
+    assert 'paper' in paper and 'quick' not in paper and '90.0 ± 0.0' in paper
+
+# Across networks, robust scores
+
+def test_cross_pools_the_sets_of_a_method(data):
+    sets = [make_set(data, method='idc'), make_set(data, method='idc'), make_set(data, 2, method='dm')]
+    records = cross(sets, data, ('convnet', 'mlp'), n=2, **BRIEF)
+    assert [(r['ipc'], r['arch'], r['n']) for r in records[1:3]] == [(1, 'mlp', 2), (1, 'convnet', 2)]
+    lines = cross_table(records).split('\n')
+    assert [line.split('|')[1:4] for line in lines[2:]] == [[' idc ', ' 1 ', ' 1 '], [' dm ', ' 2 ', ' 1 ']]
+    both = torch.tensor(records[0]['accs'] + records[2]['accs'])*100
+    assert lines[2].split('|')[4].strip() == f'{both.mean():.1f} ± {both.std():.1f}'
+
+def test_cross_refuses_before_any_work(data, dset):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, 'train', None) # no network may be trained
+        for archs, says in (('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'):
+            with pytest.raises(ValueError, match=says): cross([dset], data, archs, n=1)
+
+def test_robust_is_made_of_rows(data, dset):
+    soft = robust(dset, data, n=1, soft='mse', **BRIEF)
+    rows = 'distilled', 'random', 'full'
+    ask = lambda **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=rows, **BRIEF | kw)}
+    hard, any, plain = ask(), ask(soft='mse'), ask(soft='mse', augment='', mix=0.)
+    assert [soft[k] for k in ('real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain')] == [
+        hard['full'], hard['distilled'], any['distilled'], any['random'], plain['distilled'], plain['random']]
+    alpha = .5*(soft['syn_any'] - soft['random_any']) - .5*(soft['real_hard'] - soft['syn_hard'])
+    assert soft['lrs'] == pytest.approx((2.718281828**alpha - .367879441)/2.350402387)
+
+# ImageNet's augmentation
+
+def test_zoom_against_torchvision():
+    x = torch.randn(40, 1, 32, 32)
+    aug = Augment('zoom')
+    with seeded(0): params = aug.draw(40, 32)
+    for image, fast, m in zip(x, aug(x, params), params['matrix']):
+        w, h = (round(side*32) for side in (m[0, 0].item(), m[1, 1].item()))
+        left, top = round((m[0, 2].item()*32 + 32 - w)/2), round((m[1, 2].item()*32 + 32 - h)/2)
+        slow = resized_crop(image, top, left, h, w, [32, 32], antialias=False)
+        inner = slice(1, -1) # edges see their neighbours
+        torch.testing.assert_close(fast[:, inner, inner], slow[:, inner, inner], atol=1e-4, rtol=0)
+
+def test_imagenet_looks_at_no_value():
+    aug, x = Augment('imagenet'), torch.empty(4, 3, 32, 32, device='meta')
+    assert aug(x, aug.draw(4, 32, 'meta')).shape == x.shape
+
+def test_keys_are_json(data, dset, cache):
+    score(dset, data, n=1, rows=('k-means',), **BRIEF)
+    key = json.loads(next((cache/'baselines').glob('*.json')).read_text())
+    assert {'row', 'seed', 'data', 'network', 'training', 'stored', 'device', 'versions', 'result'} <= set(key)

@@ -1,0 +1,94 @@
+"Numbers, not prose: what the README and the pages of results show is drawn from the records under `results/`."
+import json
+import re
+
+import pytest
+from execnb.shell import CaptureShell
+from notebooks import PAGES, ROOT, body, directives
+
+from dreamplus.reproduce import CELLS
+
+RESULTS = ROOT/'results'
+SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('results/')]
+RUNS = sorted({*RESULTS.rglob('result.json'), *RESULTS.rglob('reproduced.json')})
+STUDIES = sorted(RESULTS.glob('study-*/*.json')) # their thousand numbers reach a page through its cells alone
+# 91.3, and 5.4 where a unit says what it is; no part of a version or a longer decimal
+NUMBER = re.compile(r'(?<![\w.-])(\d\d\.\d|\d+\.\d(?=\s*(?:%|points|per cent|seconds|minutes|times)))(?![\d.])')
+
+def prose(page): return [c['source'] for c in page.cells if c['cell_type'] == 'markdown']
+def unquoted(text): return re.sub(r'```.*?```|`[^`\n]*`', '', text, flags=re.S)
+
+def said(outputs):
+    "The text of outputs; a picture says nothing"
+    texts = []
+    for out in outputs:
+        data = out.get('data', {})
+        text = ''.join(data.get('text/markdown') or data.get('text/plain') or out.get('text', ''))
+        if not re.fullmatch(r'<.*>', text): texts.append(text)
+    return ''.join(texts)
+
+def run(page):
+    "What the cells of a page say of the records as they are now; what they are stored to say"
+    shell = CaptureShell(path=page.path, mpl_format='png')
+    pairs = []
+    for cell in page.cells:
+        if cell['cell_type'] != 'code' or {'eval', 'default_exp'} & directives(cell['source']): continue
+        outputs = shell.run(body(cell['source']))
+        if shell.exc: pytest.fail(f'{page}: {shell.exc}\n{cell["source"]}', pytrace=False)
+        if 'hide' in directives(cell['source']): continue
+        pairs.append((said(o for o in outputs if o.get('name') != 'stderr'), said(cell['outputs'])))
+    return pairs
+
+@pytest.fixture(scope='module')
+def pages():
+    with pytest.MonkeyPatch.context() as patch:
+        ran = {}
+        for page in SHOWN:
+            patch.chdir(page.path.parent)
+            ran[page] = run(page)
+        return ran
+
+def numbers(record):
+    "Every number of a record, as it is and in per cent, as a page would round it"
+    if isinstance(record, dict): record = list(record.values())
+    if isinstance(record, list): return set().union(*map(numbers, record))
+    if isinstance(record, bool) or not isinstance(record, (int, float)): return set()
+    return {f'{record:.1f}', f'{100*record:.1f}'}
+
+@pytest.fixture(scope='module')
+def drawn(pages):
+    "What the records hold, and what pages draw from them"
+    held = set().union(*(numbers(json.loads(p.read_text(encoding='utf-8'))) for p in RUNS))
+    said_now = '\n'.join(now for pairs in pages.values() for now, _ in pairs)
+    return held | {*re.findall(r'(?<![\w.])\d+\.\d(?![\d.])', said_now)}
+
+def test_pages_say_what_the_records_hold(pages):
+    stale = [f'{page}\n--- stored\n{stored}\n--- from the records\n{now}'
+             for page, pairs in pages.items() for now, stored in pairs if now != stored]
+    if stale: pytest.fail('build these pages anew:\n' + '\n'.join(stale), pytrace=False)
+
+def undrawn(text, drawn):
+    published = {f'{c.value:.1f}' for c in CELLS.values()} if 'published' in text else set()
+    return [n for n in NUMBER.findall(unquoted(text)) if n not in drawn | published]
+
+def test_prose_shows_no_number_that_no_record_holds(drawn):
+    texts = [(page, p) for page in SHOWN for source in prose(page) for p in source.split('\n\n')]
+    texts += [(name, p) for name in ('README.md', 'results/README.md')
+              for p in (ROOT/name).read_text(encoding='utf-8').split('\n\n')]
+    found = [f'{page}: {", ".join(none)} in: {text}' for page, text in texts if (none := undrawn(text, drawn))]
+    if found: pytest.fail('no record holds\n' + '\n'.join(found), pytrace=False)
+
+def test_invented_numbers_are_found(drawn):
+    assert undrawn('It reaches 99.87 and scores 12.3 (`45.6` in code).', {'45.6'}) == ['12.3']
+    assert undrawn('torch 2.15.0 gains 7.7 points, width-32.5, at 0.25', set()) == ['7.7']
+    assert undrawn('published: 69.4', set()) == [] and undrawn('claimed: 69.4', set()) == ['69.4']
+    assert numbers(dict(acc=.913, rows=[dict(n=True, std=.0104)])) >= {'91.3', '1.0'}
+
+@pytest.mark.parametrize('path', RUNS + STUDIES, ids=lambda p: p.relative_to(RESULTS).as_posix())
+def test_records_say_how_they_came_about(path):
+    record = json.loads(path.read_text(encoding='utf-8'))
+    if 'command' not in record: record['command'] = (path.parent/'command.txt').read_text(encoding='utf-8')
+    assert record['command'].strip().startswith(('dreamplus ', 'OMP_NUM_THREADS'))
+    assert {'dreamplus', 'torch'} <= set(record['versions'])
+    assert re.fullmatch(r'[0-9a-f]{16,}', record['data'])
+    assert record['device'] and ('seed' in record or record['seeds'])

@@ -1,0 +1,217 @@
+"Studies and reproductions at toy scale: same starts, resumed cells, and the analysis against plain loops."
+import statistics
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dreamplus import evaluate, protocols
+from dreamplus import study as st
+from dreamplus.cli import main
+from dreamplus.core import read_json, toy_images
+from dreamplus.distill import distill
+from dreamplus.reproduce import CELLS, operations, reproduce, tolerance
+from dreamplus.sources import load_data
+from dreamplus.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
+
+TINY = dict(width=8, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
+ONE = dict(seeds=(0,), starts=('k-means',), samplers=('random',), matches=('gradient',), warms=(1,))
+QUICK = dict(outer=2, every=1, nets=1, steps=3, log=None, **TINY)
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+@pytest.fixture(scope='module')
+def data(): return load_data(toy_images(classes=3, per_class=60))
+
+@pytest.fixture(scope='module')
+def done(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('study')
+    return out, study(data, out, seeds=(0, 1), warms=(1,), **QUICK)
+
+def timeless(r): return [(p['outer'], p['acc'], p['accs']) for p in r['points']], r['oscillation'], r['unevenness']
+
+# Running
+
+class SeenCB(st.TraceCB):
+    def before_fit(self):
+        super().before_fit()
+        self.first = self.model.pixels.detach().clone()
+
+@pytest.mark.parametrize('start', ['random', 'k-means'])
+def test_all_cells_of_a_seed_start_alike(data, start):
+    first = []
+    for sampler, warm, seed in [('random', 0, 0), ('representative', 2, 0), ('random', 0, 1)]:
+        trace = SeenCB(start, seed, nets=1, epochs=0, steps=1)
+        distill(data.hold_out(.2), ipc=1, outer=1, sampler=sampler, warm_epochs=warm, seed=seed, cbs=[trace], log=None,
+                **TINY)
+        first.append(trace.first)
+    assert torch.equal(first[0], first[1])
+    if start == 'random': assert not torch.equal(first[0], first[2])
+
+def test_records_are_the_factorial(done):
+    out, records = done
+    keys = [(r['start'], r['sampler'], r['match'], r['warm'], r['seed']) for r in records]
+    assert sorted(keys) == sorted(product(*(st.FACTORS | dict(warm=(1,), seed=(0, 1))).values()))
+    assert sorted(map(timeless, records), key=str) == sorted(map(timeless, load_study(out)), key=str)
+    assert [p['outer'] for p in records[0]['points']] == [0, 1, 2]
+    assert all(a['seconds'] < b['seconds'] for r in records for a, b in zip(r['points'], r['points'][1:]))
+
+def test_held_out_and_never_tested(data, tmp_path, monkeypatch):
+    looked, true = [], evaluate.accuracy_on
+    def look(net, split, d):
+        looked.append(split is d.valid)
+        return true(net, split, d)
+    monkeypatch.setattr(evaluate, 'accuracy_on', look)
+    study(data, tmp_path, **ONE, **QUICK)
+    assert looked == [True]*3
+
+def test_a_killed_study_goes_on(data, done, tmp_path, monkeypatch):
+    _, records = done
+    true, count = st.distill, iter(range(100))
+    def killed(*args, **kw):
+        if next(count) == 3: raise KeyboardInterrupt
+        return true(*args, **kw)
+    monkeypatch.setattr(st, 'distill', killed)
+    with pytest.raises(KeyboardInterrupt): study(data, tmp_path, seeds=(0,), warms=(1,), **QUICK)
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*.json')}
+    assert len(kept) == 3
+    monkeypatch.setattr(st, 'distill', true)
+    again = study(data, tmp_path, seeds=(0,), starts=('random',), warms=(1,), **QUICK)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert [*map(timeless, again)] == [timeless(r) for r in records if r['seed'] == 0 and r['start'] == 'random']
+
+@pytest.mark.parametrize('change', [dict(outer=3), dict(lr=.2), dict(nets=2), dict(steps=4), dict(valid=.3)])
+def test_other_arguments_are_refused(data, done, change):
+    with pytest.raises(ValueError, match='was made with another'):
+        study(data, done[0], seeds=(0,), warms=(1,), **QUICK | change)
+
+def test_the_command_makes_the_cell_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = dict(outer=1, every=1, nets=1, steps=2, width=8, inner=2, log=None)
+    [r] = study(load_data('digits'), 'a', **ONE, **args)
+    assert main([*r['command'].split()[1:], '--out', 'b']) == 0
+    assert timeless(read_json('b/k-means-random-gradient-warm1-seed0.json')) == timeless(r)
+    assert '| k-means | random | gradient | 1 |' in capsys.readouterr().out
+
+# Analysis
+
+def fake(rng, setting, seed):
+    pace = rng.uniform(1, 2)
+    points = [dict(outer=2.*i, seconds=i*pace, acc=rng.random()) for i in range(5)]
+    steady = dict(oscillation=rng.random(), unevenness=rng.random())
+    return dict(zip(st.FACTORS, setting)) | steady | dict(seed=seed, points=points)
+
+@pytest.fixture(scope='module')
+def faked():
+    rng = np.random.default_rng(0)
+    return [fake(rng, s, seed) for s in product(*st.FACTORS.values()) for seed in range(3)]
+
+def slow_effect(records, name, other, value):
+    seeds = {}
+    for a in records:
+        for b in records:
+            rest = all(a[k] == b[k] for k in (*st.FACTORS, 'seed') if k != name)
+            if rest and (a[name], b[name]) == (other, st.FACTORS[name][0]):
+                seeds.setdefault(a['seed'], []).append(value(a) - value(b))
+    means = [sum(d)/len(d) for d in seeds.values()]
+    return statistics.mean(means), stats.t.ppf(.975, len(means) - 1)*stats.sem(means)
+
+def slow_at(record, seconds):
+    for a, b in zip(record['points'], record['points'][1:]):
+        if a['seconds'] <= seconds <= b['seconds']:
+            share = (seconds - a['seconds'])/(b['seconds'] - a['seconds'])
+            return (1 - share)*a['acc'] + share*b['acc']
+
+def test_effects_against_a_plain_loop(faked):
+    end = {s: min(r['points'][-1]['seconds'] for r in faked if r['seed'] == s) for s in range(3)}
+    values = {'equal iterations': lambda r: r['points'][-1]['acc'],
+              'equal seconds': lambda r: slow_at(r, end[r['seed']]),
+              'oscillation': lambda r: r['oscillation']}
+    for measure, value in values.items():
+        rows = effects(faked, measure)
+        assert [e['levels'] for e in rows] == ['k-means instead of random', 'representative instead of random',
+                                               'bidirectional instead of gradient', '1 instead of 0', '3 instead of 0']
+        for e, other in zip(rows, ('k-means', 'representative', 'bidirectional', 1, 3)):
+            assert (e['mean'], e['ci']) == pytest.approx(slow_effect(faked, e['factor'], other, value))
+
+def test_an_incomplete_factorial_uses_matched_pairs_only(faked):
+    lone = [r for r in faked if r['start'] == 'random' or r['warm'] == 0]
+    start = effects(lone)[0]
+    assert start['mean'] == pytest.approx(effects([r for r in faked if r['warm'] == 0])[0]['mean'])
+    assert effects([r for r in faked if r['seed'] == 0])[0]['ci'] is None
+    assert effects([]) == []
+
+def test_times_fewer_against_a_fine_grid(faked):
+    setting = 'random', 'gradient', 0
+    own, other = ([r for r in faked if r['sampler'] == s and (r['start'], r['match'], r['warm']) == setting]
+                  for s in ('representative', 'random'))
+    for r in own: r['points'][0]['acc'] = 0.
+    goal = np.mean([[p['acc'] for p in r['points'][-3:]] for r in other])
+    mean = np.mean([[p['acc'] for p in r['points']] for r in own], 0)
+    grid = np.linspace(0, 8, 800_001)
+    over = grid[np.interp(grid, np.arange(5)*2, mean) >= goal]
+    found = times_fewer(own, other)
+    assert found['level'] == pytest.approx(goal)
+    assert found['outer'] == pytest.approx(over[0], abs=1e-4)
+    assert found['times_outer'] == pytest.approx(8/found['outer'])
+
+def test_tables_and_pictures_take_what_there_is(done, faked):
+    for records in (done[1], faked, faked[:1], done[1][:3]):
+        lines = fewer_table(records).split('\n')
+        assert len({line.count('|') for line in lines}) == 1
+        effects_table(records)
+        plot_study(records, 'seconds').clear()
+    assert len(fewer_table(faked).split('\n')) == 2 + 24
+
+# Reproducing
+
+@pytest.fixture
+def quick_paper(monkeypatch):
+    for name in protocols.PAPERS: monkeypatch.setitem(protocols.PAPERS, name, dict(epochs=0, steps=3))
+    monkeypatch.setitem(protocols.PROTOCOLS, 'paper', dict(epochs=0, steps=3))
+
+SMALL = dict(width=8, outer=2, inner=2, batch_real=8, n_data=16)
+
+@pytest.mark.parametrize('name', ['dm/cifar10/ipc1', 'dream+/cifar10/ipc10', 'idc/cifar10/ipc1/factor1'])
+def test_a_cell_runs_and_answers_again(data, quick_paper, tmp_path, name):
+    r = reproduce(name, tmp_path, (0, 1), 2, data, log=None, **SMALL)
+    again = reproduce(name, tmp_path, (0, 1), 2, data, log=None, **SMALL)
+    assert (r['accs'], r['n'], r['seeds']) == (again['accs'], 4, [0, 1])
+    assert read_json(tmp_path/'reproduced.json')['accs'] == r['accs']
+    assert read_json(tmp_path/'seed0'/'run.json')['args']['factor'] == (2 if name.startswith('dream') else 1)
+    assert r['acc'] == pytest.approx(100*statistics.mean(a/100 for a in r['accs']))
+    assert r['within'] == (abs(r['acc'] - CELLS[name].value) <= 2*(.4**2 + r['std']**2)**.5)
+
+def test_an_interrupted_cell_goes_on(data, quick_paper, tmp_path):
+    r = reproduce('dm/cifar10/ipc1', tmp_path/'whole', (0,), 1, data, log=None, **SMALL)
+    reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)
+    for name in ('result.json', 'distilled.json', 'distilled.safetensors'): (tmp_path/'cut'/'seed0'/name).unlink()
+    assert reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)['accs'] == r['accs']
+
+def test_the_command_says_whether_it_came_out(quick_paper, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = 'reproduce dm/cifar10/ipc1 digits --nets 1 --set width=8 --set outer=1 --out r'.split()
+    cell = CELLS['dm/cifar10/ipc1']
+    for value, status, verdict in [(500., 1, 'not within the tolerance'), (None, 0, 'within the tolerance')]:
+        value = value or read_json('r/reproduced.json')['acc']
+        monkeypatch.setitem(CELLS, 'dm/cifar10/ipc1', cell._replace(value=value))
+        assert main(argv) == status
+        out = capsys.readouterr().out
+        assert verdict in out and 'README of VICO-UoE/DatasetCondensation' in out and '1 networks, seeds 0' in out
+        assert 'not what was published: data=digits, width=8, outer=1' in out
+    assert main(['reproduce', 'dm/digits/ipc1']) == 2
+
+def test_every_cell_is_listed_and_has_a_cost(capsys):
+    assert main(['reproduce', '--list']) == 0
+    listed = capsys.readouterr().out
+    assert all(f'| {name} |' in listed for name in CELLS)
+    assert operations('dream/cifar10/ipc10') > operations('idc/cifar10/ipc10') > operations('idc/cifar10/ipc10/factor1')
+    assert not any(name.startswith('atom') for name in CELLS) # known from memory alone
+    assert tolerance(CELLS['datadam/cifar10/ipc1'], 0) == pytest.approx(2.4)

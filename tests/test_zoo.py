@@ -1,0 +1,194 @@
+"Every network by name, on every size; foreign modules; batch norm in every matcher."
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from torch import nn
+
+from dreamplus.core import seeded
+from dreamplus.distill import distill, resume
+from dreamplus.loops import make_matcher
+from dreamplus.match.core import View, by_class
+from dreamplus.networks import Net
+from dreamplus.sources import load_data
+from dreamplus.zoo import ARCHS, Hooked, _stages, check_trainable, create_net, has_batch_norm
+
+def parameters(net): return sum(p.numel() for p in net.parameters())
+def images(n, channels, size): return torch.randn(n, channels, size, size, dtype=torch.float64)
+
+# One table: every name, every size, grey and in colour
+
+NARROW = {name: dict(width=8) for name in ('convnet', 'resnet10', 'resnet18', 'resnetap10', 'resnetap18')}
+
+@pytest.mark.parametrize('arch', [*ARCHS, 'efficientnet_b0', 'shufflenet_v2_x0_5', 'regnet_x_400mf'])
+def test_every_size(arch):
+    for size in 28, 32, 64:
+        for channels in 1, 3:
+            net = create_net(arch, channels, 7, size, **NARROW.get(arch, {})).eval().requires_grad_(False)
+            x = torch.randn(2, channels, size, size)
+            e, features = net.embed(x), net.features(x)
+            assert e.shape == (2, net.classifier.in_features) and net(x).shape == (2, 7)
+            torch.testing.assert_close(net(x), net.logits(e))
+            assert (e[0] - e[1]).norm() > 1e-6*e.norm() # images can be told apart
+            assert features and all(len(f) == 2 for f in features)
+            if arch not in ('mlp', 'lenet'): assert all(f.ndim == 4 for f in features)
+
+@pytest.mark.parametrize('arch, channels, classes, size, kw, count', [
+    ('convnet', 3, 10, 32, {}, 320_010), ('convnet', 3, 100, 32, {}, 504_420), ('convnet', 1, 10, 28, {}, 317_706),
+    ('convnet', 3, 200, 64, {}, 857_160), ('resnet10', 3, 10, 32, {}, 1_228_970),
+    ('resnet10', 3, 10, 32, dict(width=64), 4_903_242), ('resnetap10', 3, 10, 224, {}, 4_910_922),
+    ('densenet', 3, 10, 32, {}, 1_000_618)])
+def test_published_parameter_counts(arch, channels, classes, size, kw, count):
+    assert parameters(create_net(arch, channels, classes, size, **kw)) == count
+
+@pytest.mark.parametrize('arch', ['googlenet', 'inception_v3', 'mobilenet_v3_small', 'resnet34', 'vgg11_bn',
+                                  'convnext_tiny', 'vit_b_32', 'swin_t'])
+def test_families_of_torchvision(arch):
+    with torch.device('meta'): # shapes only
+        for channels, size in (1, 28), (3, 64):
+            net = create_net(arch, channels, 7, size)
+            assert net.logits(net.embed(torch.zeros(2, channels, size, size))).shape == (2, 7)
+
+# Written out
+
+STAGES = dict(lenet='CPCP', alexnet='CPCPCCCP', vgg11='CPCPCCPCCPCCP') # convolutions and poolings
+PADS = dict(lenet=[0, 0], alexnet=[2, 2, 1, 1, 1], vgg11=[1]*8)
+
+@pytest.mark.parametrize('arch', STAGES)
+@pytest.mark.parametrize('channels, size', [(1, 28), (3, 32), (3, 30)])
+def test_written_out(arch, channels, size):
+    net, x = create_net(arch, channels, 5, size).double(), images(2, channels, size)
+    h, ws = x, [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    pads = [PADS[arch][0] + 2*(channels == 1), *PADS[arch][1:]]
+    convs = iter(zip(ws, pads))
+    for step in STAGES[arch]:
+        if step == 'P': # a pooling of an odd side takes what is there, but LeNet's
+            if arch != 'lenet': h = F.pad(h, (0, h.shape[-1] % 2, 0, h.shape[-1] % 2), value=-torch.inf)
+            h = F.max_pool2d(h, 2)
+            continue
+        m, pad = next(convs)
+        h = F.conv2d(h, m.weight, m.bias, padding=pad)
+        if arch == 'vgg11':
+            mean, var = h.mean((2, 3), keepdim=True), h.var((2, 3), keepdim=True, correction=0)
+            h = (h - mean)/(var + 1e-5).sqrt()
+        h = h.relu()
+    h = h.flatten(1)
+    for m in ws[len(pads):-1]: h = F.linear(h, m.weight, m.bias).relu()
+    torch.testing.assert_close(net.embed(x), h)
+    torch.testing.assert_close(net(x), F.linear(h, ws[-1].weight, ws[-1].bias))
+
+def test_small_images_are_enlarged():
+    net = create_net('densenet121', 1, 3, 28).eval()
+    x = torch.randn(2, 1, 28, 28)
+    bigger = F.interpolate(x, size=29, mode='bilinear') # torchvision's least for a DenseNet
+    assert torch.equal(net(x), net(bigger)) and not torch.equal(net(bigger), net(bigger.flip(3)))
+
+def test_seed_fixes_weights_and_leaves_the_generator():
+    before = torch.get_rng_state()
+    for arch in 'lenet', 'densenet', 'mnasnet0_5':
+        with seeded(3): a = create_net(arch, 1, 10, 32)
+        with seeded(3): b = create_net(arch, 1, 10, 32)
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+# Networks of one's own
+
+def order(size, classes, channels): return nn.Sequential(nn.Flatten(), nn.Linear(channels*size**2, classes))
+def other(channels, classes, size, hidden=5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels*size**2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+def softmax(channels, classes, size): return nn.Sequential(order(size, classes, channels), nn.Softmax(1))
+def tokens(channels, classes, size): return nn.Sequential(nn.Flatten(2), nn.Linear(size**2, classes))
+def broken(channels, classes, size): return nn.Sequential(nn.Flatten(), nn.Linear(9, classes))
+
+def test_a_function_of_ones_own():
+    net, x = create_net(order, 3, 4, 8), torch.randn(2, 3, 8, 8)
+    assert isinstance(net, Hooked) and torch.equal(net.embed(x), x.flatten(1)) and net.training
+    assert create_net(other, 3, 4, 8, hidden=6).embed(x).shape == (2, 6)
+    assert len(net.state_dict()) == 2 and not net.module[1]._forward_hooks
+    mine = create_net('convnet', 3, 4, 8)
+    assert create_net(lambda channels, classes, size: mine, 3, 4, 8) is mine # answers already
+
+@pytest.mark.parametrize('arch, kw, message', [
+    ('resnet19', {}, 'use one of convnet, resnet10.* or a torchvision network'),
+    (other, dict(width=9), "takes no 'width'; it takes hidden"), ('mlp', dict(norm='batch'), "takes no 'norm'"),
+    ('mlp', dict(width=0), 'width=0 must be an integer from 1'), ('vgg11', dict(norm='in'), 'use one of instance'),
+    ('vit_b_32', dict(norm='in'), 'use one of instance'), ('squeezenet1_0', dict(norm='layer'), 'has no batch norm'),
+    ('squeezenet1_0', {}, 'does not end in a linear layer'), (softmax, {}, 'does not end in a linear layer'),
+    (tokens, {}, 'does not end in a linear layer'), (broken, {}, 'fails on images of 3x32x32')])
+def test_errors(arch, kw, message):
+    with pytest.raises(ValueError, match=message): create_net(arch, 3, 10, 32, **kw)
+
+@pytest.mark.parametrize('arch, size, kw', [('lenet', 8, {}), ('vgg11', 16, {}), ('densenet', 7, {}),
+                                            ('densenet', 15, dict(norm='instance'))])
+def test_too_small(arch, size, kw):
+    with pytest.raises(ValueError, match=f'{size=} is too small'): create_net(arch, 3, 10, size, **kw)
+
+# Batch norm
+
+BATCH = {'resnet10': partial(create_net, 'resnet10', 1, 3, 8, width=4),
+         'vgg': lambda: Net(_stages(1, 'batch', ([4], 3), ([6, 6], 3)), 6*3**2, 3), # VGG11's stages, but few and narrow
+         'densenet': partial(create_net, 'densenet', 1, 3, 8),
+         'shufflenet': partial(create_net, 'shufflenet_v2_x0_5', 1, 3, 8)}
+
+def class_loss(net, name, real, syn, c):
+    "Of class c alone, with torch's functions only"
+    if name == 'embedding': return (net.embed(real).mean(0).detach() - net.embed(syn).mean(0)).pow(2).sum()
+    if name == 'feature': return (net.features(real)[-1].mean(0).detach() - net.features(syn)[-1].mean(0)).pow(2).sum()
+    weights = [p for p in net.parameters() if p.ndim == 4]
+    a, b = (torch.autograd.grad(F.cross_entropy(net(x), torch.full((len(x),), c)), weights, create_graph=True)
+            for x in (real, syn))
+    return sum((g.detach() - h).pow(2).sum() for g, h in zip(a, b))
+
+@pytest.mark.parametrize('match', ['gradient', 'embedding', 'feature'])
+@pytest.mark.parametrize('arch', BATCH)
+def test_batch_norm_sees_one_class_and_one_side_at_a_time(arch, match):
+    "As the reference does; values and pixel gradients, in float64"
+    with seeded(0): net, x = BATCH[arch]().double().train(), images(18, 1, 8)
+    x, matcher = x.unflatten(0, (3, 6)), make_matcher(match)
+    real, syn, y = x[:, :4], x[:, 4:].clone().requires_grad_(), torch.arange(3)
+    def loss(s, part): return matcher(View(net, real[part], y[part], graph=False), View(net, s, y[part]))
+    ours = by_class(loss, syn)
+    again = by_class(loss, syn) # the running statistics have moved; they are not read
+    slow = torch.stack([class_loss(net, match, real[c], syn[c], c) for c in range(3)])
+    torch.testing.assert_close(ours, slow)
+    assert torch.equal(again, ours)
+    torch.testing.assert_close(*(torch.autograd.grad(l.sum(), syn)[0] for l in (ours, slow)), rtol=1e-5, atol=1e-10)
+    assert not torch.allclose(by_class(loss, syn, chunk=3), ours, rtol=1e-2) # another thing: all classes in one pass
+
+def test_which_have_batch_norm():
+    assert [a for a in ARCHS if has_batch_norm(create_net(a, 1, 3, 28))] == ['resnet10', 'resnet18', 'densenet']
+    assert not has_batch_norm(create_net('shufflenet_v2_x0_5', 1, 3, 28, norm='layer'))
+
+def test_check_leaves_the_network_alone():
+    net = create_net('resnet10', 1, 3, 8, width=4).eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    check_trainable(net, 1, 8, n=2)
+    assert not net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    with pytest.raises(ValueError, match='the network fails in training'): check_trainable(net, 3, 8, n=2)
+
+QUICK = dict(outer=2, inner=3, width=4, factor=1, batch_real=8, n_data=16, log=None)
+
+@pytest.fixture(scope='module')
+def digits(): return load_data('digits')
+
+@pytest.mark.parametrize('kw, message', [
+    (dict(arch='resnet10'), 'sees one pixel of size=8 images'),
+    (dict(arch='resnet10', batch_real=1, ipc=2), 'sees one pixel of size=8 images'),
+    (dict(arch='resnet10', ipc=2, chunk=3), 'chunk=3: with batch norm'),
+    (dict(arch='resnet10', ipc=2, norm='instance'), 'takes 16'),
+    (dict(arch='mlp'), 'no convolution whose gradient'), (dict(arch='vgg11', width=None), 'size=8 is too small'),
+    (dict(arch='squeezenet1_1', width=None), 'does not end in a linear layer')])
+def test_refused_before_there_is_a_folder(digits, tmp_path, kw, message):
+    with pytest.raises(ValueError, match=message): distill(digits, 'idc', out=tmp_path/'run', **QUICK | kw)
+    assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('kw', [dict(arch='resnet10', ipc=2), dict(arch='resnet10', chunk=10, match='embedding')])
+def test_a_batch_norm_run_resumes_to_the_same_bits(digits, tmp_path, kw):
+    class StopCB(Callback):
+        order = 90
+        def after_batch(self): self.learn.checkpoint_cb.stop = self.dls.at == 4
+    whole = distill(digits, 'idc', **QUICK | kw)
+    with pytest.raises(KeyboardInterrupt): distill(digits, 'idc', out=tmp_path/'run', cbs=[StopCB()], **QUICK | kw)
+    assert torch.equal(resume(tmp_path/'run', log=None).pixels, whole.pixels)
