@@ -1,7 +1,6 @@
-"""Every check of the project: the notebooks (`nbdev_test`), then the tests. Arguments go to pytest.
+"""Every check of the project: the notebooks (`nbdev_test`) and the tests, side by side. Arguments go to pytest.
 
-Two threads, because two cores are the least we promise: more on a larger machine would change sums in the last bit.
-Threads that wait sleep, because spinning ones take the cores from whatever else runs, up to twenty times over.
+One thread each: two cores are the least we promise, and more on a larger machine would change sums in the last bit.
 The `MALLOC` settings let glibc reuse big activations instead of handing them back to the kernel at every step.
 """
 import os
@@ -12,21 +11,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-DEFAULTS = dict(OMP_NUM_THREADS='2', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='Agg', PYTHONUNBUFFERED='1',
+DEFAULTS = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='Agg', PYTHONUNBUFFERED='1',
                 MALLOC_MMAP_THRESHOLD_='8589934592', MALLOC_TRIM_THRESHOLD_='17179869184',
                 MALLOC_TOP_PAD_='268435456')
 
-def run(title, *command):
-    with tempfile.TemporaryDirectory() as cache:
-        env = DEFAULTS | os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', DREAMPLUS_CACHE=cache)
-        print(f'== {title}', flush=True)
-        return subprocess.run(command, cwd=ROOT, env=env).returncode
+def start(cache, out, *command):
+    env = DEFAULTS | os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', DREAMPLUS_CACHE=str(cache))
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out and subprocess.STDOUT)
 
 def main():
-    # one process imports torch once, and on two cores is as fast as two that fight for them
-    notebooks = run('notebooks', BIN/'nbdev_test', '--n_workers', '0', '--do_print', '--timing')
-    if notebooks: print(f'== notebooks FAILED with exit status {notebooks}', flush=True)
-    tests = run('tests', sys.executable, '-m', 'pytest', 'tests', *sys.argv[1:])
-    sys.exit(bool(notebooks or tests))
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder)/'tests.log', 'w+') as log:
+        tests = start(Path(folder)/'tests', log, sys.executable, '-m', 'pytest', 'tests', *sys.argv[1:])
+        print('== notebooks', flush=True) # one process imports torch once
+        pages = start(Path(folder)/'pages', None, BIN/'nbdev_test', '--n_workers', '0', '--do_print', '--timing').wait()
+        if pages: print(f'== notebooks FAILED with exit status {pages}', flush=True)
+        failed = tests.wait()
+        log.seek(0)
+        print('== tests', log.read(), sep='\n', end='', flush=True)
+    sys.exit(bool(pages or failed))
 
 if __name__ == '__main__': main()
