@@ -140,10 +140,12 @@ def _evaluating(learn, job, rows, protocol, nets):
         trained, tested = cost(few, data.device), cost(lambda: logits_on(net, some, data), data.device)
         return trained*(training_steps(p, k)/4) + tested*(len(data.test)/len(some))
     if job['args']['factor'] == 1: rows = [r for r in rows if r != 'random-factor']
-    sizes = [images.get(r, job['ipc']*data.n_classes) for r in rows]
-    if {'k-means', 'herding', 'k-center'} & set(rows): sizes.append(n) # the network that chooses
+    chosen = [r for r in rows if r in ('k-means', 'herding', 'k-center')]
+    if job['ipc'] == 1: rows = [r for r in rows if r not in chosen[1:]] # which choose alike
+    sizes = [images.get(r, job['ipc']*data.n_classes) for r in rows]*nets
+    if chosen and not ('full' in rows and protocol == 'quick'): sizes.append(n) # the network that chooses
     each = {k: network(k) for k in set(sizes)}
-    return sum((each[k]*nets for k in sizes), _NOTHING)
+    return sum((each[k] for k in sizes), _NOTHING)
 
 # %% ../nbs/15b_plan.ipynb #2a313808
 _TURN = {'embedding for selection': 'a larger --set interval, or --sampler random',
