@@ -56,9 +56,14 @@ def make_matcher(
 class MatchLoss:
     "Loss of the synthetic images against chosen real ones, all classes summed"
     def __init__(self, data: ImageData, matcher: Matcher, augment: Augment,
-                 chunk: int | None = None): # Classes in one pass; 0 for all; None: one on a CPU, all on a GPU
+                 chunk: int | None = None): # Classes in one pass; 0 for all; None: as `settle` finds
         self.data, self.matcher, self.augment = data, matcher, augment
-        self.chunk = 1 if chunk is None and data.device.type == 'cpu' else chunk or data.n_classes
+        self.chunk = data.n_classes if chunk == 0 else chunk
+
+    def settle(self, net):
+        "Choose the chunk, if none was given: one on a CPU and under batch norm, all on a GPU"
+        alone = self.data.device.type == 'cpu' or has_batch_norm(net)
+        if self.chunk is None: self.chunk = 1 if alone else self.data.n_classes
 
     def compare(self, syn, real, draw, net, classes): # As below, for some classes (c,) -> (c,)
         see = lambda x: self.augment(self.data.normalize(x), draw)
@@ -73,6 +78,7 @@ class MatchLoss:
         classes = torch.arange(len(syn), device=syn.device)
         rows = lambda part: {k: v[part] for k, v in draw.items()}
         loss = lambda images, part: self.compare(images, real[part], rows(part), net, classes[part])
+        self.settle(net)
         try: return by_class(loss, syn, self.chunk).sum()
         except torch.OutOfMemoryError:
             if self.chunk == 1 or has_batch_norm(net): raise # classes of one batch norm cannot be parted
@@ -178,6 +184,7 @@ def check_network(
     "Raise `ValueError` unless the loop can run under `net`"
     loss, cbs = loop.loss, {type(cb): cb for cb in loop.cbs}
     if not isinstance(loss, MatchLoss): return
+    loss.settle(net)
     if has_batch_norm(net) and 1 < loss.chunk < data.n_classes:
         raise ValueError(f'chunk={loss.chunk}: with batch norm the cut into chunks would change the result; use 1 '
                          f'class or all {data.n_classes}')
