@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/02_augment.ipynb #631ad3c6
 OPS = ('color', 'flip', 'crop', 'scale', 'rotate', 'cutout')
-_ALL = *OPS, 'zoom', 'jitter', 'light' # the last three are ImageNet's
+_ALL = *OPS, 'zoom', 'jitter', 'light', 'stretch', 'turn' # three of ImageNet's, two of DC's
 
 # %% ../nbs/02_augment.ipynb #9348a77d
 def _uniform(on, lo, hi, neutral): # on: (n,) bool
@@ -49,11 +49,15 @@ def _crop(on, size):
 
 def _scale(on, size): return _matrix(on, xx=_uniform(on, 1/1.2, 1.2, 1), yy=_uniform(on, 1/1.2, 1.2, 1))
 
-def _rotate(on, size):
-    angle = _uniform(on, -math.pi/12, math.pi/12, 0)
+def _rotate(on, size, most=math.pi/12):
+    angle = _uniform(on, -most, most, 0)
     return _matrix(on, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
 
 # %% ../nbs/02_augment.ipynb #13abde24
+def _stretch(on, size): return _matrix(on, xx=1/_uniform(on, .8, 1.2, 1), yy=1/_uniform(on, .8, 1.2, 1))
+def _turn(on, size): return _rotate(on, size, math.pi/4)
+
+# %% ../nbs/02_augment.ipynb #985208b7
 def _zoom(on, size):
     area, ratio = torch.rand(2, len(on), 10, device=on.device) # ten tries each
     area, ratio = (1 + area)/2, (4/3)**(2*ratio - 1)
@@ -64,14 +68,14 @@ def _zoom(on, size):
     (w, h), (x1, y1) = sides/size, (2*corner + sides)/size - 1
     return _matrix(on, xx=w, x1=x1, yy=h, y1=y1)
 
-# %% ../nbs/02_augment.ipynb #985208b7
-_GEOMETRY = dict(flip=_flip, crop=_crop, scale=_scale, rotate=_rotate, zoom=_zoom)
-
 # %% ../nbs/02_augment.ipynb #f8ff7fc0
+_GEOMETRY = dict(flip=_flip, crop=_crop, scale=_scale, rotate=_rotate, zoom=_zoom, stretch=_stretch, turn=_turn)
+
+# %% ../nbs/02_augment.ipynb #68ee1fe4
 def _compose(first, then): # (n,2,3) each; elementwise, because a matrix product may round to TF32 on a GPU
     return (first[:, :, :2, None]*then[:, None]).sum(2) + F.pad(first[..., 2:], (2, 0))
 
-# %% ../nbs/02_augment.ipynb #68ee1fe4
+# %% ../nbs/02_augment.ipynb #edf591ce
 def _warp(x, matrix, outside='zeros'): # (n,m,ch,h,w), (n,2,3)
     size = x.shape[-1]
     at = (torch.arange(size, device=x.device, dtype=x.dtype)*2 + 1)/size - 1 # Pixel centres
@@ -79,12 +83,12 @@ def _warp(x, matrix, outside='zeros'): # (n,m,ch,h,w), (n,2,3)
     grid = m[..., 0]*at[:, None] + m[..., 1]*at[:, None, None] + m[..., 2] # (n,h,w,2)
     return F.grid_sample(x.flatten(1, 2), grid, padding_mode=outside, align_corners=False).view_as(x)
 
-# %% ../nbs/02_augment.ipynb #edf591ce
+# %% ../nbs/02_augment.ipynb #ac569bec
 def _draw_hole(on, size): # (n,2) centre: row, column
     last = size - int(size/2 + .5) % 2
     return torch.stack([_integer(on, 0, last, -size) for _ in range(2)], 1)
 
-# %% ../nbs/02_augment.ipynb #ac569bec
+# %% ../nbs/02_augment.ipynb #7b982f6d
 def _cutout(x, centre): # (n,m,ch,h,w), (n,2)
     size = x.shape[-1]
     side = int(size/2 + .5)
@@ -92,7 +96,7 @@ def _cutout(x, centre): # (n,m,ch,h,w), (n,2)
     rows, cols = ((at >= 0) & (at < side)).unbind(1) # (n,size) each
     return x*~(rows[:, :, None] & cols[:, None])[:, None, None]
 
-# %% ../nbs/02_augment.ipynb #7b982f6d
+# %% ../nbs/02_augment.ipynb #62da491f
 def _draw_jitter(on): # (n,3): p, q, t
     p, q, t = torch.eye(3, device=on.device)[0][:, None].expand(3, len(on))
     for turn in torch.rand(len(on), 3, device=on.device).argsort(1).T: # 0 brightness, 1 saturation, 2 contrast
@@ -101,16 +105,16 @@ def _draw_jitter(on): # (n,3): p, q, t
         p, q, t = (1 - a)*p, grey, torch.where(turn == 0, (1 - a)*t, mean)
     return torch.stack([p, q, t], 1)
 
-# %% ../nbs/02_augment.ipynb #62da491f
+# %% ../nbs/02_augment.ipynb #1fc69837
 _AXES = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203) # rows: red, green, blue
 _LENGTHS = .2175, .0188, .0045
 
-# %% ../nbs/02_augment.ipynb #1fc69837
+# %% ../nbs/02_augment.ipynb #1fbd8936
 def _draw_light(on): # (n,3)
     steps = [torch.where(on, torch.randn(on.shape, device=on.device)*.1*length, 0) for length in _LENGTHS]
     return torch.stack([sum(a*s for a, s in zip(axes, steps)) for axes in _AXES], 1)
 
-# %% ../nbs/02_augment.ipynb #1fbd8936
+# %% ../nbs/02_augment.ipynb #884a08d4
 _STATS = tuple(torch.tensor(s).view(3, 1, 1) for s in ((.485, .456, .406), (.229, .224, .225))) # of ImageNet
 
 def _photo(x, params, mean, std): # (n,m,3,h,w) normalised by mean and std
@@ -123,12 +127,15 @@ def _photo(x, params, mean, std): # (n,m,3,h,w) normalised by mean and std
     if 'light' in params: x = x + each('light')
     return (x - mean)/std
 
-# %% ../nbs/02_augment.ipynb #884a08d4
+# %% ../nbs/02_augment.ipynb #3b68fe69
+_SHAPES = 'crop', 'scale', 'rotate', 'stretch', 'turn' # of which a stack holds one
+
+# %% ../nbs/02_augment.ipynb #09c0f448
 class Augment:
     "Augmentation drawn once and applied as often as needed (DSA, Zhao & Bilen 2021; IDC, Kim et al. 2022)"
     def __init__(self,
         ops: str = 'color_crop_cutout', # Names from `OPS` joined by `_`; '' leaves images as they are
-        pick: str = 'stack', # `stack`: all, but one of crop, scale, rotate. `one`: one of all
+        pick: str = 'stack', # `stack`: all, but one of crop, scale, rotate, stretch, turn. `one`: one of all
         stats: tuple | None = None, # Mean and std (3,1,1) of the images, for jitter and light; None: ImageNet's
     ):
         names = 'zoom_flip_jitter_light'.split('_') if ops == 'imagenet' else ops.split('_') if ops else []
@@ -136,7 +143,7 @@ class Augment:
         if unknown: raise ValueError(f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(_ALL)} by _, or imagenet')
         if pick not in ('stack', 'one'): raise ValueError(f"{pick=} must be 'stack' or 'one'")
         self.ops, self.pick, self.stats = tuple(o for o in _ALL if o in names), pick, stats or _STATS
-        self.choices = tuple(o for o in self.ops if pick == 'one' or o in ('crop', 'scale', 'rotate'))
+        self.choices = tuple(o for o in self.ops if pick == 'one' or o in _SHAPES)
 
     def __repr__(self): return f"Augment('{'_'.join(self.ops)}', pick='{self.pick}')"
 
@@ -175,7 +182,7 @@ class Augment:
         if 'hole' in params: y = _cutout(y, params['hole'])
         return y.reshape(x.shape)
 
-# %% ../nbs/02_augment.ipynb #3b68fe69
+# %% ../nbs/02_augment.ipynb #92307333
 def _check(x, params):
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
@@ -185,7 +192,7 @@ def _check(x, params):
     draws = {len(p) for p in params.values()} - {len(x)}
     if draws: raise ValueError(f'{len(x)=} rows cannot take {draws.pop()} draws; use draw({len(x)}, ...)')
 
-# %% ../nbs/02_augment.ipynb #09c0f448
+# %% ../nbs/02_augment.ipynb #83328602
 def cutmix(
     x: torch.Tensor, # Images (N,ch,h,w), augmented already
     y: torch.Tensor, # Labels (N,) or (N,C)

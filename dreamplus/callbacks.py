@@ -196,7 +196,7 @@ class ReportCB(Callback):
     def __init__(self, path: Path | None = None, # The run folder
                  log: Callable | None = print): # Where lines go; None for silence
         self.path, self.log, self.rows, self.total, self.count = path, log, [], 0., 0
-        self.spent, self.begun = 0., time.monotonic()
+        self.spent, self.begun, self.limit = 0., time.monotonic(), None # seconds that the run may take, where they end it
     def before_fit(self): self.fit_at, self.first = time.monotonic(), self.dls.at
     def after_batch(self):
         self.total, self.count = self.total + self.loss.detach(), self.count + 1
@@ -208,7 +208,9 @@ class ReportCB(Callback):
     def _progress(self):
         done = max(self.dls.at - self.first, 1)
         s = (time.monotonic() - self.fit_at)/done*(self.dls.total - self.dls.at)
-        return f'{self.dls.at:6}/{self.dls.total}  {int(s)//3600}:{int(s)//60 % 60:02}:{int(s) % 60:02} left'
+        if self.limit: s = min(s, max(0, self.limit - self.seconds))
+        of = '' if self.limit else f'/{self.dls.total}'
+        return f'{self.dls.at:6}{of}  {int(s)//3600}:{int(s)//60 % 60:02}:{int(s) % 60:02} left'
 
     def after_epoch(self):
         if not self.count: return

@@ -40,6 +40,7 @@ class BudgetCB(Callback):
 
     def before_fit(self):
         self.learn.n_epoch, self.last = 2**31, self.report_cb.seconds # as many reports as it takes
+        self.report_cb.limit = self.limit
         if self.steps: self.dls.total = min(self.steps, self.dls.total)
         self._look()
         self.after_epoch() # a resumed run may have nothing left to do

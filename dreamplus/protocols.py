@@ -35,6 +35,7 @@ PROTOCOLS = dict(quick=dict(epochs=3, steps=500), dcbench=_half(1000), paper=_th
 PAPERS = dict(dc=_half(300) | dict(augment=''), dsa=_half(1000), dm=_half(1000), datadam=_half(1800) | dict(batch=64),
               mtt=_half(1000) | dict(lr='learned')) # `paper` of the others is that of IDC and DREAM
 PAPERS |= {'atom': PAPERS['datadam'], 'datadam-code': PAPERS['datadam'], 'tesla': PAPERS['mtt']}
+_DIGITS = dict(dc=_half(1000) | dict(augment='crop_stretch_turn')) # `paper` of DC on MNIST
 
 # %% ../nbs/14a_protocols.ipynb #df8800ad
 _LONGER = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500, math.inf: 300} # images per class: epochs
@@ -72,7 +73,7 @@ def protocol_args(
     _check_protocol(name, change)
     p = PROTOCOLS[name]
     if name == 'paper' and dataset.startswith('image'): p = _imagenet(per_class, classes)
-    if name == 'paper': p = PAPERS.get(method, p)
+    if name == 'paper': p = (PAPERS | (_DIGITS if dataset == 'mnist' else {})).get(method, p)
     p = _BASE | {k: evaluation[k] for k in ('augment', 'mix') if k in evaluation} | p
     if p['lr'] == 'learned': p['lr'] = evaluation.get('lr', .01)
     if dataset in _ONE_WAY: # a mirrored digit is none
