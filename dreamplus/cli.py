@@ -11,8 +11,10 @@ import argparse
 import inspect
 import json
 import os
+import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from fastcore.docments import docments
@@ -342,6 +344,8 @@ def _finish(out, images, protocol, nets):
 # %% ../nbs/16_cli.ipynb #4826b830
 COMMANDS = dict(distill=distill, plan=plan, experts=experts, evaluate=evaluate, show=show, resume=resume,
                 compare=compare, study=study, reproduce=reproduce, methods=methods)
+_CONTINUE = dict(distill='`dreamplus resume RUN` continues a run that had begun', resume='the same command continues')
+_CONTINUE |= dict.fromkeys(('experts', 'compare', 'study', 'reproduce'), _CONTINUE['resume'])
 
 def main(
     argv: list | None = None, # None: what the shell passed
@@ -350,12 +354,13 @@ def main(
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # threads that wait give way soon; read when torch is imported
     warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
     kw = vars(make_parser(COMMANDS).parse_args(argv))
-    command = COMMANDS[kw.pop('command')]
+    with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # not from another thread
+    command = COMMANDS[name := kw.pop('command')]
     try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
     except (ValueError, OSError) as e:
         if os.environ.get('DREAMPLUS_DEBUG'): raise
         print(f'dreamplus: error: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('\nstopped; `dreamplus resume RUN` continues a run that had begun', file=sys.stderr)
+        print(f'\nstopped; {_CONTINUE.get(name, "nothing is left to continue")}', file=sys.stderr)
         return 130

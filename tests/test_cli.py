@@ -6,6 +6,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -54,6 +55,17 @@ def contents(folder=Path()): return {p: p.is_file() and p.read_bytes() for p in 
 def assert_one_line(status, err, *says):
     assert status == 2 and re.fullmatch(r'dreamplus: error: .+\n', err), err
     assert not [part for part in says if part not in err], err
+
+@pytest.mark.parametrize('name, says', [('distill', '`dreamplus resume RUN` continues'), ('study', 'the same command continues'),
+                                        ('methods', 'nothing is left to continue')])
+@pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
+def test_stop(monkeypatch, name, says, stop):
+    "Wherever a command is, Ctrl-C and SIGTERM end it with a line that says how to go on"
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(COMMANDS, name, lambda: os.kill(os.getpid(), stop))
+    ended = run(name)
+    signal.signal(signal.SIGTERM, before)
+    assert ended.status == 130 and ended.err.startswith(f'\nstopped; {says}')
 
 def refused(*argv, says=()):
     "One line, exit status 2, no traceback, nothing left behind"
