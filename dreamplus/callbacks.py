@@ -196,7 +196,8 @@ class ReportCB(Callback):
     def __init__(self, path: Path | None = None, # The run folder
                  log: Callable | None = print): # Where lines go; None for silence
         self.path, self.log, self.rows, self.total, self.count = path, log, [], 0., 0
-        self.spent, self.begun, self.limit = 0., time.monotonic(), None # seconds that the run may take, where they end it
+        self.spent, self.begun = 0., time.monotonic()
+        self.limit = None # seconds, where they end the run
     def before_fit(self): self.fit_at, self.first = time.monotonic(), self.dls.at
     def after_batch(self):
         self.total, self.count = self.total + self.loss.detach(), self.count + 1

@@ -241,6 +241,7 @@ def study(
     nets: int = 2, # fresh networks at each report
     steps: int = 200, # SGD steps of each
     valid: float = .2, # fraction of train held out
+    images: int = None, # of each class of train that take part; default: all
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     set: list = None, # any other argument of the recipe of DREAM+, as width=64; can be repeated
     device: str = None, # default: the best one here
@@ -251,10 +252,10 @@ def study(
     from dreamplus.sources import load_data
     from dreamplus.study import effects_table, fewer_table, study
     keep_memory()
-    images = load_data(data, root=root)
+    source = load_data(data, root=root)
     levels = (text.split(',') for text in (starts, samplers, matches))
-    records = study(images, out or f'studies/{images.name}', _numbers(seeds), outer, every, *levels, _numbers(warms),
-                    ipc, factor, nets, steps, valid, device, **_overrides(set))
+    records = study(source, out or f'studies/{source.name}', _numbers(seeds), outer, every, *levels, _numbers(warms),
+                    ipc, factor, nets, steps, valid, device, images=images, **_overrides(set))
     print(f'{fewer_table(records)}\n\n{effects_table(records)}')
 
 # %% ../nbs/16_cli.ipynb #e4c825a1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .core import read_json, seeded, versions, write_json
-from .data import ImageData
+from .data import ImageData, subset
 from .distill import distill, make_job
 from .evaluate import EvalCB, _label, interval
 from .loops import PATHS, _check_sampler, make_matcher
@@ -86,7 +86,8 @@ def _head(data, cell, fixed, overrides): # What a record says before it has resu
     named = {k: cell[k] for k in ('start', 'sampler', 'match')} | dict(warm_epochs=cell['warm'], outer=fixed['outer'])
     job = make_job(data, 'dream+', fixed['ipc'], fixed['factor'], cell['seed'], fixed['device'], overrides | named)
     return cell | dict(study='iterations', command=_command(data.name, cell, fixed, overrides), dataset=data.name,
-                       data=data.digest, held=data.held, ipc=fixed['ipc'], every=fixed['every'], nets=fixed['nets'],
+                       data=data.digest, images=fixed['images'], held=data.held, ipc=fixed['ipc'],
+                       every=fixed['every'], nets=fixed['nets'],
                        protocol=_label('quick', dict(epochs=0, steps=fixed['steps'])), device=job['device'],
                        threads=torch.get_num_threads(), versions=versions(), args=job['args'])
 
@@ -121,11 +122,14 @@ def study(
     nets: int = 2, steps: int = 200, # Networks at each report; SGD steps of each
     valid: float = .2, # Of each class of train, held out
     device: str | None = None, log=print, # As in `distill`
+    images: int | None = None, # Of each class of train that take part, before any are held out; None for all
     **overrides # Any other argument of the recipe of DREAM+
 ) -> list: # The records
     "Run every combination that has no record in `out` yet; the test split is never looked at"
     _check_levels(data, ipc, factor or 1, starts, samplers, matches, nets)
-    fixed = dict(outer=outer, every=every, ipc=ipc, factor=factor, nets=nets, steps=steps, valid=valid, device=device)
+    fixed = dict(outer=outer, every=every, ipc=ipc, factor=factor, nets=nets, steps=steps, valid=valid, device=device,
+                 images=images)
+    if images: data = subset(data, images)
     held = {seed: data.hold_out(valid, seed) for seed in seeds}
     cells = [dict(zip(('seed', *FACTORS), c)) for c in product(seeds, starts, samplers, matches, warms)]
     heads = [_head(held[c['seed']], c, fixed, overrides) for c in cells]

@@ -56,8 +56,8 @@ def assert_one_line(status, err, *says):
     assert status == 2 and re.fullmatch(r'dreamplus: error: .+\n', err), err
     assert not [part for part in says if part not in err], err
 
-@pytest.mark.parametrize('name, says', [('distill', '`dreamplus resume RUN` continues'), ('study', 'the same command continues'),
-                                        ('methods', 'nothing is left to continue')])
+@pytest.mark.parametrize('name, says', [('distill', '`dreamplus resume RUN` continues'),
+                                        ('study', 'the same command continues'), ('methods', 'nothing is left')])
 @pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
 def test_stop(monkeypatch, name, says, stop):
     "Wherever a command is, Ctrl-C and SIGTERM end it with a line that says how to go on"

@@ -11,6 +11,7 @@ from dreamplus import evaluate, protocols
 from dreamplus import study as st
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
+from dreamplus.data import subset
 from dreamplus.distill import distill
 from dreamplus.reproduce import CELLS, operations, reproduce, tolerance
 from dreamplus.sources import load_data
@@ -62,6 +63,14 @@ def test_records_are_the_factorial(done):
     assert sorted(map(timeless, records), key=str) == sorted(map(timeless, load_study(out)), key=str)
     assert [p['outer'] for p in records[0]['points']] == [0, 1, 2]
     assert all(a['seconds'] < b['seconds'] for r in records for a, b in zip(r['points'], r['points'][1:]))
+
+def test_a_subset_is_other_data(data, tmp_path):
+    "A cell of a subset trains on that many images, says so, and is not taken for one of all"
+    [r] = study(data, tmp_path, images=20, valid=.25, **ONE, **QUICK)
+    part = subset(data, 20)
+    assert (r['images'], r['data']) == (20, part.digest) and part.hold_out(.25, 0).train.counts == [15]*3
+    assert '--images 20' in r['command']
+    with pytest.raises(ValueError, match='was made with another'): study(data, tmp_path, valid=.25, **ONE, **QUICK)
 
 def test_held_out_and_never_tested(data, tmp_path, monkeypatch):
     looked, true = [], evaluate.accuracy_on
