@@ -56,15 +56,25 @@ class WhitenedData(ImageData):
         return self.zca(x)
 
 # %% ../nbs/01b_whiten.ipynb #36fb7637
+_LAST = {} # what was fitted, and how -> its map
+
+def _fitted(data, ridge):
+    key = data.digest, str(data.held), str(data.device), ridge
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = ZCA(data.train.x, ridge)
+    return _LAST[key]
+
+# %% ../nbs/01b_whiten.ipynb #0b69fb84
 def whitened(data: ImageData, # Hold a part out before, so that the fit does not see it
              ridge: float = .1, # As `ZCA` takes it
             ) -> WhitenedData:
     "The same data with whitening in place of mean and deviation"
     out = WhitenedData(**{f.name: getattr(data, f.name) for f in fields(ImageData)})
-    out.digest, out.zca = data.digest, ZCA(data.train.x, ridge)
+    out.digest, out.zca = data.digest, _fitted(data, ridge)
     return out
 
-# %% ../nbs/01b_whiten.ipynb #0b69fb84
+# %% ../nbs/01b_whiten.ipynb #5c33d608
 def precondition(
     data: ImageData, # Whitened or not
     g: torch.Tensor, # Gradient with respect to pixels (...,ch,h,w)
