@@ -11,7 +11,8 @@ from dreamplus.reproduce import CELLS
 RESULTS = ROOT/'results'
 SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('results/')]
 RUNS = sorted({*RESULTS.rglob('result.json'), *RESULTS.rglob('reproduced.json')})
-STUDIES = sorted(RESULTS.glob('study-*/*.json')) # their thousand numbers reach a page through its cells alone
+# the thousand numbers of these reach a page through its cells alone
+MANY = sorted({*RESULTS.glob('study-*/*.json'), *RESULTS.glob('compare-*/*-ipc*-seed*.json')})
 # 91.3, and 5.4 where a unit says what it is; no part of a version or a longer decimal
 NUMBER = re.compile(r'(?<![\w.-])(\d\d\.\d|\d+\.\d(?=\s*(?:%|points|per cent|seconds|minutes|times)))(?![\d.])')
 
@@ -84,7 +85,7 @@ def test_invented_numbers_are_found(drawn):
     assert undrawn('published: 69.4', set()) == [] and undrawn('claimed: 69.4', set()) == ['69.4']
     assert numbers(dict(acc=.913, rows=[dict(n=True, std=.0104)])) >= {'91.3', '1.0'}
 
-@pytest.mark.parametrize('path', RUNS + STUDIES, ids=lambda p: p.relative_to(RESULTS).as_posix())
+@pytest.mark.parametrize('path', RUNS + MANY, ids=lambda p: p.relative_to(RESULTS).as_posix())
 def test_records_say_how_they_came_about(path):
     record = json.loads(path.read_text(encoding='utf-8'))
     if 'command' not in record: record['command'] = (path.parent/'command.txt').read_text(encoding='utf-8')
