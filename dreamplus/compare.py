@@ -320,13 +320,14 @@ def _curve(ax, r, x, color, label): # One cell
     ax.plot([h[x] for h in rows], [100*h['valid_acc'] for h in rows], color=color, label=label)
 
 # %% ../nbs/15c_compare.ipynb #b77ac546
-def _pages(out, records): # The pictures of the first seed, a line for each ipc
+def _pages(out, records): # The pictures of the first seed, three in a line
     lines = []
     for same in _groups(records, 'ipc'):
         first = [runs[0] for runs in _groups(same, 'method')]
         sets = [load_distilled(out/_Cell(r['method'], r['ipc'], r['seed']).name) for r in first]
         pictures = [picture(s.pixels[:, :10], s.classes, 32) for s in sets]
-        lines.append([(f'{r["method"]}, ipc {r["ipc"]}', p) for r, p in zip(first, pictures)])
+        titled = [(f'{r["method"]}, ipc {r["ipc"]}', p) for r, p in zip(first, pictures)]
+        lines += [titled[i:i + 3] for i in range(0, len(titled), 3)]
     tall = [max(p.height for _, p in line) + 20 for line in lines]
     page = Image.new('RGB', (max(sum(p.width + 12 for _, p in line) for line in lines), sum(tall)), 'white')
     pen = ImageDraw.Draw(page)
