@@ -307,7 +307,7 @@ def _curves(records): # Held-out accuracy against cost; without a held-out part,
         for ax, x in zip(axs, ('step', 'seconds')):
             for same in _groups(here, 'method'):
                 for k, r in enumerate(same): _curve(ax, r, x, f'C{names.index(r["method"])}', '' if k else r['method'])
-            ax.set(xlabel=dict(step='steps').get(x, x), title=f'ipc {here[0]["ipc"]}')
+            ax.set(xlabel=dict(step='steps').get(x, x), title=f'ipc {here[0]["ipc"]}', xlim=(0, None))
         axs[0].set_ylabel(f'{"held-out" if watched else "test"} accuracy, %')
         axs[1].legend(fontsize=7)
     return fig
