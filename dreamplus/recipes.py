@@ -58,6 +58,10 @@ METHODS |= {
 }
 
 # %% ../nbs/12_recipes.ipynb #09aee9a2
+_BEST = METHODS['dream+']['args'] | dict(warm_epochs=0)
+METHODS['best'] = dict(paper='ours: DREAM+ without warming', args=_BEST)
+
+# %% ../nbs/12_recipes.ipynb #a8d11c16
 _DIGITS = dict(distance='l1', lr=1e-4, n_data=500, eval_augment='color_crop_scale_rotate')
 _IMAGENET = dict(arch='resnetap10', width=64, factor=3, outer=500, distance='l1', lr_base=224, n_data=500,
                  net_mix=1., eval_augment='imagenet', eval_mix=1.)
@@ -73,18 +77,18 @@ DATASETS_ARGS = {
     'imagenet100': _IMAGENET | dict(lr=1e-3, warm_epochs=5, net_lr=.1, net_wd=1e-4, net_batch=128),
 }
 
-# %% ../nbs/12_recipes.ipynb #a8d11c16
+# %% ../nbs/12_recipes.ipynb #7a8578ef
 _OF_TEN = 'imagenette', 'imagewoof', 'imagemeow', 'imagesquawk', 'imagefruit', 'imageyellow'
 DATASETS_ARGS |= dict.fromkeys(_OF_TEN, DATASETS_ARGS['imagenet10'])
 DATASETS_ARGS['imagenet'] = dict(batch_real=64, factor=1, n_data=1000, eval_augment='imagenet', eval_mix=1.)
 
-# %% ../nbs/12_recipes.ipynb #7a8578ef
+# %% ../nbs/12_recipes.ipynb #a3c8193a
 _UPDATES = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)} # the largest not above ipc
 
-# %% ../nbs/12_recipes.ipynb #a3c8193a
+# %% ../nbs/12_recipes.ipynb #6f001b01
 def _dc(ipc): return dict(zip(('inner', 'net_epochs'), _UPDATES[max(n for n in _UPDATES if n <= ipc)]))
 
-# %% ../nbs/12_recipes.ipynb #6f001b01
+# %% ../nbs/12_recipes.ipynb #5e70ed13
 _CELLS = {('cifar10', 1):       (50, 2, 2, 1e2, 1e-7, 1e-2, None, True),
           ('cifar10', 10):      (30, 2, 20, 1e2, 1e-5, 1e-3, None, True),
           ('cifar10', 50):      (30, 2, 40, 1e3, 1e-5, 1e-3, None, False),
@@ -95,16 +99,16 @@ _CELLS = {('cifar10', 1):       (50, 2, 2, 1e2, 1e-7, 1e-2, None, True),
           ('tinyimagenet', 10): (20, 2, 40, 1e4, 1e-4, 1e-2, 200, False),
           ('tinyimagenet', 50): (20, 2, 40, 1e4, 1e-4, 1e-2, 300, False)}
 
-# %% ../nbs/12_recipes.ipynb #5e70ed13
+# %% ../nbs/12_recipes.ipynb #b9f8a884
 def _mtt(dataset, ipc):
     names = 'steps', 'expert_epochs', 'max_start', 'lr', 'lr_lr', 'syn_lr', 'batch_syn', 'zca'
     return dict(zip(names, _CELLS.get((dataset, ipc), ())))
 
-# %% ../nbs/12_recipes.ipynb #b9f8a884
-IDC = 'idc', 'dream', 'dream+' # the family for which `DATASETS_ARGS` was published
+# %% ../nbs/12_recipes.ipynb #94ef7918
+IDC = 'idc', 'dream', 'dream+', 'best' # the family for which `DATASETS_ARGS` was published
 _ONE_WAY = 'digits', 'mnist', 'svhn' # a mirrored digit is none
 
-# %% ../nbs/12_recipes.ipynb #94ef7918
+# %% ../nbs/12_recipes.ipynb #90c0a35e
 def _others(dataset, ipc, method):
     "What datasets and `ipc` change for the methods that are not of IDC's family"
     own = DATASETS_ARGS.get(dataset, {})
@@ -116,7 +120,7 @@ def _others(dataset, ipc, method):
     if dataset in _ONE_WAY and method != 'dc':
         yield dict.fromkeys(('augment', 'net_augment'), _DSA.replace('_flip', ''))
 
-# %% ../nbs/12_recipes.ipynb #90c0a35e
+# %% ../nbs/12_recipes.ipynb #7478f67e
 def _exceptions(dataset, ipc, factor, method):
     "What the reference changes for some combinations"
     if dataset == 'mnist' and factor > 1:
@@ -125,17 +129,18 @@ def _exceptions(dataset, ipc, factor, method):
         yield dict(eval_augment='color_crop_cutout_scale_rotate', eval_mix=0.)
     if dataset == 'tinyimagenet':
         if ipc >= 50: yield dict(lr=1e-6)
-        if method == 'dream+': yield dict(rule='tiny')
+        if method in ('dream+', 'best'): yield dict(rule='tiny')
     if dataset.startswith('image') and method == 'dream+': yield dict(warm_epochs=1)
+    if method == 'best': yield dict(warm_epochs=0)
     if dataset.startswith('image') and factor >= 3 and ipc >= 20: yield dict(decode='bound')
 
-# %% ../nbs/12_recipes.ipynb #7478f67e
+# %% ../nbs/12_recipes.ipynb #aa9ad2ff
 DATASETS_ARGS['digits'] = dict(
     width=32, factor=1, outer=20, inner=10, distance='l1', lr=3e-3, lr_base=8, n_data=64, batch_real=32, net_batch=64,
     augment='color_scale_rotate', net_augment='color_scale_rotate', net_mix=1.,
     eval_augment='color_crop_scale_rotate', eval_mix=.5)
 
-# %% ../nbs/12_recipes.ipynb #aa9ad2ff
+# %% ../nbs/12_recipes.ipynb #ecd12361
 _FEW = dict(outer=300, batch_real=64, lr=.3)
 _MAPS = _FEW | dict(lr=.7) # their loss has the factor 0.01
 _TAUGHT = dict(outer=40, inner=5, net_epochs=10, batch_real=64)
@@ -143,7 +148,7 @@ _SHORT = dict(outer=200, steps=10, expert_epochs=2, max_start=10, lr=10.)
 _SMALL = {'dc': _TAUGHT, 'dsa': _TAUGHT, 'mtt': _SHORT, 'tesla': _SHORT,
           'dm': _FEW, 'datadam': _MAPS, 'datadam-code': _FEW | dict(lr=.03), 'atom': _MAPS}
 
-# %% ../nbs/12_recipes.ipynb #ecd12361
+# %% ../nbs/12_recipes.ipynb #3ab331d1
 def recipe(
     method: str, # A key of `METHODS`
     dataset: str, # A dataset's name; an unknown one gets the arguments of CIFAR-10
@@ -159,7 +164,7 @@ def recipe(
     for change in changes: args |= change
     return args | (_SMALL.get(method, {}) if dataset == 'digits' else {})
 
-# %% ../nbs/12_recipes.ipynb #3ab331d1
+# %% ../nbs/12_recipes.ipynb #fc74adcc
 def methods_table() -> str: # Markdown
     "The methods, and what distinguishes them"
     keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
