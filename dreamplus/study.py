@@ -208,7 +208,8 @@ _PLAIN = tuple(levels[0] for levels in FACTORS.values())
 
 def _fewer_cells(found):
     if 'outer' not in found: return ['never', '', '', '']
-    return [f'{found[k]:.1f}' for k in ('outer', 'times_outer', 'seconds', 'times_seconds')]
+    texts = [f'{found[k]:.1f}' for k in ('outer', 'times_outer', 'seconds', 'times_seconds')]
+    return ['at once' if text == 'inf' else text for text in texts]
 
 def fewer_table(records: list) -> str: # Markdown
     "Every setting: where it begins and ends in per cent, and what it needs to get where random sampling ends"
