@@ -58,8 +58,8 @@ METHODS |= {
 }
 
 # %% ../nbs/12_recipes.ipynb #09aee9a2
-_BEST = METHODS['dream+']['args'] | dict(sampler='random', warm_epochs=0)
-METHODS['best'] = dict(paper='what our study of DREAM+ left of it', args=_BEST)
+_BEST = METHODS['dream+']['args'] | dict(warm_epochs=0)
+METHODS['best'] = dict(paper='ours: DREAM+ without warming', args=_BEST)
 
 # %% ../nbs/12_recipes.ipynb #a8d11c16
 _DIGITS = dict(distance='l1', lr=1e-4, n_data=500, eval_augment='color_crop_scale_rotate')
@@ -129,7 +129,7 @@ def _exceptions(dataset, ipc, factor, method):
         yield dict(eval_augment='color_crop_cutout_scale_rotate', eval_mix=0.)
     if dataset == 'tinyimagenet':
         if ipc >= 50: yield dict(lr=1e-6)
-        if method == 'dream+': yield dict(rule='tiny')
+        if method in ('dream+', 'best'): yield dict(rule='tiny')
     if dataset.startswith('image') and method == 'dream+': yield dict(warm_epochs=1)
     if method == 'best': yield dict(warm_epochs=0)
     if dataset.startswith('image') and factor >= 3 and ipc >= 20: yield dict(decode='bound')
