@@ -11,7 +11,8 @@ PATHS = 'mtt', 'tesla'
 TINY = dict(ipc=2, width=8, inner=2, batch_real=6, net_batch=8, log=None)
 CHANGES = {'representative': dict(sampler='representative'), 'subcluster': dict(sampler='subcluster', subsample=2),
            'start': dict(start='k-means'), 'noise': dict(start='noise'),
-           'match': dict(match='gradient + 0.5*embedding'), 'three': dict(match='0.1*attention + feature + 2*embedding'),
+           'match': dict(match='gradient + 0.5*embedding'),
+           'three': dict(match='0.1*attention + feature + 2*embedding'),
            'both': dict(match='bidirectional', sampler='representative', start='herding')}
 
 @pytest.fixture(scope='module')
