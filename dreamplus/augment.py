@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/02_augment.ipynb #631ad3c6
 OPS = ('color', 'flip', 'crop', 'scale', 'rotate', 'cutout')
-_ALL = *OPS, 'zoom', 'jitter', 'light', 'stretch', 'turn' # three of ImageNet's, two of DC's
+_ALL = *OPS, 'zoom', 'jitter', 'light', 'stretch', 'turn', 'noise' # three of ImageNet's, three of DC's
 
 # %% ../nbs/02_augment.ipynb #9348a77d
 def _uniform(on, lo, hi, neutral): # on: (n,) bool
@@ -128,9 +128,13 @@ def _photo(x, params, mean, std): # (n,m,3,h,w) normalised by mean and std
     return (x - mean)/std
 
 # %% ../nbs/02_augment.ipynb #3b68fe69
-_SHAPES = 'crop', 'scale', 'rotate', 'stretch', 'turn' # of which a stack holds one
+def _draw_noise(on, size): # (n,3,size,size); a grey image gets the first channel
+    return torch.where(on[:, None, None, None], torch.randn(len(on), 3, size, size, device=on.device)*.001, 0)
 
 # %% ../nbs/02_augment.ipynb #09c0f448
+_SHAPES = 'crop', 'scale', 'rotate', 'stretch', 'turn' # of which a stack holds one
+
+# %% ../nbs/02_augment.ipynb #92307333
 class Augment:
     "Augmentation drawn once and applied as often as needed (DSA, Zhao & Bilen 2021; IDC, Kim et al. 2022)"
     def __init__(self,
@@ -167,6 +171,7 @@ class Augment:
         if 'cutout' in on: params['hole'] = _draw_hole(on['cutout'], size)
         if 'jitter' in on: params['jitter'] = _draw_jitter(on['jitter'])
         if 'light' in on: params['light'] = _draw_light(on['light'])
+        if 'noise' in on: params['noise'] = _draw_noise(on['noise'], size)
         return params
 
     def __call__(self,
@@ -180,19 +185,21 @@ class Augment:
         if 'matrix' in params: y = _warp(y, params['matrix'], 'border' if 'zoom' in self.ops else 'zeros')
         if params.keys() & {'jitter', 'light'}: y = _photo(y, params, *(s.to(y) for s in self.stats))
         if 'hole' in params: y = _cutout(y, params['hole'])
+        if 'noise' in params: y = y + params['noise'][:, None, :y.shape[2]].to(y.dtype)
         return y.reshape(x.shape)
 
-# %% ../nbs/02_augment.ipynb #92307333
+# %% ../nbs/02_augment.ipynb #83328602
 def _check(x, params):
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
         raise ValueError(f'{tuple(x.shape)=} must be (n,ch,h,w) or (n,m,ch,h,w) with h equal to w')
     if params.keys() & {'jitter', 'light'} and x.shape[-3] != 3:
         raise ValueError(f'{x.shape[-3]=} channels; jitter and light need red, green and blue: use color')
+    if 'noise' in params and x.shape[-3] > 3: raise ValueError(f'{x.shape[-3]=} channels; noise is drawn for at most 3')
     draws = {len(p) for p in params.values()} - {len(x)}
     if draws: raise ValueError(f'{len(x)=} rows cannot take {draws.pop()} draws; use draw({len(x)}, ...)')
 
-# %% ../nbs/02_augment.ipynb #83328602
+# %% ../nbs/02_augment.ipynb #7d97509d
 def cutmix(
     x: torch.Tensor, # Images (N,ch,h,w), augmented already
     y: torch.Tensor, # Labels (N,) or (N,C)

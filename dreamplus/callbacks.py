@@ -197,7 +197,7 @@ class ReportCB(Callback):
                  log: Callable | None = print): # Where lines go; None for silence
         self.path, self.log, self.rows, self.total, self.count = path, log, [], 0., 0
         self.spent, self.begun = 0., time.monotonic()
-        self.limit = None # seconds, where they end the run
+        self.until = None # seconds, where they end the run
     def before_fit(self): self.fit_at, self.first = time.monotonic(), self.dls.at
     def after_batch(self):
         self.total, self.count = self.total + self.loss.detach(), self.count + 1
@@ -209,8 +209,8 @@ class ReportCB(Callback):
     def _progress(self):
         done = max(self.dls.at - self.first, 1)
         s = (time.monotonic() - self.fit_at)/done*(self.dls.total - self.dls.at)
-        if self.limit: s = min(s, max(0, self.limit - self.seconds))
-        of = '' if self.limit else f'/{self.dls.total}'
+        if self.until: s = min(s, max(0, self.until - self.seconds))
+        of = '' if self.until else f'/{self.dls.total}'
         return f'{self.dls.at:6}{of}  {int(s)//3600}:{int(s)//60 % 60:02}:{int(s) % 60:02} left'
 
     def after_epoch(self):

@@ -36,19 +36,19 @@ from .recipes import METHODS, recipe
 class BudgetCB(Callback):
     "Ends a run after `steps` inner iterations, or after `seconds`, of which each tenth gets a report"
     order = 110 # when the report is written and the checkpoint taken
-    def __init__(self, steps: int | None = None, seconds: float | None = None): self.steps, self.limit = steps, seconds
+    def __init__(self, steps: int | None = None, seconds: float | None = None): self.steps, self.until = steps, seconds
 
     def before_fit(self):
         self.learn.n_epoch, self.last = 2**31, self.report_cb.seconds # as many reports as it takes
-        self.report_cb.limit = self.limit
+        self.report_cb.until = self.until
         if self.steps: self.dls.total = min(self.steps, self.dls.total)
         self._look()
         self.after_epoch() # a resumed run may have nothing left to do
     def _look(self):
-        if self.limit and self.report_cb.seconds >= self.limit: self.dls.total = self.dls.at
+        if self.until and self.report_cb.seconds >= self.until: self.dls.total = self.dls.at
     def after_batch(self):
         self._look()
-        if not self.limit or self.dls.at < self.dls.total and self.report_cb.seconds - self.last < self.limit/10: return
+        if not self.until or self.dls.at < self.dls.total and self.report_cb.seconds - self.last < self.until/10: return
         self.last = self.report_cb.seconds
         raise CancelTrainException
     def after_epoch(self):

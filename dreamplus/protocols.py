@@ -35,23 +35,27 @@ PROTOCOLS = dict(quick=dict(epochs=3, steps=500), dcbench=_half(1000), paper=_th
 PAPERS = dict(dc=_half(300) | dict(augment=''), dsa=_half(1000), dm=_half(1000), datadam=_half(1800) | dict(batch=64),
               mtt=_half(1000) | dict(lr='learned')) # `paper` of the others is that of IDC and DREAM
 PAPERS |= {'atom': PAPERS['datadam'], 'datadam-code': PAPERS['datadam'], 'tesla': PAPERS['mtt']}
-_DIGITS = dict(dc=_half(1000) | dict(augment='crop_stretch_turn')) # `paper` of DC on MNIST
 
 # %% ../nbs/14a_protocols.ipynb #df8800ad
+def _dc(dataset, norm): # Where DC augmented
+    ops = 'crop_noise' if norm == 'batch' else 'crop_stretch_turn' if dataset == 'mnist' else ''
+    return dict(dc=_half(1000) | dict(augment=ops)) if ops else {}
+
+# %% ../nbs/14a_protocols.ipynb #235258f0
 _LONGER = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500, math.inf: 300} # images per class: epochs
 
 def _imagenet(per_class, classes): # IDC's and DREAM's `paper`
     epochs = next(e for most, e in _LONGER.items() if per_class <= most)
     return _thirds(epochs*2//3//100*100) | dict(batch=128) if classes >= 100 else _thirds(epochs)
 
-# %% ../nbs/14a_protocols.ipynb #235258f0
+# %% ../nbs/14a_protocols.ipynb #2fc06a91
 _T = 1.2
 _SOFT = dict(
     kl=lambda s, t: F.kl_div(F.log_softmax(s/_T, 1), F.softmax(t/_T, 1), reduction='batchmean'),
     sce=lambda s, t: F.cross_entropy(s/_T, F.softmax(t/_T, 1)),
     mse=F.mse_loss)
 
-# %% ../nbs/14a_protocols.ipynb #2fc06a91
+# %% ../nbs/14a_protocols.ipynb #f222b720
 def _check_protocol(name, change):
     if name not in PROTOCOLS: raise ValueError(f'protocol={name!r} is unknown; use one of {", ".join(PROTOCOLS)}')
     for k in change:
@@ -59,7 +63,7 @@ def _check_protocol(name, change):
     soft = change.get('soft')
     if soft not in (None, *_SOFT): raise ValueError(f'{soft=} is unknown; use one of {", ".join(_SOFT)}')
 
-# %% ../nbs/14a_protocols.ipynb #f222b720
+# %% ../nbs/14a_protocols.ipynb #22eb5eef
 def protocol_args(
     name: str, # A key of `PROTOCOLS`
     evaluation: dict, # What a `DistilledSet` says of its training; a set by MTT its learning rate `lr`
@@ -73,14 +77,14 @@ def protocol_args(
     _check_protocol(name, change)
     p = PROTOCOLS[name]
     if name == 'paper' and dataset.startswith('image'): p = _imagenet(per_class, classes)
-    if name == 'paper': p = (PAPERS | (_DIGITS if dataset == 'mnist' else {})).get(method, p)
+    if name == 'paper': p = (PAPERS | _dc(dataset, evaluation.get('norm'))).get(method, p)
     p = _BASE | {k: evaluation[k] for k in ('augment', 'mix') if k in evaluation} | p
     if p['lr'] == 'learned': p['lr'] = evaluation.get('lr', .01)
     if dataset in _ONE_WAY: # a mirrored digit is none
         p['augment'] = '_'.join(op for op in p['augment'].split('_') if op != 'flip')
     return p | change
 
-# %% ../nbs/14a_protocols.ipynb #22eb5eef
+# %% ../nbs/14a_protocols.ipynb #15bde948
 def training_steps(
     p: dict, # Of `protocol_args`
     n: int, # Images in the set
@@ -88,25 +92,25 @@ def training_steps(
     "SGD steps of a training on `n` images"
     return max(p['epochs']*math.ceil(n/p['batch']), p['steps'])
 
-# %% ../nbs/14a_protocols.ipynb #15bde948
+# %% ../nbs/14a_protocols.ipynb #f6e974d3
 def _drop(opt, p):
     for group in opt.param_groups: group['lr'] *= p['gamma']
     if p['rebuild']: opt.state.clear()
 
-# %% ../nbs/14a_protocols.ipynb #f6e974d3
+# %% ../nbs/14a_protocols.ipynb #821e2571
 def _network(evaluation): # What is left is the network's
     own = {k: v for k, v in evaluation.items() if k not in ('augment', 'mix', 'lr', 'zca') and v is not None}
     return dict(arch='convnet') | own
 
-# %% ../nbs/14a_protocols.ipynb #821e2571
+# %% ../nbs/14a_protocols.ipynb #d39ea465
 def _create(data, evaluation):
     kw = dict(channels=data.channels, classes=data.n_classes, size=data.size)
     return create_net(**kw, **_network(evaluation)).to(data.device)
 
-# %% ../nbs/14a_protocols.ipynb #d39ea465
+# %% ../nbs/14a_protocols.ipynb #c30d7bbc
 def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
 
-# %% ../nbs/14a_protocols.ipynb #c30d7bbc
+# %% ../nbs/14a_protocols.ipynb #ad71396b
 def train_fresh(
     x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
     y: torch.Tensor, # Labels (N,), or a teacher's logits (N,C)
@@ -131,7 +135,7 @@ def train_fresh(
             if end in quarters: look(net)
     return net
 
-# %% ../nbs/14a_protocols.ipynb #ad71396b
+# %% ../nbs/14a_protocols.ipynb #6b3d5b88
 @torch.no_grad()
 def logits_on(net: nn.Module, # Is left in evaluation mode
               x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
@@ -140,13 +144,13 @@ def logits_on(net: nn.Module, # Is left in evaluation mode
     net.eval()
     return torch.cat([net(data.normalize(_float(b))) for b in x.to(data.device).split(512)])
 
-# %% ../nbs/14a_protocols.ipynb #6b3d5b88
+# %% ../nbs/14a_protocols.ipynb #80867db3
 def accuracy_on(net: nn.Module, split: Split, # Of the data that `data` describes
                 data: ImageData) -> float: # Fraction correct
     "Accuracy of a trained network on a split"
     return (logits_on(net, split.x, data).argmax(1) == split.y).double().mean().item()
 
-# %% ../nbs/14a_protocols.ipynb #80867db3
+# %% ../nbs/14a_protocols.ipynb #ba32d52b
 def calibration_error(
     logits: torch.Tensor, # (N,C)
     y: torch.Tensor, # Labels (N,)
