@@ -97,7 +97,7 @@ def _cutout(x, centre): # (n,m,ch,h,w), (n,2)
     return x*~(rows[:, :, None] & cols[:, None])[:, None, None]
 
 # %% ../nbs/02_augment.ipynb #62da491f
-def _draw_jitter(on): # (n,3): p, q, t
+def _draw_jitter(on, size=None): # (n,3): p, q, t
     p, q, t = torch.eye(3, device=on.device)[0][:, None].expand(3, len(on))
     for turn in torch.rand(len(on), 3, device=on.device).argsort(1).T: # 0 brightness, 1 saturation, 2 contrast
         a = _uniform(on, -.4, .4, 0)
@@ -110,7 +110,7 @@ _AXES = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203
 _LENGTHS = .2175, .0188, .0045
 
 # %% ../nbs/02_augment.ipynb #1fbd8936
-def _draw_light(on): # (n,3)
+def _draw_light(on, size=None): # (n,3)
     steps = [torch.where(on, torch.randn(on.shape, device=on.device)*.1*length, 0) for length in _LENGTHS]
     return torch.stack([sum(a*s for a, s in zip(axes, steps)) for axes in _AXES], 1)
 
@@ -130,6 +130,8 @@ def _photo(x, params, mean, std): # (n,m,3,h,w) normalised by mean and std
 # %% ../nbs/02_augment.ipynb #3b68fe69
 def _draw_noise(on, size): # (n,3,size,size); a grey image gets the first channel
     return torch.where(on[:, None, None, None], torch.randn(len(on), 3, size, size, device=on.device)*.001, 0)
+
+_DRAWS = dict(jitter=_draw_jitter, light=_draw_light, noise=_draw_noise)
 
 # %% ../nbs/02_augment.ipynb #09c0f448
 _SHAPES = 'crop', 'scale', 'rotate', 'stretch', 'turn' # of which a stack holds one
@@ -169,10 +171,7 @@ class Augment:
         if 'color' in on: params |= _draw_color(on['color'])
         if matrices: params['matrix'] = reduce(_compose, matrices)
         if 'cutout' in on: params['hole'] = _draw_hole(on['cutout'], size)
-        if 'jitter' in on: params['jitter'] = _draw_jitter(on['jitter'])
-        if 'light' in on: params['light'] = _draw_light(on['light'])
-        if 'noise' in on: params['noise'] = _draw_noise(on['noise'], size)
-        return params
+        return params | {o: _DRAWS[o](on[o], size) for o in on if o in _DRAWS}
 
     def __call__(self,
         x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w) where the m images of a row share its draw
