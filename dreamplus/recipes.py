@@ -172,5 +172,6 @@ def methods_table() -> str: # Markdown
     rows = ['| method | ' + ' | '.join(keys.values()) + ' | paper |', '|---'*(len(keys) + 2) + '|']
     for name, m in METHODS.items():
         args = FAMILY | m['args']
+        if args['match'] == 'trajectory': args |= dict(sampler='none', batch_real='')
         rows.append(f'| `{name}` | ' + ' | '.join(str(args[k]) for k in keys) + f' | {m["paper"]} |')
     return '\n'.join(rows)
