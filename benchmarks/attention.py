@@ -15,8 +15,9 @@ from dreamplus.loops import MATCHERS
 from dreamplus.match.attention import AttentionMatcher, AttentionMixer
 from dreamplus.sources import load_data
 
+# argument names that no recipe has: it would fill them in
 KINDS = {'spatial, p=1': lambda: AttentionMatcher(1.), 'spatial, p=4': lambda: AttentionMatcher(4.),
-         **{f'and channels, p={p}, p_c={q}': lambda p=p, q=q: AttentionMixer(p, q) for p in (1, 4) for q in (1, 4)}}
+         **{f'and channels, p={p}, p_c={q}': lambda a=p, b=q: AttentionMixer(a, b) for p in (1, 4) for q in (1, 4)}}
 RATES, SEEDS = (.01, .003, .001), (0, 1, 2)
 
 class EndCB(EvalCB):
