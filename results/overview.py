@@ -24,7 +24,8 @@ data, dset, result = run_data(run, info), load_distilled(run), read_json(run/'re
 seed = info['seed']
 p = protocol_args('quick', dset.evaluation, dataset=data.name, per_class=len(data.train)/data.n_classes)
 chooser = train_fresh(data.train.x, data.train.y, data, dset.evaluation, p, seed)
-with seeded(seed): picks = {name: to_float(data.train.x[coreset(name, data, 1, chooser)]) for name in ('random', 'k-means')}
+with seeded(seed):
+    picks = {name: to_float(data.train.x[coreset(name, data, 1, chooser)]) for name in ('random', 'k-means')}
 rows = {'random': picks['random'], 'k-means': picks['k-means'], 'distilled': dset.pixels[:, :1]}
 fig, axs = plt.subplots(3, 1, figsize=(8.4, 3.1))
 for ax, (name, x) in zip(axs, rows.items()):

@@ -14,7 +14,8 @@ RUNS = sorted({*RESULTS.rglob('result.json'), *RESULTS.rglob('reproduced.json')}
 # the thousand numbers of these reach a page through its cells alone
 MANY = sorted({*RESULTS.glob('study-*/*.json'), *RESULTS.glob('compare-*/*-ipc*-seed*.json')})
 # 91.3, and 5.4 where a unit says what it is; no part of a version or a longer decimal
-NUMBER = re.compile(r'(?<![\w.-])(\d\d\.\d|\d+\.\d(?=\s*(?:%|points|per cent|seconds|minutes|times|(?:ms|s|MiB|GiB)\b)))(?![\d.])')
+UNIT = r'(?:%|points|per cent|seconds|minutes|times|(?:ms|s|MiB|GiB)\b)'
+NUMBER = re.compile(r'(?<![\w.-])(\d\d\.\d|\d+\.\d(?=\s*' + UNIT + r'))(?![\d.])')
 
 def prose(page): return [c['source'] for c in page.cells if c['cell_type'] == 'markdown']
 def unquoted(text): return re.sub(r'```.*?```|`[^`\n]*`', '', text, flags=re.S)
@@ -84,7 +85,7 @@ def test_chapters_show_no_number_that_neither_they_compute_nor_a_record_holds(ch
     held = set().union(*(numbers(json.loads(p.read_text(encoding='utf-8'))) for p in (*RUNS, *RESULTS.glob('*.json'))))
     shown = '\n'.join(said(c['outputs']) for c in chapter.cells if c['cell_type'] == 'code')
     computed = {*re.findall(r'(?<![\w.])\d+\.\d(?![\d.])', shown)}
-    found = [f'{", ".join(none)} in: {source}' for source in chapter.prose if (none := undrawn(source, held | computed))]
+    found = [f'{", ".join(none)} in: {text}' for text in chapter.prose if (none := undrawn(text, held | computed))]
     if found: pytest.fail('no record holds\n' + '\n'.join(found), pytrace=False)
 
 def test_invented_numbers_are_found(drawn):
