@@ -37,8 +37,8 @@ PAPERS = dict(dc=_half(300) | dict(augment=''), dsa=_half(1000), dm=_half(1000),
 PAPERS |= {'atom': PAPERS['datadam'], 'datadam-code': PAPERS['datadam'], 'tesla': PAPERS['mtt']}
 
 # %% ../nbs/14a_protocols.ipynb #df8800ad
-def _dc(dataset, norm): # Where DC augmented
-    ops = 'crop_noise' if norm == 'batch' else 'crop_stretch_turn' if dataset == 'mnist' else ''
+def _dc(dataset, arch='convnet', norm='', **_): # Where DC augmented
+    ops = 'crop_noise' if (arch, norm) == ('convnet', 'batch') else 'crop_stretch_turn' if dataset == 'mnist' else ''
     return dict(dc=_half(1000) | dict(augment=ops)) if ops else {}
 
 # %% ../nbs/14a_protocols.ipynb #235258f0
@@ -77,7 +77,7 @@ def protocol_args(
     _check_protocol(name, change)
     p = PROTOCOLS[name]
     if name == 'paper' and dataset.startswith('image'): p = _imagenet(per_class, classes)
-    if name == 'paper': p = (PAPERS | _dc(dataset, evaluation.get('norm'))).get(method, p)
+    if name == 'paper': p = (PAPERS | _dc(dataset, **evaluation)).get(method, p)
     p = _BASE | {k: evaluation[k] for k in ('augment', 'mix') if k in evaluation} | p
     if p['lr'] == 'learned': p['lr'] = evaluation.get('lr', .01)
     if dataset in _ONE_WAY: # a mirrored digit is none
