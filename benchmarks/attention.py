@@ -1,4 +1,4 @@
-"""Which powers of attention maps? Ten handwritten digits, moved by each kind of map at three rates, three seeds.
+"""Which powers of attention maps, and how much of the channels? Ten handwritten digits, moved by each kind of map at three rates, three seeds.
 
     python -m benchmarks.attention --out attention.json
 
@@ -17,7 +17,8 @@ from dreamplus.sources import load_data
 
 # argument names that no recipe has: it would fill them in
 KINDS = {'spatial, p=1': lambda: AttentionMatcher(1.), 'spatial, p=4': lambda: AttentionMatcher(4.),
-         **{f'and channels, p={p}, p_c={q}': lambda a=p, b=q: AttentionMixer(a, b) for p in (1, 4) for q in (1, 4)}}
+         **{f'and channels, p={p}, p_c={q}': lambda a=p, b=q: AttentionMixer(a, b) for p in (1, 4) for q in (1, 4)},
+         **{f'and channels, p=4, p_c=4, {w} times': lambda w=w: AttentionMixer(channel=w) for w in (.1, 10.)}}
 RATES, SEEDS = (.01, .003, .001), (0, 1, 2)
 
 class EndCB(EvalCB):

@@ -14,9 +14,9 @@ from dreamplus import protocols
 from dreamplus.augment import Augment
 from dreamplus.core import read_json, seeded, toy_images, write_json
 from dreamplus.data import to_float
-from dreamplus.distill import distill
+from dreamplus.distill import distill, resume
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.evaluate import LEGACY, ROWS, evaluate_run, results_table, score
+from dreamplus.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
 from dreamplus.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
 from dreamplus.sampling import coreset
 from dreamplus.scores import cross, cross_table, robust
@@ -205,6 +205,31 @@ def test_the_test_split_is_used_once(data, run):
 def test_start_of_a_run_is_a_row(data, run):
     rows = evaluate_run(run, data, n=1, rows=('start', 'distilled'), **BRIEF)['rows']
     assert [r['set'] for r in rows] == ['start', 'distilled']
+
+class ScriptedCB(BestCB):
+    "Says what each report was worth, and keeps what it saw"
+    def __init__(self, worth, stop=None):
+        super().__init__()
+        self.worth, self.stop, self.seen = worth, stop, {}
+    def measure(self, seed=0):
+        self.seen[self.dls.at] = self.model.pixels.detach().clamp(0, 1).clone()
+        return self.worth[self.dls.at]
+    def after_batch(self):
+        if self.dls.at == self.stop: self.learn.checkpoint_cb.stop = True
+
+@pytest.mark.parametrize('worth, best', [([.1, .3, .5, .2, .5], 2), ([.6, .3, .5, .2, .4], 0), ([0., .1, .2, .3, .4], 4)])
+@pytest.mark.parametrize('stop', [None, 1, 3])
+def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop):
+    held, out = data.hold_out(.25), tmp_path/'run'
+    args = dict(outer=2, inner=2, report=1, width=8, n_data=8, batch_real=4, factor=1, lr=.05)
+    whole, stopped = ScriptedCB(worth), ScriptedCB(worth, stop)
+    dset = distill(held, cbs=[whole], log=None, **args)
+    assert len({x.sum().item() for x in whole.seen.values()}) == 5
+    assert torch.equal(dset.pixels, whole.seen[best])
+    if stop is None: return
+    with pytest.raises(KeyboardInterrupt): distill(held, out=out, cbs=[stopped], log=None, **args)
+    again = ScriptedCB(worth)
+    assert torch.equal(resume(out, held, [again], log=None).pixels, dset.pixels) and 0 not in again.seen
 
 def record(folder, name, protocol, seed, distilled, full):
     (folder/name).mkdir()
