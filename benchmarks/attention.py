@@ -1,4 +1,6 @@
-"""Which powers of attention maps, and how much of the channels? Ten handwritten digits, moved by each kind of map at three rates, three seeds.
+"""Which powers of attention maps, and how much of the channels?
+
+Ten handwritten digits, moved by each kind of map at three rates, three seeds.
 
     python -m benchmarks.attention --out attention.json
 

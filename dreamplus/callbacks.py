@@ -262,6 +262,8 @@ class CheckpointCB(Callback):
         "Go back to the state that was written; False if there is none"
         if not (self.path/'state.safetensors').exists(): return False
         s = load_state(self.path/'state.safetensors')
+        if lost := set(s['callbacks']) - set(self._keepers()):
+            raise ValueError(f'the run was begun with {", ".join(sorted(lost))}; pass such callbacks to resume')
         self.dls.at = s['at']
         self.model.load_state_dict(s['model'])
         self.learn.create_opt()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-from .recipes import METHODS, methods_table
+from .recipes import METHODS, methods_table, recipe
 
 # %% ../nbs/16_cli.ipynb #912a68bc
 def make_parser(
@@ -60,7 +60,7 @@ def distill(
     width: int = None, # its width; default: the recipe's
     outer: int = None, # outer iterations (fresh networks); default: the recipe's
     inner: int = None, # updates of the images under each network; default: the recipe's
-    start: str = None, # noise, gauss, random, mix, k-means, herding, k-center or first; default: the recipe's
+    start: str = None, # noise, gauss, random, mix, k-means, tiny, herding, k-center or first; default: the recipe's
     sampler: str = None, # random, representative or subcluster; default: the recipe's
     match: str = None, # a sum such as 'gradient + 0.5*embedding'; default: the recipe's
     experts: str = None, # folder of experts, for mtt and tesla; `dreamplus experts` makes one
@@ -87,7 +87,7 @@ def distill(
                  experts=experts)
     print(f'{images}\n{method}, ipc {ipc}, into {out}')
     d.distill(images, method, ipc, factor, seed=seed, device=device, out=out, cbs=_watch(images),
-              **given | _overrides(set))
+              **given | _overrides(set, d.distill))
     return _finish(out, images, protocol, nets)
 
 # %% ../nbs/16_cli.ipynb #d175835d
@@ -99,7 +99,8 @@ def plan(data, method, ipc, factor, root, set, size, channels, resize, protocol,
     from dreamplus.sources import load_data
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
-    found = p.plan(images, method, ipc, factor, protocol=protocol, nets=nets, device=device, **given | _overrides(set))
+    found = p.plan(images, method, ipc, factor, protocol=protocol, nets=nets, device=device,
+                   **given | _overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
 
 plan.like = distill, ('out', 'seed', 'valid')
@@ -112,6 +113,7 @@ def experts(
     epochs: int = 50, # for each
     batch: int = 256, # images in a step
     lr: float = .01, # learning rate
+    augment: str = None, # of the images; default: that of MTT's recipe for them
     arch: str = 'convnet', # network, as the method's recipe has it
     width: int = None, # its width
     norm: str = None, # its norm
@@ -135,8 +137,9 @@ def experts(
     if stats: images = images.with_stats(stats)
     images = images.to(pick_device(device))
     out = Path(out) if out else Path('experts')/images.name
+    if augment is None: augment = recipe('mtt', images.name)['augment']
     made = train_experts(whitened(images) if zca else images, out, n, epochs=epochs, batch=batch, lr=lr, arch=arch,
-                         width=width, norm=norm, seed=seed)
+                         width=width, norm=norm, augment=augment, seed=seed)
     print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
 
 # %% ../nbs/16_cli.ipynb #44c52ef4
@@ -195,14 +198,16 @@ def compare(
     ipc: str = '1,10', # images per class, separated by commas
     seeds: str = '0', # separated by commas
     steps: int = None, # the budget of each cell: updates of the images, or
-    minutes: float = None, # ... minutes of distilling; give one of the two
-    valid: float = 0., # fraction of train held out; its accuracy is drawn against steps and seconds
+    minutes: float = None, # ... minutes of distilling; neither: 2 minutes
+    valid: float = .1, # fraction of train held out; its accuracy is drawn against steps and seconds; 0: none
     factor: int = None, # a stored image decodes to FACTOR*FACTOR; default: each recipe's
     width: int = None, # of all networks; default: the recipe's
     set: list = None, # any other argument of the recipe, for all methods, as lr=0.1; can be repeated
     experts: list = None, # for mtt and tesla: how to make experts, as n=10 or epochs=50; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
+    resize: str = None, # crop or squash images that are not square; default: the dataset's
+    channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     protocol: str = 'quick', # how all sets are evaluated: quick, dcbench or paper
     nets: int = 3, # fresh networks for each row of the table
     device: str = None, # default: the best one here
@@ -215,9 +220,9 @@ def compare(
     from dreamplus.core import keep_memory
     from dreamplus.sources import load_data
     keep_memory()
-    images = load_data(data, root=root, size=size)
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
     out = out or f'comparisons/{images.name}'
-    given = {k: v for k, v in dict(factor=factor, width=width).items() if v is not None} | _overrides(set)
+    given = {k: v for k, v in dict(factor=factor, width=width).items() if v is not None} | _overrides(set, c.compare)
     c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid, protocol=protocol,
               nets=nets, **dict(experts=_overrides(experts), device=device) | given) # `--set experts=FOLDER` wins
     print(c.compare_table(out))
@@ -250,12 +255,13 @@ def study(
     if what != 'iterations': raise ValueError(f'{what=} is no study; use iterations')
     from dreamplus.core import keep_memory
     from dreamplus.sources import load_data
-    from dreamplus.study import effects_table, fewer_table, study
+    from dreamplus.study import effects_table, fewer_table, study as study_
     keep_memory()
     source = load_data(data, root=root)
     levels = (text.split(',') for text in (starts, samplers, matches))
-    records = study(source, out or f'studies/{source.name}', _numbers(seeds), outer, every, *levels, _numbers(warms),
-                    ipc, factor, nets, steps, valid, device, images=images, **_overrides(set))
+    records = study_(source, out or f'studies/{source.name}', _numbers(seeds), outer, every, *levels,
+                    _numbers(warms, _epochs), ipc, factor, nets, steps, valid, device, images=images,
+                    **_overrides(set, study_))
     print(f'{fewer_table(records)}\n\n{effects_table(records)}')
 
 # %% ../nbs/16_cli.ipynb #e4c825a1
@@ -272,12 +278,12 @@ def reproduce(
 ):
     "Run or resume a published cell, and compare; exit status 1 if it does not come out"
     from dreamplus.core import keep_memory
-    from dreamplus.reproduce import cells_table, format_reproduction, reproduce
+    from dreamplus.reproduce import cells_table, format_reproduction, reproduce as reproduce_
     from dreamplus.sources import load_data
     keep_memory()
     if list or not name: return print(cells_table(device))
     images = load_data(data, root=root) if data else None
-    record = reproduce(name, out, _numbers(seeds), nets, images, root, device, **_overrides(set))
+    record = reproduce_(name, out, _numbers(seeds), nets, images, root, device, **_overrides(set, reproduce_))
     print(format_reproduction(record))
     return 0 if record['within'] else 1
 
@@ -294,25 +300,26 @@ def _quick_checks(method, ipc, nets, protocol): # Before torch is even imported
     if protocol not in ('quick', 'dcbench', 'paper'):
         raise ValueError(f'{protocol=} is unknown; use quick, dcbench or paper')
 
-_OWN = 'data', 'method', 'ipc', 'factor', 'seed', 'device', 'out', 'cbs', 'log' # of `distill` itself
-
 def _value(text): # .5 is no JSON
     for read in (json.loads, float):
         try: return read(text)
         except ValueError: pass
     return text
 
-def _numbers(text): # '0,1,2'
-    values = [_value(part) for part in text.split(',')]
-    if any(isinstance(v, str) for v in values): raise ValueError(f'{text!r} is no list of numbers; write 0,1,2')
-    return tuple(values)
+def _epochs(text): return int(v) if (v := float(text)).is_integer() else v
 
-def _overrides(pairs):
+def _numbers(text, kind=int): # '0,1,2'
+    try: return tuple(map(kind, text.split(',')))
+    except ValueError:
+        raise ValueError(f'{text!r} is no list of {"whole "*(kind is int)}numbers; write 0,1,2') from None
+
+def _overrides(pairs, of=None): # `of`: the function that they are for
     out = {}
     for pair in pairs or []:
         name, eq, value = pair.partition('=')
         if not eq: raise ValueError(f'--set {pair!r} must be NAME=VALUE, for instance lr=0.1')
-        if name in _OWN: raise ValueError(f'--set {pair!r} is no argument of a recipe; see `dreamplus distill --help`')
+        if of and name in inspect.signature(of).parameters and name != 'experts':
+            raise ValueError(f'--set {pair!r} is no argument of a recipe; see `dreamplus {of.__name__} --help`')
         out[name] = _value(value)
     return out
 
@@ -348,6 +355,12 @@ COMMANDS = dict(distill=distill, plan=plan, experts=experts, evaluate=evaluate, 
 _CONTINUE = dict(distill='`dreamplus resume RUN` continues a run that had begun', resume='the same command continues')
 _CONTINUE |= dict.fromkeys(('experts', 'compare', 'study', 'reproduce'), _CONTINUE['resume'])
 
+def _too_large(e): # What an allocator says, as a word to the user
+    signs = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum'
+    text = ' '.join(str(e).split())
+    if any(s in text for s in signs):
+        return ValueError(f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})')
+
 def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
@@ -358,7 +371,8 @@ def main(
     with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # not from another thread
     command = COMMANDS[name := kw.pop('command')]
     try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and not (e := _too_large(e)): raise
         if os.environ.get('DREAMPLUS_DEBUG'): raise
         print(f'dreamplus: error: {e}', file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -26,10 +27,10 @@ from .core import RunFolder, atomic, pick_device, read_json, write_json
 from .data import ImageData
 from .distill import _prepare, distill, make_job, resume
 from .distilled import load_distilled, picture
-from .evaluate import EvalCB, _check_rows, _label, evaluate_run, interval
-from .loops import PATHS
+from .evaluate import ROWS, EvalCB, _check_rows, _label, evaluate_run, interval
+from .loops import idle
 from .match.experts import train_experts
-from .protocols import _check_protocol, protocol_args
+from .protocols import _check_protocol
 from .recipes import METHODS, recipe
 
 # %% ../nbs/15c_compare.ipynb #54968038
@@ -96,7 +97,7 @@ class _Field(NamedTuple): # What all cells share
 def _arguments(f, cell): # For `distill`
     p, given, name = f.plan, f.plan['overrides'], f.data.name
     own = recipe(cell.method, name, cell.ipc, given.get('factor')) | given
-    if 'trajectory' not in own['match']: given = {k: v for k, v in given.items() if k not in PATHS}
+    given = {k: v for k, v in given.items() if k not in idle(own)} # what the method has no use for
     inner = min(own['inner'], p['steps'] or own['inner'])
     outer = math.ceil(p['steps']/inner) if p['steps'] else 10**6
     shared = dict(report=max(1, p['steps']//10)) if p['steps'] else {}
@@ -126,8 +127,8 @@ def _experts(f, args): # -> their folder and the seconds they took; none for mos
 # %% ../nbs/15c_compare.ipynb #001d6aed
 def _run(f, cell):
     p, path, found = f.plan, f.out/cell.name, (f.out/cell.name/'run.json').exists()
-    _forget_peak(f.device)
     extra, seconds = _experts(f, _job(f, cell)['args'])
+    _forget_peak(f.device)
     change = p['training'] if p['protocol'] == 'quick' else {}
     cbs = [BudgetCB(p['steps'], p['minutes'] and p['minutes']*60), *[_WatchCB(**change)]*(f.data.valid is not None),
            *(make() for make in METHODS[cell.method].get('cbs', ()))]
@@ -136,15 +137,13 @@ def _run(f, cell):
                           log=say, **_arguments(f, cell) | extra)
     elif not (path/'distilled.json').exists(): resume(path, f.data, cbs, say)
     result = evaluate_run(path, f.data, p['protocol'], p['nets'], tuple(p['rows']), str(f.device), **p['training'])
-    return result | _more(f, cell, path) | dict(experts_seconds=seconds)
+    return result | _more(path) | dict(experts_seconds=seconds)
 
 # %% ../nbs/15c_compare.ipynb #4ca2c956
-def _more(f, cell, path): # What a record has beyond the run's result
-    dset, rows, p = load_distilled(path), _history(path), f.plan
-    e, n = dset.evaluation | dict(lr='learned'), len(dset.classes) # a learned rate is the set's, not the protocol's
-    how = protocol_args(p['protocol'], e, cell.method, f.data.name, len(dset.labels())/n, n, **p['training'])
+def _more(path): # What a record has beyond the run's result
+    e, rows = load_distilled(path).evaluation, _history(path)
     network = ' '.join(str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k))
-    return dict(network=network + ', whitened'*bool(e.get('zca')), training=how, steps=rows[-1]['step'],
+    return dict(network=network + ', whitened'*bool(e.get('zca')), steps=rows[-1]['step'],
                 peak_mib=max(r['peak_mib'] for r in rows), history=rows)
 
 # %% ../nbs/15c_compare.ipynb #f5e4fc40
@@ -184,7 +183,7 @@ def _check(cells, steps, minutes, nets, rows, protocol, training, overrides):
     if not cells: raise ValueError('there is nothing to compare; name methods, images per class and seeds')
     for c in cells:
         if c.ipc < 1 or c.seed < 0: raise ValueError(f'ipc={c.ipc} must be at least 1, seed={c.seed} at least 0')
-    if (steps is None) == (minutes is None):
+    if steps is not None and minutes is not None:
         raise ValueError(f'{steps=} and {minutes=}: give one of them, the budget of each cell')
     for name, value in dict(steps=steps, minutes=minutes).items():
         if value is not None and not value > 0: raise ValueError(f'{name}={value!r} must be above 0')
@@ -195,8 +194,6 @@ def _check(cells, steps, minutes, nets, rows, protocol, training, overrides):
     _check_rows(rows, nets), _check_protocol(protocol, training)
 
 # %% ../nbs/15c_compare.ipynb #c506b743
-_COMPARED = 'distilled', 'start', 'random', 'k-means', 'herding', 'full'
-
 def compare(
     data: ImageData, # On the CPU
     methods: list, # Keys of `METHODS`
@@ -204,9 +201,9 @@ def compare(
     seeds: tuple = (0,),
     *, out: str | Path, # Folder; what is finished in it is kept, what is half-done continued
     steps: int | None = None, # The budget of each cell: inner iterations, or
-    minutes: float | None = None, # ... of distilling, progress not counted; give one of the two
-    valid: float = 0., # Part of train held out to measure progress on
-    protocol: str = 'quick', nets: int = 3, rows: tuple = _COMPARED, # As in `evaluate_run`
+    minutes: float | None = None, # ... of distilling, progress not counted; neither: 2 minutes
+    valid: float = .1, # Part of train held out to measure progress on; 0: none is measured
+    protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in `evaluate_run`
     training: dict | None = None, # Changes of the protocol, as `score` takes them
     experts: dict | str | Path | None = None, # Arguments of `train_experts` (n=10), or a folder, where needed
     device: str | None = None, # None: the best one here
@@ -214,6 +211,7 @@ def compare(
     **overrides # Any argument of the recipe, for all methods
 ) -> list: # One record for each cell
     "Distil by several methods under one budget, evaluate all alike; `ValueError`, before any work, for bad input"
+    if steps is None and minutes is None: minutes = 2.
     cells, rows, training = [_Cell(m, n, s) for n in ipc for m in methods for s in seeds], tuple(rows), training or {}
     _check(cells, steps, minutes, nets, rows, protocol, training, overrides)
     if valid and data.valid is None: data = data.hold_out(valid, 0)
@@ -302,14 +300,15 @@ def compare_table(
 def _curves(records): # Held-out accuracy against cost; without a held-out part, the test accuracy at the end
     lines, watched = _groups(records, 'ipc'), records[0]['history'][-1]['valid_acc'] is not None
     names = sorted({r['method'] for r in records})
-    fig = Figure(figsize=(9, 2.6*len(lines)), layout='constrained')
+    fig = Figure(figsize=(10, 3*len(lines)), layout='constrained')
+    colour = lambda r: colormaps['tab20' if len(names) > 10 else 'tab10'](names.index(r['method']))
     for axs, here in zip(fig.subplots(len(lines), 2, squeeze=False, sharey='row'), lines):
         for ax, x in zip(axs, ('step', 'seconds')):
             for same in _groups(here, 'method'):
-                for k, r in enumerate(same): _curve(ax, r, x, f'C{names.index(r["method"])}', '' if k else r['method'])
+                for k, r in enumerate(same): _curve(ax, r, x, colour(r), '' if k else r['method'])
             ax.set(xlabel=dict(step='steps').get(x, x), title=f'ipc {here[0]["ipc"]}', xlim=(0, None))
         axs[0].set_ylabel(f'{"held-out" if watched else "test"} accuracy, %')
-        axs[1].legend(fontsize=7)
+        axs[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5)) # beside the lines
     return fig
 
 # %% ../nbs/15c_compare.ipynb #63e0efb8

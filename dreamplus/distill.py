@@ -6,6 +6,7 @@
 __all__ = ['pixel_sgd', 'distiller', 'make_job', 'make_learner', 'distill', 'run_data', 'resume']
 
 # %% ../nbs/14_distill.ipynb #cbae21b6
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from .callbacks import CheckpointCB, ClampCB, GuardCB, ReportCB, ShowCB, Steps, 
 from .core import atomic, new_run, open_run, pick_device, save_state, seeded, versions
 from .data import ImageData
 from .distilled import DistilledSet
-from .loops import PATHS, check_network, make_loop
+from .loops import check_network, idle, make_loop
 from .match.trajectory import SpaceCB
 from .recipes import FAMILY, recipe
 from .sources import load_data
@@ -41,18 +42,18 @@ def pixel_sgd(
 
 # %% ../nbs/14_distill.ipynb #32e17ca7
 _LEAST = dict.fromkeys(('outer', 'inner', 'batch_real', 'interval', 'subsample', 'limit', 'report', 'net_batch',
-                        'lr_base', 'p'), 1)
+                        'lr_base', 'p', 'p_channel', 'syn_steps'), 1)
 _LEAST |= dict.fromkeys(('lr', 'n_data', 'net_epochs', 'warm_epochs', 'net_lr', 'net_momentum', 'net_wd', 'chunk',
-                         'warm_rounds', 'lr_lr'), 0)
+                         'warm_rounds', 'lr_lr', 'channel', 'balance'), 0)
 
 # %% ../nbs/14_distill.ipynb #7d18bc48
 def _check(given):
     for name, value in given.items():
         if name not in _LEAST or value is None: continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= _LEAST[name]:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not _LEAST[name] <= value < math.inf:
             raise ValueError(f'{name}={value!r} must be a number of at least {_LEAST[name]}')
-    if not 0 <= given.get('momentum', 0) < 1:
-        raise ValueError(f'momentum={given["momentum"]} must be at least 0 and below 1')
+    for name in 'momentum', 'net_momentum':
+        if not 0 <= given.get(name, 0) < 1: raise ValueError(f'{name}={given[name]} must be at least 0 and below 1')
     if not 0 <= given.get('net_mix', 0) <= 1:
         raise ValueError(f'net_mix={given["net_mix"]} must be a probability, from 0 to 1')
 
@@ -82,6 +83,8 @@ def distiller(
     _check(dict(outer=outer, inner=inner, limit=limit, report=report, lr=lr, lr_base=lr_base, momentum=momentum,
                 lr_lr=lr_lr) | loop)
     if space not in ('pixel', 'normal'): raise ValueError(f'{space=} is unknown; use pixel or normal')
+    if 'trajectory' in match and syn_lr is None:
+        raise ValueError(f'{match=} learns the rate of its student; say where it begins, as syn_lr=0.01')
     check_start(data, ipc, factor, start)
     kw = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
     make = lambda: create_net(arch, data.channels, data.n_classes, data.size, **kw).to(data.device)
@@ -89,7 +92,7 @@ def distiller(
     decoded = SyntheticSet(blank[:1], factor, decode, 2**31)(torch.zeros(1, dtype=torch.int64)).shape[1]
     parts = make_loop(data, make, inner, decoded*data.n_classes, match, **loop)
     check_network(parts, data, make(), min(decoded, limit))
-    pixels = start_pixels(data, ipc, factor, start, parts.first()) if fresh else blank
+    pixels = start_pixels(data, ipc, factor, start, parts.first(), loop.get('raw_features', False)) if fresh else blank
     scale = 1 if lr_base is None else ipc/10*(data.size/lr_base)**2
     rate, mom = pixel_sgd(lr*scale, momentum, data.n_classes, per_class_steps)
     space = [SpaceCB(data)] if space == 'normal' else []
@@ -118,11 +121,12 @@ _MORE = dict(depth=1, report=1, chunk=1, stats='') # What a recipe need not say
 # %% ../nbs/14_distill.ipynb #88d1c06b
 def _check_types(given): # As the family's own; where that is None, as here
     own = FAMILY | _MORE | dict(width=1, norm='', net_batch=1, batch_syn=1, experts='', syn_lr=1., warm_epochs=0.,
-                                lr_base=1.)
+                                p_channel=1., lr_base=1.)
     for name, value in given.items():
         kind = type(own[name])
         if name == 'stats' or type(value) is kind or kind is float and type(value) is int: continue
-        raise ValueError(f'{name}={value!r} must be {_KINDS[kind]}')
+        hint = '; name your function, as in ARCHS["mine"] = f' if name == 'arch' else ''
+        raise ValueError(f'{name}={value!r} must be {_KINDS[kind]}{hint}')
 
 # %% ../nbs/14_distill.ipynb #baea79dc
 def _check_job(learn, cbs):
@@ -144,9 +148,10 @@ def make_job(
     overrides = {k: v for k, v in overrides.items() if v is not None}
     if overrides.get('arch', args['arch']) != args['arch']: args |= dict(width=None, norm=None) # another network's own
     _check_types(overrides)
-    args |= overrides
-    alien = set(overrides) & set(PATHS) if 'trajectory' not in args['match'] else None
-    if alien: raise ValueError(f'{min(alien)!r} is for trajectory matching, not for match={args["match"]!r}; leave it')
+    own, args = args, args | overrides
+    for name, why in idle(args).items():
+        if args[name] != own.get(name): raise ValueError(f'{name!r} {why}; leave it')
+    if 'trajectory' not in args['match']: args |= dict(syn_lr=None, lr_lr=0.)
     return dict(method=method, ipc=ipc, seed=seed, device=str(pick_device(device)), args=args,
                 data=dict(name=data.name, digest=data.digest, held=data.held, origin=data.origin))
 

@@ -47,6 +47,9 @@ def _possible(rows, dset, data, start, soft=None):
     if soft and 'random' not in rows: rows = (*rows, 'random') # a teacher helps any image
     need = {'random-factor': dset.ipc*dset.factor**2} | dict.fromkeys(('random', *_CHOSEN), dset.ipc)
     missing = [r for r in rows if need.get(r, 0) > min(data.train.counts)]
+    if soft and 'random' in missing:
+        raise ValueError(f'{soft=} labels stand beside random images with the same, and the smallest class has not '
+                         f'ipc={dset.ipc} of them; use a smaller set')
     if start is None: missing.append('start')
     if dset.factor == 1: missing.append('random-factor')
     return [r for r in rows if r not in missing]
@@ -241,6 +244,11 @@ def _label(protocol, changes): # A changed protocol is another one
     return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
 # %% ../nbs/15_evaluate.ipynb #bb0f25fe
+def _training(dset, data, method, protocol, changes): # Of the networks; a learned rate is the set's, not the protocol's
+    e, c = dset.evaluation | dict(lr='learned'), len(dset.classes)
+    return json.loads(json.dumps(protocol_args(protocol, e, method, data.name, len(dset.labels())/c, c, **changes)))
+
+# %% ../nbs/15_evaluate.ipynb #721f4aa9
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: loaded as the run loaded it
@@ -261,7 +269,7 @@ def evaluate_run(
     if not again and _same(last, protocol=_label(protocol, changes), device=str(device), rows=names):
         if log: [log(row) for row in last['rows']]
         return last
-    results = score(dset, data, protocol, n, rows, info['seed'], device, log, start, cache, **changes)
+    results = score(dset, data, protocol, n, rows, 1000*info['seed'], device, log, start, cache, **changes)
     uses = last.get('test_uses', len(last) > 0) + 1
     if uses > 1: warnings.warn(f'{out} was tested before, this is use {uses} of the test split; choose nothing by it',
                                stacklevel=2)
@@ -269,31 +277,38 @@ def evaluate_run(
                   width=e.get('width'), protocol=_label(protocol, changes), seed=info['seed'], device=str(device),
                   rows=results, test_uses=uses,
                   seconds=dict(distill=dset.provenance['seconds'], evaluate=time.monotonic() - begun),
+                  training=_training(dset, data, info['method'], protocol, changes),
                   peak_mib=peak_mib(device), versions=versions(), data=info['data']['digest'])
     write_json(run/'result.json', result)
     return result
 
-# %% ../nbs/15_evaluate.ipynb #721f4aa9
+# %% ../nbs/15_evaluate.ipynb #fdfcf346
 def results_table(
     folders: list, # Run folders with a `result.json`
 ) -> str: # Markdown
     "Test accuracy in per cent, a line for each dataset, method, ipc, factor and network; no table mixes protocols"
     tables = {}
-    for r in (read_json(Path(f)/'result.json') for f in folders): tables.setdefault(r['protocol'], []).append(r)
+    for r in map(_with_args, folders):
+        own = r.get('training') if r['protocol'].startswith('paper') else None # each paper's is another
+        tables.setdefault((r['protocol'], json.dumps(own)), []).append(r)
     return '\n\n'.join(map(_table, tables.values()))
 
-# %% ../nbs/15_evaluate.ipynb #fdfcf346
+def _with_args(folder): # what a run was asked for parts it from others
+    run = Path(folder)/'run.json'
+    return read_json(Path(folder)/'result.json') | dict(args=read_json(run)['args'] if run.exists() else None)
+
+# %% ../nbs/15_evaluate.ipynb #41c9a1e2
 def _table(records):
     lines = {}
     for r in records:
         key = *(r[k] for k in ('dataset', 'method', 'ipc', 'factor')), f'{r["arch"]} {r["width"] or ""}', r['protocol']
-        lines.setdefault(key, []).append(r)
+        lines.setdefault((key, json.dumps(r['args'])), []).append(r)
     names = [name for name in (*ROWS, LEGACY) if any(row['set'] == name for r in records for row in r['rows'])]
     head = ['dataset', 'method', 'ipc', 'factor', 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
-    table = [head, ['---']*len(head), *[[*key, *_cells(runs, names)] for key, runs in lines.items()]]
+    table = [head, ['---']*len(head), *[[*key, *_cells(runs, names)] for (key, _), runs in lines.items()]]
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in table)
 
-# %% ../nbs/15_evaluate.ipynb #41c9a1e2
+# %% ../nbs/15_evaluate.ipynb #0572ff0f
 def _cells(runs, names):
     accs = {name: [row['accs'] for r in runs for row in r['rows'] if row['set'] == name] for name in names}
     pooled = {name: sum(a, []) for name, a in accs.items()}

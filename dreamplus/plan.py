@@ -153,7 +153,7 @@ _TURN = {'embedding for selection': 'a larger --set interval, or --sampler rando
          'warming the network': '--set warm_epochs=0', 'training the network': 'a smaller --set n_data',
          'matching: real images': 'a smaller --set batch_real',
          'matching: synthetic images': 'a smaller --factor or --ipc',
-         'matching: back to the pixels': 'a smaller --factor or --ipc', 'matching': 'a smaller --set steps',
+         'matching: back to the pixels': 'a smaller --factor or --ipc', 'matching': 'a smaller --set syn_steps',
          'beginning': '--start random', 'evaluation': 'a smaller --nets, or --protocol quick'}
 
 # %% ../nbs/15b_plan.ipynb #6e654218

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .augment import Augment
 from .core import seeded
 from .data import ImageData, Split, to_float
-from .recipes import _DSA, _ONE_WAY
+from .recipes import _DSA, _LARGE, _ONE_WAY
 from .train import Stream, sgd, train
 from .zoo import create_net
 
@@ -76,7 +76,7 @@ def protocol_args(
     "What a protocol means for a set; `ValueError` if there is no such protocol or argument"
     _check_protocol(name, change)
     p = PROTOCOLS[name]
-    if name == 'paper' and dataset.startswith('image'): p = _imagenet(per_class, classes)
+    if name == 'paper' and dataset in (*_LARGE, 'imagenet'): p = _imagenet(per_class, classes)
     if name == 'paper': p = (PAPERS | _dc(dataset, **evaluation)).get(method, p)
     p = _BASE | {k: evaluation[k] for k in ('augment', 'mix') if k in evaluation} | p
     if p['lr'] == 'learned': p['lr'] = evaluation.get('lr', .01)

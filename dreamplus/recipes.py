@@ -10,7 +10,8 @@ FAMILY = dict(
     arch='convnet', width=128, norm='instance', # the network, its depth from the image size
     factor=2, decode='single', limit=128, # multi-formation; at most `limit` decoded images per class and step
     outer=2000, inner=100, # fresh networks; updates of the pixels under each
-    match='gradient', distance='mse', fc=False, p=4., # the loss; p is the power of attention maps
+    match='gradient', distance='mse', fc=False, # the loss
+    p=4., p_channel=None, channel=1., balance=.01, # of attention maps
     sampler='random', batch_real=64, interval=10, rule='nearest', subsample=1, raw_features=False, warm_rounds=10,
     start='mix',
     lr=5e-3, lr_base=32, momentum=.5, per_class_steps=True, # pixel SGD; see `pixel_sgd` in the distillation notebook
@@ -18,7 +19,7 @@ FAMILY = dict(
     augment='color_crop_cutout', pick='stack', # drawn once a class, for real and synthetic images alike
     net_on='real', n_data=2000, net_epochs=0, net_batch=None, net_lr=.01, net_momentum=.9, net_wd=5e-4,
     net_augment='color_crop', net_mix=.5, warm_epochs=0, # training of the network between updates
-    experts=None, steps=20, expert_epochs=3, max_start=25, batch_syn=None, form='rebuilt', # trajectory matching
+    experts=None, syn_steps=20, expert_epochs=3, max_start=25, batch_syn=None, form='rebuilt', # trajectory matching
     eval_augment='color_crop_flip_scale_rotate', eval_mix=.5)
 
 # %% ../nbs/12_recipes.ipynb #a9c47221
@@ -74,11 +75,12 @@ DATASETS_ARGS = {
     'fashionmnist': _DIGITS | dict(eval_augment='color_crop_flip_scale_rotate'),
     'tinyimagenet': dict(batch_real=64, n_data=1000),
     'imagenet10': _IMAGENET | dict(lr=3e-3, warm_epochs=10),
-    'imagenet100': _IMAGENET | dict(lr=1e-3, warm_epochs=5, net_lr=.1, net_wd=1e-4, net_batch=128),
+    'imagenet100': _IMAGENET | dict(lr=1e-3, warm_epochs=5, net_lr=.1, net_wd=1e-4, net_batch=128, batch_real=128),
 }
 
 # %% ../nbs/12_recipes.ipynb #7a8578ef
 _OF_TEN = 'imagenette', 'imagewoof', 'imagemeow', 'imagesquawk', 'imagefruit', 'imageyellow'
+_LARGE = 'imagenet10', 'imagenet100', *_OF_TEN # above 64 pixels
 DATASETS_ARGS |= dict.fromkeys(_OF_TEN, DATASETS_ARGS['imagenet10'])
 DATASETS_ARGS['imagenet'] = dict(batch_real=64, factor=1, n_data=1000, eval_augment='imagenet', eval_mix=1.)
 
@@ -101,7 +103,7 @@ _CELLS = {('cifar10', 1):       (50, 2, 2, 1e2, 1e-7, 1e-2, None, True),
 
 # %% ../nbs/12_recipes.ipynb #b9f8a884
 def _mtt(dataset, ipc):
-    names = 'steps', 'expert_epochs', 'max_start', 'lr', 'lr_lr', 'syn_lr', 'batch_syn', 'zca'
+    names = 'syn_steps', 'expert_epochs', 'max_start', 'lr', 'lr_lr', 'syn_lr', 'batch_syn', 'zca'
     return dict(zip(names, _CELLS.get((dataset, ipc), ())))
 
 # %% ../nbs/12_recipes.ipynb #94ef7918
@@ -112,11 +114,13 @@ _ONE_WAY = 'digits', 'mnist', 'svhn' # a mirrored digit is none
 def _others(dataset, ipc, method):
     "What datasets and `ipc` change for the methods that are not of IDC's family"
     own = DATASETS_ARGS.get(dataset, {})
-    yield {k: v for k, v in own.items() if k in ('arch', 'width', 'eval_augment', 'eval_mix')}
+    named = () if dataset in _OF_TEN else ('arch', 'width') # there: a ConvNet of five blocks
+    yield {k: v for k, v in own.items() if k in (*named, 'eval_augment', 'eval_mix')}
     if method in ('dc', 'dsa'): yield _dc(ipc)
-    if method in ('mtt', 'tesla'): yield _mtt(dataset, ipc)
+    if method in ('mtt', 'tesla'): yield _mtt(dataset, ipc) | {k: v for k, v in own.items() if k == 'stats'}
     if method in ('dm', 'datadam', 'datadam-code', 'atom') and ipc >= 100: yield dict(lr=10.)
-    if method == 'atom' and dataset.startswith('cifar'): yield dict(zca=True)
+    if method == 'atom' and dataset in ('cifar10', 'cifar100'): yield dict(zca=True)
+    if method in ('datadam', 'atom') and dataset in _LARGE: yield dict(balance=.02)
     if dataset in _ONE_WAY and method != 'dc':
         yield dict.fromkeys(('augment', 'net_augment'), _DSA.replace('_flip', ''))
 
@@ -129,10 +133,10 @@ def _exceptions(dataset, ipc, factor, method):
         yield dict(eval_augment='color_crop_cutout_scale_rotate', eval_mix=0.)
     if dataset == 'tinyimagenet':
         if ipc >= 50: yield dict(lr=1e-6)
-        if method in ('dream+', 'best'): yield dict(rule='tiny')
-    if dataset.startswith('image') and method == 'dream+': yield dict(warm_epochs=1)
+        if method in ('dream+', 'best'): yield dict(rule='tiny') | (dict(start='tiny') if factor > 1 else {})
+    if dataset in (*_LARGE, 'imagenet') and method == 'dream+': yield dict(warm_epochs=1)
     if method == 'best': yield dict(warm_epochs=0)
-    if dataset.startswith('image') and factor >= 3 and ipc >= 20: yield dict(decode='bound')
+    if dataset in (*_LARGE, 'imagenet') and factor >= 3 and ipc >= 20: yield dict(decode='bound')
 
 # %% ../nbs/12_recipes.ipynb #aa9ad2ff
 DATASETS_ARGS['digits'] = dict(
@@ -144,7 +148,7 @@ DATASETS_ARGS['digits'] = dict(
 _FEW = dict(outer=300, batch_real=64, lr=.3)
 _MAPS = _FEW | dict(lr=.7) # their loss has the factor 0.01
 _TAUGHT = dict(outer=40, inner=5, net_epochs=10, batch_real=64)
-_SHORT = dict(outer=200, steps=10, expert_epochs=2, max_start=10, lr=10.)
+_SHORT = dict(outer=200, syn_steps=10, expert_epochs=2, max_start=10, lr=10.)
 _SMALL = {'dc': _TAUGHT, 'dsa': _TAUGHT, 'mtt': _SHORT, 'tesla': _SHORT,
           'dm': _FEW, 'datadam': _MAPS, 'datadam-code': _FEW | dict(lr=.03), 'atom': _MAPS}
 

@@ -97,6 +97,9 @@ imagenet10   idc/factor1 61.4 65.5 IDC
 imagenet10   idc         72.8 76.6 IDC
 imagenet100  idc/factor1 29.2 34.5 IDC
 imagenet100  idc         46.7 53.7 IDC'''
+_TWOS = '''
+imagenet     dm          1.6 DataDAM
+imagenet     datadam     2.2 DataDAM'''
 
 SOURCES = dict(
     DC='README of VICO-UoE/DatasetCondensation', IDC='README of snu-mllab/Efficient-Dataset-Condensation',
@@ -127,7 +130,7 @@ def _cells(table, ipcs):
             yield name, Cell(method, dataset, ipc, 1 if one else None, float(mean), float(std) if std else None, source)
 
 CELLS = dict(cell for table in (_GREY, _COLOUR, _LARGER) for cell in _cells(table, (1, 10, 50)))
-CELLS |= dict(_cells(_TENS, (10, 20)))
+CELLS |= dict(_cells(_TENS, (10, 20))) | dict(_cells(_TWOS, (2,)))
 
 # %% ../nbs/15e_reproduce.ipynb #3b9ca64c
 SPREAD = statistics.median(c.spread for c in CELLS.values() if c.spread is not None)
@@ -223,7 +226,7 @@ def _net_flops(arch, width, norm, channels, size, classes): # of one image, and 
 
 # %% ../nbs/15e_reproduce.ipynb #1adb3d91
 def _units(a, classes, syn): # of matching, in one inner iteration
-    if 'trajectory' in a['match']: return 12*a['steps']*min(a['batch_syn'] or syn, syn)
+    if 'trajectory' in a['match']: return 12*a['syn_steps']*min(a['batch_syn'] or syn, syn)
     real, made = (3, 9) if {'gradient', 'bidirectional'} & {*a['match'].split('*')} else (1, 3)
     return real*classes*a['batch_real'] + made*min(syn, classes*a['limit'])
 

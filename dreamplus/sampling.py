@@ -290,6 +290,7 @@ CORESETS = {
     'random':   lambda x, mask, n: _shuffle(mask, n),
     'first':    lambda x, mask, n: torch.arange(n, device=x.device).expand(len(x), n),
     'k-means':  lambda x, mask, n: representatives(x, n, mask, start='++'),
+    'tiny':     lambda x, mask, n: representatives(x, n, mask, rule='tiny', start='++'),
     'herding':  _herding,
     'k-center': _k_center}
 
@@ -301,9 +302,9 @@ def _check_enough(data, n):
                                    '--ipc or --factor')
 
 # %% ../nbs/05_sampling.ipynb #0f6dcbdc
-def _core(name, data, n, net, part): # -> positions (c,n)
+def _core(name, data, n, net, raw, part): # -> positions (c,n)
     table, mask = class_table(data.train, part)
-    x = embed_classes(net or _Pixels, data, part=part)[0]
+    x = embed_classes(net or _Pixels, data, raw, part)[0]
     return table.gather(1, CORESETS[name](x, mask, n))
 
 class _Pixels: embed = staticmethod(lambda x: x.flatten(1))
@@ -314,8 +315,9 @@ def coreset(
     data: ImageData,
     n: int, # Images per class
     net: nn.Module | None = None, # Whose embedding to choose in; None chooses by pixels
+    raw: bool = False, # As in `RepresentativeSampler`
 ) -> torch.Tensor: # Positions (C,n) in the training split
     "Real images chosen by `name`; `ValueError` if there is no such coreset, or a class has fewer than `n`"
     if name not in CORESETS: raise ValueError(f'coreset {name!r} is unknown; use one of {", ".join(CORESETS)}')
     _check_enough(data, n)
-    return torch.cat([_core(name, data, n, net, part) for part in _parts(data.train)])
+    return torch.cat([_core(name, data, n, net, raw, part) for part in _parts(data.train)])

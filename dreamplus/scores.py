@@ -114,6 +114,9 @@ def robust(
 ) -> dict: # lrs, ars, hlr, ior, the accuracies behind them, and the set's calibration error
     "DD-Ranking's two scores of a set; `soft` labels stand beside random images with the same"
     protocol_args(protocol, {}, soft=soft) # `ValueError` before any work
+    if dset.ipc > min(data.train.counts):
+        raise ValueError(f'the smallest class has not ipc={dset.ipc} images to choose at random and compare with; '
+                         'use a smaller set')
     def rows(*names, **more): return {r['set']: r for r in score(dset, data, protocol, n, names, **kw | more)}
     hard = rows('distilled', 'random', 'full')
     aug = rows('distilled', 'random', soft=soft) if soft else hard

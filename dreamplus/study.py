@@ -7,6 +7,7 @@ __all__ = ['FACTORS', 'MEASURES', 'TraceCB', 'oscillation', 'unevenness', 'study
            'effects', 'effects_table', 'plot_study']
 
 # %% ../nbs/15d_study.ipynb #27d75209
+import math
 import statistics
 import time
 from itertools import product
@@ -20,7 +21,8 @@ from .core import read_json, seeded, versions, write_json
 from .data import ImageData, subset
 from .distill import distill, make_job
 from .evaluate import EvalCB, _label, interval
-from .loops import PATHS, _check_sampler, make_matcher
+from .loops import _check_sampler, idle, make_matcher
+from .recipes import recipe
 from .synthetic import check_start, start_pixels
 
 # %% ../nbs/15d_study.ipynb #94a16a77
@@ -67,8 +69,13 @@ def unevenness(norms: torch.Tensor) -> float: # (T,C)
 FACTORS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
                warm=(0, 1, 3))
 
-def _check_levels(data, ipc, factor, starts, samplers, matches, nets):
-    if nets < 1: raise ValueError(f'{nets=} must be at least 1; a report needs a network')
+def _check_levels(data, ipc, factor, starts, samplers, matches, warms, overrides, **counts):
+    for name, value in counts.items():
+        if value is not None and value < 1: raise ValueError(f'{name}={value!r} must be at least 1; leave it out')
+    for warm in warms:
+        if not 0 <= warm < math.inf: raise ValueError(f'{warm=} must be a number of epochs, from 0')
+    for name in 'start', 'sampler', 'match', 'warm_epochs':
+        if name in overrides: raise ValueError(f'{name}={overrides[name]!r} is what is studied; name its levels')
     for start in starts: check_start(data, ipc, factor, start)
     for sampler in samplers: _check_sampler(sampler, 1, 1)
     for match in matches: make_matcher(match)
@@ -84,7 +91,9 @@ def _command(name, cell, fixed, overrides): # That makes one cell
 # %% ../nbs/15d_study.ipynb #5a3c27b9
 def _head(data, cell, fixed, overrides): # What a record says before it has results
     named = {k: cell[k] for k in ('start', 'sampler', 'match')} | dict(warm_epochs=cell['warm'], outer=fixed['outer'])
-    job = make_job(data, 'dream+', fixed['ipc'], fixed['factor'], cell['seed'], fixed['device'], overrides | named)
+    own = recipe('dream+', data.name, fixed['ipc'], fixed['factor']) | overrides | named
+    used = {k: v for k, v in overrides.items() if k not in idle(own)} # as an interval, for random samples
+    job = make_job(data, 'dream+', fixed['ipc'], fixed['factor'], cell['seed'], fixed['device'], used | named)
     return cell | dict(study='iterations', command=_command(data.name, cell, fixed, overrides), dataset=data.name,
                        data=data.digest, images=fixed['images'], held=data.held, ipc=fixed['ipc'],
                        every=fixed['every'], nets=fixed['nets'],
@@ -103,9 +112,8 @@ def _recorded(path, head): # The record of a cell that is done, or None
 def _run_cell(data, head, steps):
     args = dict(head['args'])
     inner, trace = args['inner'], TraceCB(head['start'], head['seed'], head['nets'], epochs=0, steps=steps)
-    given = {k: v for k, v in args.items() if k not in PATHS} # `trace` puts its own start in place of this one
     distill(data, 'dream+', head['ipc'], seed=head['seed'], device=head['device'], cbs=[trace], log=None,
-            **given | dict(start='random', report=head['every']*inner))
+            **args | dict(start='random', report=head['every']*inner)) # `trace` puts its own start in place of this one
     points = [dict(outer=p.pop('step')/inner, **p) for p in trace.points]
     return head | dict(points=points, oscillation=oscillation(torch.stack(trace.losses), inner),
                        unevenness=unevenness(torch.stack(trace.norms)))
@@ -126,7 +134,8 @@ def study(
     **overrides # Any other argument of the recipe of DREAM+
 ) -> list: # The records
     "Run every combination that has no record in `out` yet; the test split is never looked at"
-    _check_levels(data, ipc, factor or 1, starts, samplers, matches, nets)
+    _check_levels(data, ipc, factor or 1, starts, samplers, matches, warms, overrides, outer=outer, every=every,
+                  nets=nets, steps=steps, images=images)
     fixed = dict(outer=outer, every=every, ipc=ipc, factor=factor, nets=nets, steps=steps, valid=valid, device=device,
                  images=images)
     if images: data = subset(data, images)

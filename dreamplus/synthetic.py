@@ -97,6 +97,7 @@ def start_pixels(
     factor: int = 1,
     start: str = 'k-means', # A coreset, `noise`, or `gauss`; `mix` is IDC's name for `random` with a factor
     net: nn.Module | None = None, # In whose embedding a coreset chooses; None: by pixels
+    raw: bool = False, # As in `RepresentativeSampler`
 ) -> torch.Tensor: # (C,ipc,ch,h,w), pixels in [0, 1]
     "What the pixels are before the first step; `ValueError` for what cannot be started"
     check_start(data, ipc, factor, start)
@@ -104,7 +105,7 @@ def start_pixels(
     if start in ('noise', 'gauss'):
         x = torch.randn(shape, device=data.device)
         return (x/4 + .5).clamp(0, 1) if start == 'noise' else x*data.std + data.mean
-    chosen = coreset('random' if start == 'mix' else start, data, ipc*factor**2, net)
+    chosen = coreset('random' if start == 'mix' else start, data, ipc*factor**2, net, raw)
     return mosaic(to_float(data.train.x[chosen]), factor)
 
 # %% ../nbs/06_synthetic.ipynb #e51ee042

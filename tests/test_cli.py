@@ -228,7 +228,8 @@ def test_offline_in_a_console(here):
     ('--match 3*', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'), ('--valid nan', 'between'),
     ('--seed -1', 'seed'), ('--device nope', 'use cpu'), ('--device cuda:99', 'not on this machine'),
     ('--nets -1', 'nets=-1 must be'), ('--protocol slow', 'use quick, dcbench or paper'),
-    ('--size 0', 'size=0 must be'),
+    ('--size 0', 'size=0 must be'), ('--channels 7', 'channels=7 must be 1 for grey or 3'),
+    ('--width 1000000000000', 'this does not fit into memory; use a smaller --ipc, --width or --size'),
     ('--arch resnetap10 --set width=null', 'use a ConvNet'), ('--out .', 'name another --out'),
     ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
 def test_arguments_refused(here, argv, says):
@@ -242,10 +243,31 @@ def test_arguments_refused(here, argv, says):
     'subsample=3', 'subsample=x', 'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=-1', 'chunk=x',
     'report=-1', 'report=1.5', 'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1',
     'net_mix=7', 'net_mix=x', 'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x',
-    'warm_epochs=-1', 'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
+    'warm_epochs=-1', 'warm_epochs=inf', 'lr=inf', 'net_momentum=1.5', 'balance=-1', 'p_channel=x',
+    'data=1', 'method=idc', 'ipc=2', 'seed=1', 'device=cpu', 'out=elsewhere', 'cbs=1', 'log=0'])
 def test_set_refused(pair):
     name, _, value = pair.partition('=')
     refused(*TINY, '--out', 'run', '--set', pair, says=[value if value == 'foo' else name])
+
+@pytest.mark.parametrize('argv, says', [
+    ('compare --ipc null', 'no list of whole numbers'), ('compare --ipc 1.5', 'no list of whole numbers'),
+    ('compare --seeds [1]', 'no list of whole numbers'), ('compare --methods dm --minutes 0', 'minutes=0.0 must be'),
+    ('study iterations --steps 0', 'steps=0 must be'), ('study iterations --outer 0', 'outer=0 must be'),
+    ('study iterations --every -1', 'every=-1 must be'), ('study iterations --images 0', 'images=0 must be'),
+    ('study iterations --warms 0,-1', 'warm=-1 must be'), ('study iterations --warms null', 'no list of numbers'),
+    ('study iterations --warms inf', 'warm=inf must be'), ('study iterations --set start=noise', 'is what is studied'),
+    ('study iterations --seeds x', 'no list of whole numbers'), ('experts --n 0', 'n=0 must be')])
+def test_commands_refused(here, argv, says): refused(*shlex.split(argv), says=[says])
+
+def test_experts(here):
+    make = 'experts', 'digits', '--n', 2, '--epochs', 1, '--width', 4, '--zca', '--out', 'e'
+    assert '2 experts in e; `--experts e` uses them' in done(*make)
+    before = {p: b for p, b in contents().items() if p.suffix == '.safetensors'}
+    assert len(before) == 2
+    assert 'flip' not in read_json('e/experts.json')['training']['augment'] # a mirrored digit is none
+    Path('e/expert_0001.safetensors').unlink()
+    done(*make)
+    assert {p: b for p, b in contents().items() if p.suffix == '.safetensors'} == before
 
 @pytest.mark.parametrize('argv, says', [
     ('evaluate run --rows distilled,magic', "'magic' is unknown"), ('evaluate run --nets 0', 'n=0 must be'),

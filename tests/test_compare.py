@@ -15,7 +15,7 @@ from dreamplus.cli import main
 from dreamplus.compare import compare, compare_figures, compare_table
 from dreamplus.core import read_json, toy_images, write_json
 from dreamplus.distill import resume
-from dreamplus.evaluate import evaluate_run
+from dreamplus.evaluate import ROWS, evaluate_run
 from dreamplus.protocols import PROTOCOLS
 from dreamplus.recipes import METHODS
 from dreamplus.sources import load_data
@@ -172,7 +172,7 @@ def test_folder_keeps_to_its_terms(whole, change):
 # Experts
 
 def test_experts_are_made_once(tmp_path, monkeypatch):
-    paths = dict(steps=2, max_start=2, expert_epochs=1, lr=1e-4)
+    paths = dict(syn_steps=2, max_start=2, expert_epochs=1, lr=1e-4)
     monkeypatch.setitem(METHODS, 'paths', METHODS['mtt'] | dict(args=METHODS['mtt']['args'] | paths))
     monkeypatch.setitem(METHODS, 'white', METHODS['mtt'] | dict(args=METHODS['mtt']['args'] | paths | dict(zca=True)))
     args = dict(experts=dict(n=2, epochs=3), seeds=(0,), steps=2)
@@ -197,5 +197,14 @@ def test_command(tmp_path, monkeypatch, capsys):
     out = tmp_path/'comparisons'/'digits'
     assert '| dm | 1 | convnet 4' in capsys.readouterr().out
     assert {'table.md', 'accuracy.png', 'grids.png', 'dm-ipc1-seed0.json'} <= {p.name for p in out.iterdir()}
-    assert main(['compare', '--methods', 'dm']) == 2
+    assert main(['compare', '--methods', 'dm', '--steps', '2', '--minutes', '1']) == 2
     assert 'give one of them, the budget of each cell' in capsys.readouterr().err
+    for taken in 'steps=3', 'valid=.2', 'nets=1':
+        assert main(['compare', '--methods', 'mtt', '--set', taken]) == 2
+        assert f"--set '{taken}' is no argument of a recipe" in capsys.readouterr().err
+
+def test_terms_unless_others_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr('dreamplus.compare._record', lambda f, cell: f.plan)
+    plan, = compare(toys(), ['dm'], ipc=(1,), out=tmp_path/'out', log=None)
+    assert (plan['steps'], plan['minutes'], plan['data']['held'], plan['rows']) == (
+        None, 2, [.1, 0], ROWS)

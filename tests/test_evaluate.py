@@ -217,7 +217,8 @@ class ScriptedCB(BestCB):
     def after_batch(self):
         if self.dls.at == self.stop: self.learn.checkpoint_cb.stop = True
 
-@pytest.mark.parametrize('worth, best', [([.1, .3, .5, .2, .5], 2), ([.6, .3, .5, .2, .4], 0), ([0., .1, .2, .3, .4], 4)])
+@pytest.mark.parametrize('worth, best', [([.1, .3, .5, .2, .5], 2), ([.6, .3, .5, .2, .4], 0),
+                                         ([0., .1, .2, .3, .4], 4)])
 @pytest.mark.parametrize('stop', [None, 1, 3])
 def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop):
     held, out = data.hold_out(.25), tmp_path/'run'

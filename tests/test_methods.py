@@ -1,14 +1,19 @@
 "Sampling, starts and losses are no property of a method: each can be asked for in any that looks at real images."
 import pytest
+import torch
 
 from dreamplus.core import toy_images
 from dreamplus.distill import distill
+from dreamplus.loops import make_matcher
+from dreamplus.match.core import View
 from dreamplus.match.experts import train_experts
-from dreamplus.recipes import METHODS
+from dreamplus.recipes import METHODS, recipe
 from dreamplus.sources import load_data
+from dreamplus.zoo import create_net
 
 PATHS = 'mtt', 'tesla'
-TINY = dict(ipc=2, width=8, inner=2, batch_real=6, net_batch=8, log=None)
+LEAST = dict(ipc=2, width=8, inner=2, log=None)
+TINY = LEAST | dict(batch_real=6, net_batch=8)
 CHANGES = {'representative': dict(sampler='representative'), 'subcluster': dict(sampler='subcluster', subsample=2),
            'start': dict(start='k-means'), 'noise': dict(start='noise'),
            'match': dict(match='gradient + 0.5*embedding'),
@@ -21,12 +26,12 @@ def data(): return load_data(toy_images(classes=3, per_class=30, size=16))
 @pytest.fixture(scope='module')
 def experts(data, tmp_path_factory):
     out = tmp_path_factory.mktemp('experts')
-    return dict(experts=str(train_experts(data, out, n=1, epochs=3, width=8, log=None).path), max_start=1, steps=2,
+    return dict(experts=str(train_experts(data, out, n=1, epochs=3, width=8, log=None).path), max_start=1, syn_steps=2,
                 expert_epochs=1, zca=False)
 
 def moved(data, method, **kw):
     "How far a run of four updates brings the images from where they begin; the same start for the same seed"
-    first, last = (distill(data, method, outer=n, **TINY | kw).pixels for n in (1, 3))
+    first, last = (distill(data, method, outer=n, **kw).pixels for n in (1, 3))
     assert last.isfinite().all()
     return (first - last).abs().max().item()
 
@@ -34,13 +39,13 @@ def moved(data, method, **kw):
 @pytest.mark.parametrize('method', [m for m in METHODS if m not in PATHS])
 def test_any_sampler_start_and_loss(data, method, change):
     few = dict(n_data=12) if METHODS[method]['args'].get('n_data', 1) else {}
-    assert moved(data, method, **few | change) > 0
+    assert moved(data, method, **TINY | few | change) > 0
 
 @pytest.mark.parametrize('change', [dict(start='k-means'), dict(match='trajectory + 0.5*embedding'),
                                     dict(match='2*trajectory + gradient', sampler='representative')], ids=str)
 @pytest.mark.parametrize('method', PATHS)
 def test_trajectories_take_a_start_and_another_term(data, experts, method, change):
-    assert moved(data, method, **experts | change) > 0
+    assert moved(data, method, **(TINY if 'match' in change else LEAST) | experts | change) > 0
 
 @pytest.mark.parametrize('method, change, reason', [
     ('mtt', dict(sampler='representative'), "at which match='trajectory' does not look"),
@@ -48,8 +53,34 @@ def test_trajectories_take_a_start_and_another_term(data, experts, method, chang
     ('dm', dict(subsample=2), "sampler='random' has no centres"),
     ('dsa', dict(match='gradients'), 'is not a sum of gradient, embedding'),
     ('dream+', dict(start='best'), "start='best' is unknown"),
-    ('dm', dict(sampler='subcluster', subsample=2, batch_real=5), 'batch_real=5 is not a multiple')])
+    ('dm', dict(sampler='subcluster', subsample=2, batch_real=5), 'batch_real=5 is not a multiple'),
+    ('mtt', dict(batch_real=5), "'batch_real' is for looking at real images, not for match='trajectory'; leave it"),
+    ('mtt', dict(distance='l1', match='trajectory + gradient', n_data=5), "'n_data' is for networks that are trained"),
+    ('idc', dict(p=1.), "'p' is for other matchers, not for match='gradient'"),
+    ('datadam', dict(p_channel=1.), "'p_channel' is for other matchers"),
+    ('idc', dict(syn_steps=3), "'syn_steps' is for trajectory matching, not for match='gradient'"),
+    ('dm', dict(interval=5), "'interval' is for samplers that cluster"),
+    ('idc', dict(net_epochs=5), "'net_epochs' is not for networks with net_on='real'"),
+    ('dsa', dict(n_data=5), "'n_data' is not for networks with net_on='synthetic'"),
+    ('idc', dict(match='trajectory'), "match='trajectory' learns the rate of its student; say where it begins"),
+    ('dream', dict(match='trajectory + embedding'), "learns the rate of its student")])
 def test_what_makes_no_sense_is_refused(data, experts, method, change, reason):
-    given = TINY | (experts if method == 'mtt' else {}) | change
+    path = 'trajectory' in (change.get('match'), METHODS[method]['args'].get('match'))
+    given = (LEAST if path else TINY) | change
+    if method == 'mtt': given |= experts
     with pytest.raises(ValueError, match=reason): distill(data, method, **given)
 
+
+@pytest.mark.parametrize('method', ['dc', 'dsa', 'dream+'])
+@pytest.mark.parametrize('term', ['embedding', 'feature', 'attention', 'atom'])
+def test_an_added_term_pulls(data, method, term):
+    "under the distance of the method, as much as by its own (DC's cosine would leave signs of an embedding)"
+    pull = lambda distance: make_matcher(term, distance=distance)
+    net = create_net('convnet', 1, 3, 16, width=8)
+    x = data.train.x.unflatten(0, (3, 21)).float()/255 # the rest is the test split
+    y = torch.arange(3)
+    def gradient(matcher):
+        syn = x[:, :2].clone().requires_grad_()
+        loss = matcher(View(net, x[:, 10:], y, graph=False), View(net, syn, y)).sum()
+        return torch.autograd.grad(loss, syn)[0].norm()
+    assert gradient(pull(recipe(method, 'toys')['distance'])) > .5*gradient(pull('mse')) > 0

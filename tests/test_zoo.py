@@ -9,6 +9,7 @@ from torch import nn
 
 from dreamplus.core import seeded
 from dreamplus.distill import distill, resume
+from dreamplus.evaluate import score
 from dreamplus.loops import make_matcher
 from dreamplus.match.core import View, by_class
 from dreamplus.networks import Net
@@ -34,6 +35,31 @@ def test_every_size(arch):
             assert (e[0] - e[1]).norm() > 1e-6*e.norm() # images can be told apart
             assert features and all(len(f) == 2 for f in features)
             if arch not in ('mlp', 'lenet'): assert all(f.ndim == 4 for f in features)
+
+@pytest.mark.parametrize('kw', [dict(norm=n) for n in ('none', 'batch', 'layer', 'group')] +
+                         [dict(act=a) for a in ('leakyrelu', 'sigmoid', 'swish')] +
+                         [dict(pool='max'), dict(pool='none', depth=2), dict(depth=4), dict(width=5, norm='none')],
+                         ids=str)
+def test_every_convnet(kw):
+    for size in 28, 32, 64:
+        for channels in 1, 3:
+            net = create_net('convnet', channels, 7, size, **dict(width=8) | kw)
+            x = torch.randn(2, channels, size, size)
+            e = net.embed(x)
+            assert e.shape == (2, net.classifier.in_features) and net(x).shape == (2, 7)
+            torch.testing.assert_close(net.logits(e), net(x))
+
+def test_a_function_with_a_name_is_a_network_like_any_other(tmp_path, monkeypatch):
+    def mine(channels, classes, size):
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels*size*size, 9), nn.ReLU(), nn.Linear(9, classes))
+    data, args = load_data('digits', fraction=.9), dict(outer=1, inner=2, n_data=8, batch_real=4, log=None)
+    with pytest.raises(ValueError, match='must be a name; name your function, as in ARCHS'):
+        distill(data, arch=mine, **args)
+    monkeypatch.setitem(ARCHS, 'mine', mine)
+    dset = distill(data, arch='mine', match='embedding', out=tmp_path/'run', **args)
+    assert torch.equal(resume(tmp_path/'run', data, log=None).pixels, dset.pixels)
+    row, = score(dset, data, n=1, rows=('distilled',), epochs=0, steps=3)
+    assert dset.evaluation['arch'] == 'mine' and 0 <= row['acc'] <= 1
 
 @pytest.mark.parametrize('arch, channels, classes, size, kw, count', [
     ('convnet', 3, 10, 32, {}, 320_010), ('convnet', 3, 100, 32, {}, 504_420), ('convnet', 1, 10, 28, {}, 317_706),

@@ -64,9 +64,9 @@ class AttentionMixer(Sum):
     "Spatial and channel attention, and the embedding (ATOM 2024, from the paper's description: no code was released)"
     def __init__(self,
                  p: float = 4., # Power of the spatial maps
-                 p_channel: float = 4., # Power of the channel maps
+                 p_channel: float | None = None, # Power of the channel maps; None: `p`
                  channel: float = 1., # Weight of the channel maps beside the spatial ones
                  balance: float = .01, # lambda, as in `AttentionMatcher`
                  weight: float = 100.): # Of everything together
         super().__init__((1., AttentionMatcher(p, balance, weight)),
-                         (weight*channel, _Maps('channel', channel_map, p_channel)))
+                         (weight*channel, _Maps('channel', channel_map, p if p_channel is None else p_channel)))

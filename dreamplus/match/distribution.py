@@ -12,8 +12,8 @@ from .core import Matcher, get_distance
 class EmbeddingMatcher(Matcher):
     "Distance between class means of the embedding (DM 2023; the forward half of DREAM+)"
     def __init__(self,
-                 distance: str = 'mse'): # `mse`, `l1`, `l1_mean` or `cos`
-        self.distance = get_distance(distance)
+                 distance: str = 'mse'): # `mse`, `l1` or `l1_mean`; `cos` is one of gradients, beside it this is `mse`
+        self.distance = get_distance('mse' if distance == 'cos' else distance)
     def terms(self, real, syn): return dict(embed=self.distance(real.embed.mean(1), syn.embed.mean(1)))
 
 # %% ../../nbs/10_match.distribution.ipynb #ac2eff12
