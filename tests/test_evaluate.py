@@ -229,6 +229,7 @@ def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop):
     assert torch.equal(dset.pixels, whole.seen[best])
     if stop is None: return
     with pytest.raises(KeyboardInterrupt): distill(held, out=out, cbs=[stopped], log=None, **args)
+    with pytest.raises(ValueError, match='the run was begun with scripted_cb; pass such'): resume(out, held, log=None)
     again = ScriptedCB(worth)
     assert torch.equal(resume(out, held, [again], log=None).pixels, dset.pixels) and 0 not in again.seen
 
