@@ -98,9 +98,8 @@ def _check_arguments(root, size, channels, resize, stats, seed):
         raise ValueError(f'{seed=} must be an integer from 0 to 2**32 - 1')
     if root is not None and not Path(root).is_dir():
         raise ValueError(f'root={str(root)!r} is no folder; make it, or leave it out to use {cache_folder()}')
-    if size is not None and size < 1:
-        raise ValueError(f'{size=} must be at least 1; leave it out to keep what is there')
-    if channels not in (None, 1, 3): raise ValueError(f'{channels=} must be 1 for grey or 3 for colour')
+    for k, v in dict(size=size, channels=channels).items():
+        if v is not None and v < 1: raise ValueError(f'{k}={v} must be at least 1; leave it out to keep what is there')
     if resize not in (None, 'crop', 'squash'): raise ValueError(f'{resize=} is unknown; use crop or squash')
     check_stats(stats)
 

@@ -102,7 +102,7 @@ def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(core.pick_device()))
     assert expected.items() <= result.items()
@@ -228,7 +228,7 @@ def test_offline_in_a_console(here):
     ('--match 3*', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'), ('--valid nan', 'between'),
     ('--seed -1', 'seed'), ('--device nope', 'use cpu'), ('--device cuda:99', 'not on this machine'),
     ('--nets -1', 'nets=-1 must be'), ('--protocol slow', 'use quick, dcbench or paper'),
-    ('--size 0', 'size=0 must be'), ('--channels 7', 'channels=7 must be 1 for grey or 3'),
+    ('--size 0', 'size=0 must be'),
     ('--width 1000000000000', 'this does not fit into memory; use a smaller --ipc, --width or --size'),
     ('--arch resnetap10 --set width=null', 'use a ConvNet'), ('--out .', 'name another --out'),
     ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
