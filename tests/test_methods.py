@@ -84,3 +84,26 @@ def test_an_added_term_pulls(data, method, term):
         loss = matcher(View(net, x[:, 10:], y, graph=False), View(net, syn, y)).sum()
         return torch.autograd.grad(loss, syn)[0].norm()
     assert gradient(pull(recipe(method, 'toys')['distance'])) > .5*gradient(pull('mse')) > 0
+
+@pytest.mark.parametrize('method, dataset, ipc, expected', [
+    ('mtt', 'imagenette', 1, dict(arch='convnet', width=128)),
+    ('dream+', 'imagenette', 1, dict(arch='resnetap10', width=64)),
+    ('mtt', 'cifar100', 10, dict(stats='cifar10', zca=False, syn_steps=20)),
+    ('mtt', 'cifar10', 10, dict(syn_steps=30, zca=True)),
+    ('datadam', 'imagewoof', 10, dict(balance=.02)), ('datadam', 'tinyimagenet', 10, dict(balance=.01)),
+    ('datadam-code', 'imagewoof', 10, dict(balance=.01)), ('atom', 'cifar10', 1, dict(zca=True)),
+    ('idc', 'imagenet100', 10, dict(batch_real=128, net_batch=128)),
+    ('dream+', 'tinyimagenet', 10, dict(rule='tiny', start='tiny')),
+    ('dream', 'tinyimagenet', 10, dict(rule='nearest', start='k-means')),
+    ('idc', 'imagesmine', 20, dict(arch='convnet', decode='single')), ('atom', 'cifarlike', 1, dict(zca=False))])
+def test_published_exceptions(method, dataset, ipc, expected):
+    "a folder of one's own whose name begins like a dataset's is none of them"
+    assert expected.items() <= recipe(method, dataset, ipc).items()
+
+def test_one_image_a_cell_of_tinyimagenet_begins_at_centres():
+    assert recipe('dream+', 'tinyimagenet', 10, factor=1)['start'] == 'k-means'
+
+def test_raw_features_choose_the_start_too(data):
+    "the released code embeds pixels that were not normalised"
+    starts = {raw: distill(data, 'dream', outer=1, lr=0., raw_features=raw, **TINY).pixels for raw in (False, True)}
+    assert not torch.equal(starts[False], starts[True])
