@@ -30,16 +30,17 @@ class TraceCB(EvalCB):
     "The curve of a run, from a start that depends on nothing but `seed`; its losses and gradient norms"
     def __init__(self, start: str, seed: int, # Of the images
                  nets: int = 2, # At each report
+                 raw: bool = False, # As in `RepresentativeSampler`
                  protocol: str = 'quick', **change): # As in `EvalCB`
         super().__init__(protocol, **change)
-        self.start, self.seed, self.nets = start, seed, nets
+        self.start, self.seed, self.nets, self.raw = start, seed, nets, raw
         self.points, self.losses, self.norms, self.spent = [], [], [], 0.
 
     def before_fit(self):
         super().before_fit()
         self.clock, m, nets = time.monotonic(), self.model, self.learn.net_cb
         with seeded(self.seed):
-            m.pixels.data.copy_(start_pixels(nets.data, m.pixels.shape[1], m.factor, self.start, nets.make()))
+            m.pixels.data.copy_(start_pixels(nets.data, m.pixels.shape[1], m.factor, self.start, nets.make(), self.raw))
         nets.fresh() # again, on the clock
         self.after_epoch()
 
@@ -111,7 +112,8 @@ def _recorded(path, head): # The record of a cell that is done, or None
 # %% ../nbs/15d_study.ipynb #94ac2718
 def _run_cell(data, head, steps):
     args = dict(head['args'])
-    inner, trace = args['inner'], TraceCB(head['start'], head['seed'], head['nets'], epochs=0, steps=steps)
+    inner, trace = args['inner'], TraceCB(head['start'], head['seed'], head['nets'], args['raw_features'], epochs=0,
+                                         steps=steps)
     distill(data, 'dream+', head['ipc'], seed=head['seed'], device=head['device'], cbs=[trace], log=None,
             **args | dict(start='random', report=head['every']*inner)) # `trace` puts its own start in place of this one
     points = [dict(outer=p.pop('step')/inner, **p) for p in trace.points]
