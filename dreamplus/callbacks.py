@@ -24,8 +24,10 @@ from .augment import Augment
 from .core import atomic, load_state, peak_mib, rng_state, save_state, set_rng_state
 from .data import ImageData, to_float
 from .distilled import picture
+from .sampling import RandomSampler
 from .synthetic import decode
 from .train import Stream, sgd, train
+from .zoo import freeze_norms, has_batch_norm
 
 # %% ../nbs/13_callbacks.ipynb #dd599f7b
 class Steps:
@@ -87,10 +89,13 @@ class NetCB(Callback):
         "Take some steps"
         train(self.current, self.net_opt, self._get, self.stream, steps, self.augment, self.mix)
 
+    def settle(self, net): "Prepare `net` to be matched under"
+
     def before_batch(self):
         i = self.dls.at - 1
         made = i == 0 and self.current is not None # with the start
         if i % self.inner == 0 and not made: self.fresh()
+        self.settle(self.current)
         self.learn.net = self.current
     def after_batch(self):
         if self.dls.at % self.inner: self.train(self.steps) # nobody will look at it after its last update
@@ -123,6 +128,10 @@ class SynNetCB(NetCB):
     def after_batch(self):
         self.see()
         super().after_batch()
+
+    def settle(self, net):
+        "Batch norms see some real images, and keep to that"
+        if has_batch_norm(net): freeze_norms(net, super()._get(RandomSampler(self.data, 16)().flatten())[0])
 
     def _get(self, i): # positions, class after class
         x, M = self.images.flatten(0, 1)[i], self.images.shape[1]

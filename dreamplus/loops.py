@@ -61,9 +61,9 @@ class MatchLoss:
         self.chunk = data.n_classes if chunk == 0 else chunk
 
     def settle(self, net):
-        "Choose the chunk, if none was given: one on a CPU and under batch norm, all on a GPU"
-        alone = self.data.device.type == 'cpu' or has_batch_norm(net)
-        if self.chunk is None: self.chunk = 1 if alone else self.data.n_classes
+        "Choose the chunk, if none was given: under batch norm as the matcher's paper, else one on a CPU, all on a GPU"
+        together = self.matcher.joint if has_batch_norm(net) else self.data.device.type != 'cpu'
+        if self.chunk is None: self.chunk = self.data.n_classes if together else 1
 
     def compare(self, syn, real, draw, net, classes): # As below, for some classes (c,) -> (c,)
         see = lambda x: self.augment(self.data.normalize(x), draw)
@@ -116,7 +116,7 @@ def _net_cb(data, make, inner, decoded, batch, on, epochs, n_data, warm_epochs, 
 def match_loop(
     data: ImageData, make: Callable, # Data on the device; () -> a network on the device
     inner: int, decoded: int, # Updates under one network; synthetic images in all, decoded
-    *, match='gradient', distance='mse', fc=False, chunk=None, # The loss
+    *, match='gradient', distance='mse', fc=False, bias=False, flat=False, block=-1, chunk=None, # The loss
     p=4., p_channel=None, channel=1., balance=.01, # Of attention maps
     augment='color_crop_cutout', pick='stack', # Of real and synthetic images
     sampler='random', batch_real=64, interval=10, rule='nearest', subsample=1, raw_features=False, warm_rounds=10,
@@ -125,7 +125,8 @@ def match_loop(
 ) -> Loop:
     "Real against synthetic images under a network, as all but MTT; `ValueError` for what cannot be"
     _check_sampler(sampler, batch_real, subsample)
-    kw = dict(distance=distance, fc=fc, p=p, p_channel=p_channel, channel=channel, balance=balance)
+    kw = dict(distance=distance, fc=fc, bias=bias, flat=flat, block=block, # each matcher takes what it knows
+              p=p, p_channel=p_channel, channel=channel, balance=balance)
     loss = MatchLoss(data, make_matcher(match, **kw), Augment(augment, pick), chunk)
     nets = _net_cb(data, make, inner, decoded, net_batch or batch_real, net_on, net_epochs, n_data, warm_epochs,
                    Augment(net_augment, pick), net_mix, lr=net_lr, momentum=net_momentum, wd=net_wd)
@@ -185,7 +186,7 @@ def idle(args: dict # A recipe's
     path, looks = 'trajectory' in names, names - {'trajectory'}
     for name in looks & set(MATCHERS): taken |= signature(MATCHERS[name]).parameters
     say = lambda reason, keys: why.update({k: f'{reason}, not for {match=}' for k in keys if k in args})
-    say('is for other matchers', {'distance', 'fc', 'p', 'p_channel', 'channel', 'balance'} - set(taken))
+    say('is for other matchers', {p for m in MATCHERS.values() for p in signature(m).parameters} - set(taken))
     real = set(getfullargspec(match_loop).kwonlyargs) - {'match', 'augment', 'sampler'}
     if not looks: say('is for looking at real images', real)
     if not path: say('is for trajectory matching', (*PATHS, 'syn_lr', 'lr_lr'))
@@ -206,11 +207,12 @@ def check_network(
     "Raise `ValueError` unless the loop can run under `net`"
     loss, cbs = loop.loss, {type(cb): cb for cb in loop.cbs}
     if not isinstance(loss, MatchLoss): return
+    nets = cbs.get(NetCB) or cbs[SynNetCB]
+    nets.settle(net)
     loss.settle(net)
     if has_batch_norm(net) and 1 < loss.chunk < data.n_classes:
         raise ValueError(f'chunk={loss.chunk}: with batch norm the cut into chunks would change the result; use 1 '
                          f'class or all {data.n_classes}')
-    nets = cbs.get(NetCB) or cbs[SynNetCB]
     seen = min(decoded, cbs[SampleCB].sampler.batch)*min(loss.chunk, data.n_classes)
     check_trainable(net, data.channels, data.size, min(seen, nets.stream.size))
     zero = torch.zeros(1, dtype=torch.int64, device=data.device)

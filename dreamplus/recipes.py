@@ -10,7 +10,7 @@ FAMILY = dict(
     arch='convnet', width=128, norm='instance', # the network, its depth from the image size
     factor=2, decode='single', limit=128, # multi-formation; at most `limit` decoded images per class and step
     outer=2000, inner=100, # fresh networks; updates of the pixels under each
-    match='gradient', distance='mse', fc=False, # the loss
+    match='gradient', distance='mse', fc=False, bias=False, flat=False, block=-1, # the loss
     p=4., p_channel=None, channel=1., balance=.01, # of attention maps
     sampler='random', batch_real=64, interval=10, rule='nearest', subsample=1, raw_features=False, warm_rounds=10,
     start='mix',
@@ -47,7 +47,7 @@ METHODS |= {
     'dsa': dict(paper='Zhao & Bilen, ICML 2021', args=_DC),
     'dm': dict(paper='Zhao & Bilen, WACV 2023', args=_EACH | dict(match='embedding', batch_real=256)),
     'datadam': dict(paper='Sajedi et al., ICCV 2023', args=_EACH | dict(match='0.01*attention', outer=8000)),
-    'datadam-code': dict(paper='its released code', args=_EACH | dict(match='attention', p=1., norm='batch', chunk=0)),
+    'datadam-code': dict(paper='its released code', args=_EACH | dict(match='attention', p=1., norm='batch')),
     'atom': dict(paper='Khaki et al., 2024', args=_EACH | dict(match='0.01*atom', outer=8000)),
 }
 

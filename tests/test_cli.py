@@ -241,6 +241,7 @@ def test_arguments_refused(here, argv, says):
     'inner=1.5', 'inner=true', 'width=wide', 'norm=foo', 'depth=9', 'depth=x', 'arch=3', 'match=3', 'distance=foo',
     'distance=3', 'augment=foo', 'augment=3', 'sampler=[]', 'batch_real=0', 'batch_real=1.5', 'rule=foo',
     'subsample=3', 'subsample=x', 'interval=0', 'interval=x', 'decode=foo', 'limit=0', 'limit=x', 'chunk=-1', 'chunk=x',
+    'block=x', 'bias=3', 'flat=x',
     'report=-1', 'report=1.5', 'net_batch=-3', 'net_batch=x', 'net_lr=abc', 'net_lr=-1', 'net_momentum=x', 'net_wd=-1',
     'net_mix=7', 'net_mix=x', 'net_augment=foo', 'eval_augment=foo', 'eval_mix=7', 'eval_mix=x', 'warm_epochs=x',
     'warm_epochs=-1', 'warm_epochs=inf', 'lr=inf', 'net_momentum=1.5', 'balance=-1', 'p_channel=x',

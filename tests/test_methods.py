@@ -1,15 +1,17 @@
 "Sampling, starts and losses are no property of a method: each can be asked for in any that looks at real images."
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from dreamplus.core import seeded, toy_images
+from dreamplus.data import to_float
 from dreamplus.distill import distill
 from dreamplus.loops import make_matcher
 from dreamplus.match.core import View
 from dreamplus.match.experts import train_experts
 from dreamplus.recipes import METHODS, recipe
 from dreamplus.sources import load_data
-from dreamplus.zoo import create_net
+from dreamplus.zoo import create_net, has_batch_norm
 
 PATHS = 'mtt', 'tesla'
 LEAST = dict(ipc=2, width=8, inner=2, log=None)
@@ -106,3 +108,51 @@ def test_raw_features_choose_the_start_too(data):
     "the released code embeds pixels that were not normalised"
     starts = {raw: distill(data, 'dream', outer=1, lr=0., raw_features=raw, **TINY).pixels for raw in (False, True)}
     assert not torch.equal(starts[False], starts[True])
+
+class BatchNormCB(Callback):
+    "Computes the loss of an update under batch norm again, by a plain loop"
+    def __init__(self, data, by_hand): self.data, self.by_hand, self.seen = data, by_hand, []
+    def after_loss(self):
+        real, draw, net = self.yb
+        self.seen.append(has_batch_norm(net))
+        real, syn = (self.data.normalize(x) for x in (to_float(self.data.train.x[real]), self.model.pixels.detach()))
+        expected = self.by_hand(net, real, syn) # of (C,N,ch,h,w)
+        torch.testing.assert_close(self.loss.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+def joint_embedding(net, real, syn): # DM's code: all classes are one batch
+    mean = lambda x: net.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+    return (mean(real) - mean(syn)).pow(2).sum()
+
+def rowwise_cosine(net, real, syn): # DC's: one class after the other
+    weights, loss = [p for p in net.parameters() if p.ndim > 1], 0
+    for c, pair in enumerate(zip(real, syn)):
+        ce = [torch.nn.functional.cross_entropy(net(x), torch.full((len(x),), c)) for x in pair]
+        for a, b in zip(*(torch.autograd.grad(l, weights) for l in ce)):
+            a, b = a.flatten(1), b.flatten(1)
+            loss += (1 - (a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1) + 1e-6)).sum()
+    return loss
+
+def apart_l2(net, real, syn): # IDC's: each class is a batch of its own
+    weights, loss = [p for p in net.parameters() if p.ndim == 4], 0
+    for c, pair in enumerate(zip(real, syn)):
+        ce = [torch.nn.functional.cross_entropy(net(x), torch.full((len(x),), c)) for x in pair]
+        for a, b in zip(*(torch.autograd.grad(l, weights) for l in ce)): loss += (a - b).pow(2).sum()
+    return loss
+
+@pytest.mark.parametrize('method, by_hand, mixes, change', [
+    ('dm', joint_embedding, True, {}), ('dc', rowwise_cosine, False, {}), ('dsa', rowwise_cosine, False, {}),
+    ('idc', apart_l2, True, dict(n_data=12, factor=1, distance='mse', net_augment=''))])
+def test_batch_norm_as_each_code_has_it(data, method, by_hand, mixes, change):
+    "DM: over all classes. DC and DSA: frozen, so that chunks make no difference. IDC: within a class."
+    for chunk in (None,) if mixes else (None, 1, 0):
+        check = BatchNormCB(data, by_hand)
+        distill(data, method, outer=2, norm='batch', augment='', chunk=chunk, cbs=[check], **TINY | change)
+        assert check.seen == [mixes]*4
+
+def test_choices_of_gradients_and_blocks(data):
+    "What DC's and IDC's codes offer beside their own choice"
+    for change in dict(bias=True), dict(flat=True), dict(bias=True, flat=True), dict(match='feature', block=0):
+        own = moved(data, 'dc', **TINY | change)
+        assert own > 0 and own != moved(data, 'dc', **TINY | {k: v for k, v in change.items() if k == 'match'})
+    with pytest.raises(ValueError, match='block=7 is none of the'):
+        distill(data, 'dc', match='feature', block=7, **TINY)

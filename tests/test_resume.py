@@ -22,7 +22,8 @@ CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys
 SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)
 METHODS = {
     'dream+': SMALL | dict(interval=2, warm_epochs=.5, per_class_steps=False), # momentum of weight
-    'idc': SMALL | dict(factor=2, decode='multi', limit=3, start='noise', net_mix=.5)} # draws of all kinds
+    'idc': SMALL | dict(factor=2, decode='multi', limit=3, start='noise', net_mix=.5), # draws of all kinds
+    'dsa': {k: v for k, v in SMALL.items() if k != 'n_data'} | dict(norm='batch', net_epochs=2)} # frozen batch norms
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -198,16 +199,16 @@ class StopCB(Callback):
     def before_batch(self):
         if self.dls.at == self.at: os.kill(os.getpid(), signal.SIGINT)
 
-def stopped(out, at):
-    try: distill(toys(), 'idc', out=out, cbs=[StopCB(at)], **METHODS['idc'])
+def stopped(out, method, at):
+    try: distill(toys(), method, out=out, cbs=[StopCB(at)], **METHODS[method])
     except KeyboardInterrupt: return load_state(out/'checkpoint'/'state.safetensors')['at']
 
-@pytest.mark.parametrize('at', [1, 4, 5, 10]) # 4 and 10 report
-def test_stopped_at(tmp_path, undisturbed, at):
-    assert Process(stopped, tmp_path/'run', at).end() == (at, 0)
+@pytest.mark.parametrize('method, at', [('idc', 1), ('idc', 4), ('idc', 5), ('idc', 10), ('dsa', 3)]) # 4, 10 report
+def test_stopped_at(tmp_path, undisturbed, method, at):
+    assert Process(stopped, tmp_path/'run', method, at).end() == (at, 0)
     assert not (tmp_path/'run'/'distilled.json').exists()
-    assert_done(Process(go_on, tmp_path/'run', 'idc'))
-    assert_same(tmp_path/'run', undisturbed['idc'])
+    assert_done(Process(go_on, tmp_path/'run', method))
+    assert_same(tmp_path/'run', undisturbed[method])
 
 # What may be resumed
 

@@ -40,6 +40,7 @@ def channel_map(
 # %% ../../nbs/10a_match.attention.ipynb #9beb4c44
 class _Maps(Matcher):
     "Squared distance between class means of a map, at every activation but the last"
+    joint = True
     def __init__(self, name, see, p):
         if not p >= 1: raise ValueError(f'{p=} of the {name} maps must be at least 1; use 4, or 1 as in released code')
         self.name, self.see, self.p = name, see, p

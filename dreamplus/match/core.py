@@ -16,6 +16,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..zoo import has_batch_norm
+
 # %% ../../nbs/08_match.core.ipynb #74e39d33
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
 
@@ -99,8 +101,7 @@ def grads(self: View,
     with _notes(self.net) as last: logits = self.net.logits(self._embed)
     notes = [n for n in self._pass[1] + last if isinstance(n[0], _LAYERS)]
     found = [[n for n in notes if n[0].weight is w and _plain(n[0])] for w in weights]
-    apart = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
-    if len(self.x) > 1 and apart and all(len(f) == 1 for f in found):
+    if len(self.x) > 1 and not has_batch_norm(self.net) and all(len(f) == 1 for f in found):
         return _by_products(self, logits, weights, [f[0] for f in found])
     return _by_loop(self, logits, weights)
 
@@ -131,6 +132,7 @@ def get_distance(
 class Matcher:
     "Compares a real and a synthetic `View`; subclasses give `terms`"
     backward = False # Does it ask for weight gradients?
+    joint = False # Under batch norm: do all classes go through as one batch (DM, DataDAM), or each on its own (IDC)?
     def terms(self, real: View, syn: View) -> dict: # Name to loss (C,)
         "The parts of the loss"
         raise TypeError(f'{type(self).__name__} must define `terms`')
@@ -144,6 +146,7 @@ class Sum(Matcher):
     def __init__(self, *parts): # Pairs (weight, matcher); sums among them are opened
         self.parts = [(w*v, m) for w, p in parts for v, m in (p.parts if isinstance(p, Sum) else [(1., p)])]
         self.backward = any(m.backward for _, m in self.parts)
+        self.joint = all(m.joint for _, m in self.parts)
     def terms(self, real, syn):
         out = {}
         for w, m in self.parts:

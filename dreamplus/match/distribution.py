@@ -11,6 +11,7 @@ from .core import Matcher, get_distance
 # %% ../../nbs/10_match.distribution.ipynb #a3453333
 class EmbeddingMatcher(Matcher):
     "Distance between class means of the embedding (DM 2023; the forward half of DREAM+)"
+    joint = True
     def __init__(self,
                  distance: str = 'mse'): # `mse`, `l1` or `l1_mean`; `cos` is one of gradients, beside it this is `mse`
         self.distance = get_distance('mse' if distance == 'cos' else distance)
@@ -23,5 +24,7 @@ class FeatureMatcher(Matcher):
                  block: int = -1): # Which block, as Python counts; -1 the last
         self.block = block
     def terms(self, real, syn):
+        if not -len(real.features) <= self.block < len(real.features):
+            raise ValueError(f'block={self.block} is none of the {len(real.features)} blocks of this network; use -1')
         mean = lambda v: v.features[self.block].mean(1)
         return dict(feature=(mean(real) - mean(syn)).pow(2).flatten(1).sum(1))
