@@ -184,8 +184,9 @@ def format_row(row: dict, # Of `score`
               ) -> str:
     "One line of a table for people: per cent, mean ± std"
     half = f', 95 %: ± {100*row["ci"]:.1f}' if row.get('ci') is not None else ''
+    ece = f', calibration error {100*row["ece"]:.1f}' if 'ece' in row else ''
     cached = ', cached' if 'cached' in row else ''
-    return f'{row["set"]:13} {100*row["acc"]:5.1f} ± {100*row["std"]:.1f}  ({row["n"]} nets{half}{cached})'
+    return f'{row["set"]:13} {100*row["acc"]:5.1f} ± {100*row["std"]:.1f}  ({row["n"]} nets{half}{ece}{cached})'
 
 # %% ../nbs/15_evaluate.ipynb #d24baa29
 class EvalCB(Callback):
@@ -230,25 +231,33 @@ class BestCB(EvalCB):
     def load_state_dict(self, s): self.best, self.kept = s['best'], s['kept']
 
 # %% ../nbs/15_evaluate.ipynb #42ed7ebb
-def _last_result(run): # {} if there is none
-    try: return read_json(run/'result.json')
+def _record(path): # {} if there is none
+    try: return read_json(path)
     except ValueError: return {}
 
 # %% ../nbs/15_evaluate.ipynb #d6949c9d
+def _next_use(run): # How often the test split will have been used, in all records of a run
+    records = [_record(run/name) for name in ('result.json', 'scores.json')]
+    uses = 1 + max(r.get('test_uses', len(r) > 0) for r in records)
+    if uses > 1: warnings.warn(f'{run} was tested before, this is use {uses} of the test split; choose nothing by it',
+                               stacklevel=3)
+    return uses
+
+# %% ../nbs/15_evaluate.ipynb #63dee9e8
 def _same(last, **asked): # Does the record answer already?
     rows = [(r['set'], r['n']) for r in last.get('rows', [])]
     return all(last.get(k) == v for k, v in asked.items() if k != 'rows') and rows == asked['rows']
 
-# %% ../nbs/15_evaluate.ipynb #63dee9e8
+# %% ../nbs/15_evaluate.ipynb #bb0f25fe
 def _label(protocol, changes): # A changed protocol is another one
     return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
-# %% ../nbs/15_evaluate.ipynb #bb0f25fe
+# %% ../nbs/15_evaluate.ipynb #721f4aa9
 def _training(dset, data, method, protocol, changes): # Of the networks; a learned rate is the set's, not the protocol's
     e, c = dset.evaluation | dict(lr='learned'), len(dset.classes)
     return json.loads(json.dumps(protocol_args(protocol, e, method, data.name, len(dset.labels())/c, c, **changes)))
 
-# %% ../nbs/15_evaluate.ipynb #721f4aa9
+# %% ../nbs/15_evaluate.ipynb #fdfcf346
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: loaded as the run loaded it
@@ -261,7 +270,7 @@ def evaluate_run(
     "Score a run's distilled set and write `result.json`"
     _check_rows(rows, n)
     run, info = open_run(out)
-    dset, begun, last = load_distilled(out), time.monotonic(), _last_result(run)
+    dset, begun, last = load_distilled(out), time.monotonic(), _record(run/'result.json')
     data = run_data(out, info, data)
     device, e, file = pick_device(device or info['device']), dset.evaluation, run/'start.safetensors'
     start = load_state(file)['pixels'] if file.exists() else None
@@ -269,10 +278,8 @@ def evaluate_run(
     if not again and _same(last, protocol=_label(protocol, changes), device=str(device), rows=names):
         if log: [log(row) for row in last['rows']]
         return last
+    uses = _next_use(Path(out))
     results = score(dset, data, protocol, n, rows, 1000*info['seed'], device, log, start, cache, **changes)
-    uses = last.get('test_uses', len(last) > 0) + 1
-    if uses > 1: warnings.warn(f'{out} was tested before, this is use {uses} of the test split; choose nothing by it',
-                               stacklevel=2)
     result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor, arch=e['arch'],
                   width=e.get('width'), protocol=_label(protocol, changes), seed=info['seed'], device=str(device),
                   rows=results, test_uses=uses,
@@ -282,7 +289,7 @@ def evaluate_run(
     write_json(run/'result.json', result)
     return result
 
-# %% ../nbs/15_evaluate.ipynb #fdfcf346
+# %% ../nbs/15_evaluate.ipynb #41c9a1e2
 def results_table(
     folders: list, # Run folders with a `result.json`
 ) -> str: # Markdown
@@ -297,7 +304,7 @@ def _with_args(folder): # what a run was asked for parts it from others
     run = Path(folder)/'run.json'
     return read_json(Path(folder)/'result.json') | dict(args=read_json(run)['args'] if run.exists() else None)
 
-# %% ../nbs/15_evaluate.ipynb #41c9a1e2
+# %% ../nbs/15_evaluate.ipynb #0572ff0f
 def _table(records):
     lines = {}
     for r in records:
@@ -308,7 +315,7 @@ def _table(records):
     table = [head, ['---']*len(head), *[[*key, *_cells(runs, names)] for (key, _), runs in lines.items()]]
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in table)
 
-# %% ../nbs/15_evaluate.ipynb #0572ff0f
+# %% ../nbs/15_evaluate.ipynb #8c713c6b
 def _cells(runs, names):
     accs = {name: [row['accs'] for r in runs for row in r['rows'] if row['set'] == name] for name in names}
     pooled = {name: sum(a, []) for name, a in accs.items()}

@@ -143,6 +143,16 @@ def test_evaluate(finished):
     assert after['rows'][1]['accs'] == before['rows'][0]['accs'][:1] # the first network has the run's seed
     assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib', 'test_uses'}
 
+def test_scores(finished):
+    shutil.copytree('run', 'other')
+    out = done('scores', 'run,other', '--archs', 'mlp,convnet', '--soft', 'kl', '--nets', 1)
+    lines = out.split('\n')
+    assert lines[0] == '| method | ipc | factor | mlp | convnet |' and lines[3].startswith('| random |')
+    assert [line.split(' | ')[:2] for line in lines[7:11]] == [
+        [f'| {name}', labels] for name in ('run', 'other') for labels in ('hard', 'kl')]
+    assert read_json('other/scores.json')['test_uses'] == 2
+    refused('scores', 'run,nowhere', says=['nowhere'])
+
 def test_show(finished):
     (finished/'grid.png').unlink()
     out = done('show', 'run')

@@ -19,7 +19,7 @@ from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
 from dreamplus.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
 from dreamplus.sampling import coreset
-from dreamplus.scores import cross, cross_table, robust
+from dreamplus.scores import cross, cross_table, robust, score_run
 from dreamplus.sources import load_data
 from dreamplus.train import Stream, sgd
 from dreamplus.zoo import create_net
@@ -199,8 +199,24 @@ def test_the_test_split_is_used_once(data, run):
     for uses, kw in (2, dict(again=True)), (3, dict(n=2)), (4, dict(steps=4)):
         with pytest.warns(UserWarning, match=f'use {uses} of the test split'): assert ask(**kw)['test_uses'] == uses
     assert read_json(run/'result.json')['test_uses'] == 4
-    (run/'result.json').write_text('{')
+    with pytest.warns(UserWarning, match='use 5 of the test split'):
+        assert score_run(run, data, ('convnet',), n=1, **BRIEF)['test_uses'] == 5
+    with pytest.warns(UserWarning, match='use 6 of the test split'): assert ask(n=3)['test_uses'] == 6
+    for name in 'result.json', 'scores.json': (run/name).write_text('{')
     assert ask()['test_uses'] == 1
+
+def test_scores_of_a_run(data, run):
+    record = score_run(run, data, ('mlp',), n=2, soft='mse', **BRIEF)
+    assert record == read_json(run/'scores.json')
+    dset, own = load_distilled(run), dict(n=2, seed=0, cache=False, **BRIEF)
+    assert [(r['arch'], r['set']) for r in record['cross']] == [('mlp', 'distilled'), ('mlp', 'random')]
+    assert record['cross'][0]['accs'] == cross([dset], data, ('mlp',), **own)[0]['accs']
+    assert record['robust'][1]['ars'] == robust(dset, data, soft='mse', **own)['ars']
+    assert {'versions', 'data', 'device', 'seed', 'protocol', 'test_uses'} <= set(record)
+    before = (run/'scores.json').read_bytes()
+    for kw in dict(soft='hard'), dict(archs=('resnetap99',)), dict(protocol='fast'):
+        with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
+    assert (run/'scores.json').read_bytes() == before
 
 def test_start_of_a_run_is_a_row(data, run):
     rows = evaluate_run(run, data, n=1, rows=('start', 'distilled'), **BRIEF)['rows']
