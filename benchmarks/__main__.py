@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from dreamplus.core import keep_memory, peak_mib, pick_device, seeded, versions, write_json
+from dreamplus.core import keep_memory, peak_mib, pick_device, seeded, write_json
 from dreamplus.data import ImageData
 from dreamplus.distill import make_job, make_learner
 from dreamplus.sources import load_data
 from dreamplus.synthetic import decode
 
-from . import plain
+from . import head, plain
 
 SHAPES = dict(
     digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64, inner=10),
@@ -146,8 +146,8 @@ def main():
     keep_memory()
     device = pick_device(a.device)
     if a.point: return print(json.dumps(point(json.loads(a.point), a.device)))
-    record = dict(command=' '.join(['python -m benchmarks', *sys.argv[1:]]), device=str(device),
-                  machine=platform.machine(), threads=torch.get_num_threads(), versions=versions(), parts={}, growth={})
+    record = head({name: toy(**SHAPES[name]).digest for name in a.shapes.split(',')}, [0], device)
+    record |= dict(machine=platform.machine(), parts={}, growth={})
     for name in a.shapes.split(','):
         record['parts'][name] = parts(SHAPES[name], a.device)
         print(name, json.dumps(record['parts'][name], indent=1), flush=True)

@@ -9,13 +9,14 @@ Nothing is chosen by the test split: accuracies are those on a held-out part of 
 import argparse
 from itertools import product
 
-import torch
-from dreamplus.core import versions, write_json
+from dreamplus.core import write_json
 from dreamplus.distill import distill
 from dreamplus.evaluate import EvalCB
 from dreamplus.loops import MATCHERS
 from dreamplus.match.attention import AttentionMatcher, AttentionMixer
 from dreamplus.sources import load_data
+
+from . import head
 
 # argument names that no recipe has: it would fill them in
 KINDS = {'spatial, p=1': lambda: AttentionMatcher(1.), 'spatial, p=4': lambda: AttentionMatcher(4.),
@@ -44,13 +45,12 @@ def main():
     parser.add_argument('--nets', type=int, default=2)
     parser.add_argument('--out', default='attention.json')
     a = parser.parse_args()
-    head = dict(command=f'python -m benchmarks.attention --steps {a.steps} --nets {a.nets}', device='cpu',
-                threads=torch.get_num_threads(), data=load_data('digits').digest, versions=versions())
+    record = head({f'digits, seed {s}': load_data('digits', seed=s).digest for s in SEEDS}, SEEDS)
     starts = [cell('spatial, p=1', 0., seed, 1, a.nets) for seed in SEEDS]
     cells = []
     for kind, lr, seed in product(KINDS, RATES, SEEDS):
         cells.append(cell(kind, lr, seed, a.steps, a.nets))
         print(cells[-1], flush=True)
-        write_json(a.out, head | dict(starts=starts, cells=cells))
+        write_json(a.out, record | dict(starts=starts, cells=cells))
 
 if __name__ == '__main__': main()

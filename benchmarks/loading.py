@@ -8,8 +8,10 @@ import tempfile
 import time
 
 import torch
-from dreamplus.core import peak_mib, versions, write_json
+from dreamplus.core import peak_mib, write_json
 from dreamplus.sources import load_data
+
+from . import head
 
 def load(folder): # -> seconds, data
     start = time.perf_counter()
@@ -28,9 +30,9 @@ def main():
         first, data = load(a.folder)
         later = [load(a.folder)[0] for _ in range(a.later)]
     x = [part.x for part in (data.train, data.test)]
-    record = dict(command='python -m benchmarks.loading', device='cpu', versions=versions(), data=data.digest,
-                  dataset=data.name, images=sum(map(len, x)), mib=sum(t.nbytes for t in x)/2**20,
-                  peak_mib=peak_mib(torch.device('cpu')), seconds=dict(first=first, later=later))
+    record = head({data.name: data.digest}, [0]) | dict(
+        dataset=data.name, images=sum(map(len, x)), mib=sum(t.nbytes for t in x)/2**20,
+        peak_mib=peak_mib(torch.device('cpu')), seconds=dict(first=first, later=later))
     print(record)
     write_json(a.out, record)
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 
-from dreamplus.core import versions, write_json
+from dreamplus.core import write_json
+
+from . import head
 
 SETUP = """
 import json, os, sys, time
@@ -27,7 +29,7 @@ data = load_data(name, root=root)
 """
 PLAN = SETUP + """
 found = plan(data, **args, nets=1)
-print(json.dumps(dict(seconds=found['seconds'], peak_mib=found['peak_mib'], parts=found['parts'])))
+print(json.dumps(dict(seconds=found['seconds'], peak_mib=found['peak_mib'], parts=found['parts'], data=data.digest)))
 """
 RUN = SETUP + """
 out = Path(sys.argv[2])/'run'
@@ -67,6 +69,7 @@ def main():
     for job in a.jobs:
         checks.append(check(job, a.root))
         print(checks[-1]['job'], {k: round(v, 2) for k, v in checks[-1]['ratio'].items()}, flush=True)
-        write_json(a.out, dict(command='python -m benchmarks.plans', device='cpu', versions=versions(), checks=checks))
+        data = {c['job'].split(',')[0]: c['plan']['data'] for c in checks}
+        write_json(a.out, head(data, [0]) | dict(checks=checks))
 
 if __name__ == '__main__': main()

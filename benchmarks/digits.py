@@ -1,0 +1,55 @@
+"""The numbers of the digits' recipe, and variations of them.
+
+    python -m benchmarks.digits --out tuning-digits.json
+
+Images that are training images under all three seeds; a third of them is held out, and nothing else is tested on.
+"""
+import argparse
+from copy import copy
+
+from dreamplus.core import write_json
+from dreamplus.data import Split
+from dreamplus.distill import distill
+from dreamplus.evaluate import score
+from dreamplus.sources import load_data
+
+from . import head
+
+SEEDS = 0, 1, 2
+PLAIN = dict(eval_augment='', eval_mix=0.)
+CHANGES = [{}, dict(lr=6e-3), dict(augment='color_crop_scale_rotate', net_augment='color_crop_scale_rotate'),
+           dict(inner=20), dict(outer=10, inner=20, lr=6e-3), dict(distance='mse', lr=.05),
+           dict(n_data=0, warm_epochs=1.), dict(net_mix=0.), dict(net_mix=0., outer=40), PLAIN, dict(factor=2),
+           PLAIN | dict(factor=2)]
+
+def common():
+    "The digits' training images under every seed, as training images"
+    loaded = [load_data('digits', seed=s) for s in SEEDS]
+    kept = set.intersection(*({x.numpy().tobytes() for x in d.train.x} for d in loaded))
+    data, train = copy(loaded[0]), loaded[0].train
+    mine = [i for i, x in enumerate(train.x) if x.numpy().tobytes() in kept]
+    data.train = Split(train.x[mine], train.y[mine], data.n_classes)
+    return data
+
+def cell(data, change, seed, nets):
+    held = data.hold_out(.35, seed)
+    held.test = held.valid # the real test images stay out of it
+    dset = distill(held, ipc=1, seed=seed, log=None, **change)
+    rows = score(dset, held, n=nets, rows=('distilled', 'random', 'k-means'), seed=1000*seed)
+    return dict(change=change, seed=seed, accs={r['set']: r['accs'] for r in rows})
+
+def main():
+    parser = argparse.ArgumentParser('python -m benchmarks.digits', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--nets', type=int, default=3, help='of each seed [3]')
+    parser.add_argument('--out', default='tuning-digits.json')
+    a = parser.parse_args()
+    data, cells = common(), []
+    record = head({'digits, common': data.digest}, SEEDS) | dict(images=len(data.train))
+    for change in CHANGES:
+        for seed in SEEDS:
+            cells.append(cell(data, change, seed, a.nets))
+            print(cells[-1], flush=True)
+        write_json(a.out, record | dict(cells=cells))
+
+if __name__ == '__main__': main()
