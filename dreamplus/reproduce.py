@@ -23,6 +23,7 @@ from .data import ImageData
 from .distill import distill, make_job, resume
 from .evaluate import evaluate_run
 from .plan import machine_peak
+from .protocols import protocol_args, training_steps
 from .recipes import recipe
 from .sources import load_data
 from .zoo import create_net
@@ -213,9 +214,12 @@ def format_reproduction(r: dict) -> str: # What `reproduce` returned
     return '\n'.join(lines + [f'not what was published: {", ".join(changed)}']*bool(changed))
 
 # %% ../nbs/15e_reproduce.ipynb #33e85a2a
-_SHAPES = dict(mnist=(1, 28, 10, 60_000), fashionmnist=(1, 28, 10, 60_000), svhn=(3, 32, 10, 73_257),
-               cifar10=(3, 32, 10, 50_000), cifar100=(3, 32, 100, 50_000), tinyimagenet=(3, 64, 200, 100_000),
-               imagenet=(3, 64, 1000, 1_281_167), imagenet10=(3, 224, 10, 13_000), imagenet100=(3, 224, 100, 130_000))
+_SHAPES = dict( # channels, size, classes, images of train and test
+    mnist=(1, 28, 10, 60_000, 10_000), fashionmnist=(1, 28, 10, 60_000, 10_000), svhn=(3, 32, 10, 73_257, 26_032),
+    cifar10=(3, 32, 10, 50_000, 10_000), cifar100=(3, 32, 100, 50_000, 10_000),
+    tinyimagenet=(3, 64, 200, 100_000, 10_000), imagenet=(3, 64, 1000, 1_281_167, 50_000),
+    imagenet10=(3, 224, 10, 13_000, 500), imagenet100=(3, 224, 100, 130_000, 5_000))
+_SUBSET = 3, 128, 10, 13_000, 500 # those of MTT
 
 @cache
 def _net_flops(arch, width, norm, channels, size, classes): # of one image, and the length of its embedding
@@ -230,13 +234,7 @@ def _units(a, classes, syn): # of matching, in one inner iteration
     real, made = (3, 9) if {'gradient', 'bidirectional'} & {*a['match'].split('*')} else (1, 3)
     return real*classes*a['batch_real'] + made*min(syn, classes*a['limit'])
 
-def operations(name: str) -> float: # Additions and multiplications
-    "What distilling a cell takes, experts and evaluation left out"
-    cell = _cell(name)
-    a = recipe(cell.method, cell.dataset, cell.ipc, cell.factor)
-    channels, size, classes, images = _SHAPES.get(cell.dataset, (3, 128, 10, 13_000)) # else MTT's subsets
-    flops, length = _net_flops(a['arch'], a['width'], a['norm'], channels, size, classes)
-    syn = classes*cell.ipc*a['factor']**2
+def _distilling(a, classes, syn, images, flops, length):
     units = _units(a, classes, syn) + 3*a['n_data']*(a['net_on'] == 'real') + 3*a['net_epochs']*syn
     units += 3*a['warm_epochs']*images/a['inner']
     if a['sampler'] == 'random': return a['outer']*a['inner']*units*flops
@@ -244,12 +242,27 @@ def operations(name: str) -> float: # Additions and multiplications
     return a['outer']*a['inner']*(units*flops + (images*flops + clustering)/a['interval'])
 
 # %% ../nbs/15e_reproduce.ipynb #b81bd5e4
+def operations(name: str, nets: int = 5 # To evaluate by
+              ) -> dict: # Additions and multiplications: distil, experts, evaluate
+    "What a cell takes"
+    cell = _cell(name)
+    a = recipe(cell.method, cell.dataset, cell.ipc, cell.factor)
+    channels, size, classes, images, tested = _SHAPES.get(cell.dataset, _SUBSET)
+    flops, length = _net_flops(a['arch'], a['width'], a['norm'], channels, size, classes)
+    syn, e = classes*cell.ipc*a['factor']**2, dict(arch=a['arch'], norm=a['norm'])
+    p = protocol_args('paper', e, cell.method, cell.dataset, syn/classes, classes)
+    seen = training_steps(p, syn)*min(p['batch'], syn) # images, or a few more
+    return dict(distil=_distilling(a, classes, syn, images, flops, length),
+                experts=100*50*3*images*flops*('trajectory' in a['match']), evaluate=nets*(3*seen + tested)*flops)
+
+# %% ../nbs/15e_reproduce.ipynb #6503159c
 def cells_table(device: str | None = None) -> str: # Markdown
-    "Every cell, its source, and an estimate of what distilling it takes here, from below"
+    "Every cell, its source, and an estimate of what it takes here, from below"
     peak = machine_peak(pick_device(device))
-    head = ['cell', 'published', 'source', 'operations, 1e15', 'hours here, at least']
+    head = ['cell', 'published', 'source', 'operations, 1e15', 'hours here, at least', 'of experts', 'of 5 evaluations']
     rows = [head, ['---']*len(head)]
     for name, c in CELLS.items():
         n, spread = operations(name), '' if c.spread is None else f' ± {c.spread}'
-        rows.append([name, f'{c.value}{spread}', SOURCES[c.source], f'{n/1e15:.3g}', f'{n/peak/3600:.2g}'])
+        hours = [f'{x/peak/3600:.2g}' for x in (sum(n.values()), n['experts'], n['evaluate'])]
+        rows.append([name, f'{c.value}{spread}', SOURCES[c.source], f'{sum(n.values())/1e15:.3g}', *hours])
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)

@@ -221,6 +221,10 @@ def test_every_cell_is_listed_and_has_a_cost(capsys):
     assert main(['reproduce', '--list']) == 0
     listed = capsys.readouterr().out
     assert all(f'| {name} |' in listed for name in CELLS)
-    assert operations('dream/cifar10/ipc10') > operations('idc/cifar10/ipc10') > operations('idc/cifar10/ipc10/factor1')
+    costs = [operations(name)['distil'] for name in ('dream/cifar10/ipc10', 'idc/cifar10/ipc10',
+                                                          'idc/cifar10/ipc10/factor1')]
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[2]
+    assert [operations(f'{m}/cifar10/ipc10')['experts'] > 0 for m in ('mtt', 'dsa')] == [True, False]
+    assert all(v > 0 for name in CELLS for k, v in operations(name).items() if k != 'experts')
     assert not any(name.startswith('atom') for name in CELLS) # known from memory alone
     assert tolerance(CELLS['datadam/cifar10/ipc1'], 0) == pytest.approx(2.4)
