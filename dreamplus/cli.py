@@ -188,11 +188,8 @@ def resume(
     _quick_checks('idc', 1, nets, protocol)
     from dreamplus import distill as d
     from dreamplus.core import keep_memory, open_run
-    from dreamplus.sources import load_data
     keep_memory()
-    _, info = open_run(run)
-    origin = info['data']['origin']
-    images = load_data(**origin) if origin else None
+    images = d.run_data(run, open_run(run)[1])
     d.resume(run, images, cbs=_watch(images))
     return _finish(Path(run), images, protocol, nets)
 
@@ -375,11 +372,17 @@ COMMANDS = dict(distill=distill, plan=plan, experts=experts, evaluate=evaluate, 
 _CONTINUE = dict(distill='`dreamplus resume RUN` continues a run that had begun', resume='the same command continues')
 _CONTINUE |= dict.fromkeys(('experts', 'compare', 'study', 'reproduce'), _CONTINUE['resume'])
 
-def _too_large(e): # What an allocator says, as a word to the user
-    signs = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum'
+_READ = 'evaluate', 'scores', 'show', 'resume' # what a run folder says
+_LARGE = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum' # as allocators say it
+
+def _said(e, name): # A line on what the user can mend; None: it is our mistake
+    if isinstance(e, (ValueError, OSError)): return str(e)
     text = ' '.join(str(e).split())
-    if any(s in text for s in signs):
-        return ValueError(f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})')
+    if isinstance(e, RuntimeError) and any(s in text for s in _LARGE):
+        return f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})'
+    if name in _READ and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
+        return (f'the run cannot be used as it is ({type(e).__name__}: {text[:90]}); restore what was changed in its '
+                'folder, or set DREAMPLUS_DEBUG=1 to see where it fails')
 
 def main(
     argv: list | None = None, # None: what the shell passed
@@ -391,10 +394,9 @@ def main(
     with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # not from another thread
     command = COMMANDS[name := kw.pop('command')]
     try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
-    except (ValueError, OSError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and not (e := _too_large(e)): raise
-        if os.environ.get('DREAMPLUS_DEBUG'): raise
-        print(f'dreamplus: error: {e}', file=sys.stderr)
+    except Exception as e:
+        if os.environ.get('DREAMPLUS_DEBUG') or not (text := _said(e, name)): raise
+        print(f'dreamplus: error: {text}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f'\nstopped; {_CONTINUE.get(name, "nothing is left to continue")}', file=sys.stderr)

@@ -237,8 +237,7 @@ def _record(path): # {} if there is none
 
 # %% ../nbs/15_evaluate.ipynb #d6949c9d
 def _next_use(run): # How often the test split will have been used, in all records of a run
-    records = [_record(run/name) for name in ('result.json', 'scores.json')]
-    uses = 1 + max(r.get('test_uses', len(r) > 0) for r in records)
+    uses = 1 + max(_record(run/name).get('test_uses', 0) for name in ('result.json', 'scores.json'))
     if uses > 1: warnings.warn(f'{run} was tested before, this is use {uses} of the test split; choose nothing by it',
                                stacklevel=3)
     return uses
@@ -270,12 +269,13 @@ def evaluate_run(
     "Score a run's distilled set and write `result.json`"
     _check_rows(rows, n)
     run, info = open_run(out)
-    dset, begun, last = load_distilled(out), time.monotonic(), _record(run/'result.json')
+    dset, begun = load_distilled(out), time.monotonic()
     data = run_data(out, info, data)
     device, e, file = pick_device(device or info['device']), dset.evaluation, run/'start.safetensors'
     start = load_state(file)['pixels'] if file.exists() else None
     names = [(r, n) for r in _possible(rows, dset, data, start, changes.get('soft'))]
-    if not again and _same(last, protocol=_label(protocol, changes), device=str(device), rows=names):
+    last = {} if again else _record(run/'result.json')
+    if _same(last, protocol=_label(protocol, changes), device=str(device), rows=names):
         if log: [log(row) for row in last['rows']]
         return last
     uses = _next_use(Path(out))
@@ -283,7 +283,7 @@ def evaluate_run(
     result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor, arch=e['arch'],
                   width=e.get('width'), protocol=_label(protocol, changes), seed=info['seed'], device=str(device),
                   rows=results, test_uses=uses,
-                  seconds=dict(distill=dset.provenance['seconds'], evaluate=time.monotonic() - begun),
+                  seconds=dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun),
                   training=_training(dset, data, info['method'], protocol, changes),
                   peak_mib=peak_mib(device), versions=versions(), data=info['data']['digest'])
     write_json(run/'result.json', result)

@@ -1,7 +1,9 @@
-"""`nbs/images/overview.png`, the picture of the README, from a run folder: python results/overview.py results/mnist-ipc1
+"""`nbs/images/overview.png`, the picture of the README, from a run folder:
 
-One real image of each class drawn at random, the k-means choice, and the distilled one; beside each row the accuracy that the
-run's `result.json` holds.
+    python results/overview.py results/digits-ipc1-seed0
+
+One real image of each class drawn at random, the k-means choice, and the distilled one; beside each row the accuracy
+that the run's `result.json` holds.
 """
 import sys
 from pathlib import Path

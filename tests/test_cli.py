@@ -1,4 +1,5 @@
 "The command line as a user runs it: what it makes, what it says, and what it refuses in one line."
+import copy
 import csv
 import io
 import os
@@ -359,6 +360,26 @@ def test_damaged_run(finished, text):
 def test_truncated_file(finished, file, names):
     os.truncate(finished/file, (finished/file).stat().st_size//2)
     for name in names: refused(name, 'run', says=[Path(file).name])
+
+@pytest.mark.parametrize('file, path, names', [
+    ('run.json', ['data'], ['evaluate', 'scores', 'resume']), ('run.json', ['args', 'width'], ['resume']),
+    ('run.json', ['versions'], ['evaluate']), ('distilled.json', ['evaluation', 'arch'], ['evaluate']),
+    ('distilled.json', ['mean'], ['evaluate']), ('result.json', ['rows', 0], ['show'])])
+def test_edited_run(finished, monkeypatch, file, path, names):
+    "What was changed by hand ends in a line, or does no harm, whatever it was"
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=0, steps=1))
+    argv = dict(show=[], evaluate=['--nets', 2, '--rows', 'distilled'], scores=['--nets', 1, '--archs', 'mlp'],
+                resume=['--nets', 0])
+    good, said = read_json(finished/file), []
+    for value in None, 'x', {}, [], -1:
+        record = entry = copy.deepcopy(good)
+        for key in path[:-1]: entry = entry[key]
+        entry[path[-1]] = value
+        write_json(finished/file, record)
+        if file != 'result.json': (finished/'result.json').unlink(missing_ok=True) # it would answer
+        said += [run(name, 'run', *argv[name]) for name in names] # a traceback would end this test
+    assert {ended.status for ended in said} <= {0, 2} and any(ended.status for ended in said)
+    assert all(ended.err.split('\n')[-2].startswith('dreamplus: error: ') for ended in said if ended.status)
 
 def test_other_version(finished):
     info = read_json('run/run.json')
