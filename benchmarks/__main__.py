@@ -85,9 +85,8 @@ def point(shape, device):
     "Seconds of one selection and of one inner iteration without it, and the peak, in a process of its own"
     learn = learner(toy(**shape), device, **shape)
     nets, loss, device = learn.net_cb, learn.loss_func, learn.data.device
-    start = time.perf_counter()
-    real = learn.sample_cb.sampler(nets.current)
-    chosen, classes = time.perf_counter() - start, learn.dls.classes
+    sampler, classes = learn.sample_cb.sampler, learn.dls.classes
+    chosen, real = seconds(lambda: sampler(nets.current), device, 1), sampler(nets.current)
     draw = loss.augment.draw(len(classes), learn.data.size, device)
     def inner():
         loss(learn.model(classes), real, draw, nets.current).backward()
@@ -106,6 +105,8 @@ def growth(names, device):
             out[name].append({name: value} | json.loads(said))
             print(out[name][-1], flush=True)
     return out
+
+SPAN = .01, 100 # seconds and GiB, one scale for all
 
 def draw(record, path):
     import matplotlib
@@ -129,15 +130,18 @@ def draw(record, path):
         ax.loglog(x, [r['inner'] for r in rows], 'o-', label='s an inner iteration')
         ax.loglog(x, [r['select'] for r in rows], 's-', label='s a selection')
         ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak GiB')
+        ax.set_xticks(x, [f'{v:,}' for v in x], fontsize=8)
         ax.set_xlabel(name)
-    if grown: axs[0, 1].legend(fontsize=7)
-    plt.tight_layout()
+        ax.minorticks_off()
+        ax.set_ylim(*SPAN)
+    if grown: fig.legend(*axs[0, 1].get_legend_handles_labels(), ncols=3, fontsize=8, loc='upper center', frameon=False)
+    plt.tight_layout(rect=(0, 0, 1, .93))
     fig.savefig(path, dpi=90)
 
 def main():
     parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES))
+    parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES) + '; or none')
     parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', default='benchmarks.json')
@@ -146,9 +150,10 @@ def main():
     keep_memory()
     device = pick_device(a.device)
     if a.point: return print(json.dumps(point(json.loads(a.point), a.device)))
-    record = head({name: toy(**SHAPES[name]).digest for name in a.shapes.split(',')}, [0], device)
+    shapes = [] if a.shapes == 'none' else a.shapes.split(',')
+    record = head({name: toy(**SHAPES[name]).digest for name in shapes}, [0], device)
     record |= dict(machine=platform.machine(), parts={}, growth={})
-    for name in a.shapes.split(','):
+    for name in shapes:
         record['parts'][name] = parts(SHAPES[name], a.device)
         print(name, json.dumps(record['parts'][name], indent=1), flush=True)
     if a.growth != 'none': record['growth'] = growth(a.growth.split(','), a.device)

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import platform
-from contextlib import contextmanager
+import re
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def peak_mib(
 ) -> float: # MiB (2**20 bytes)
     "Peak memory so far: of the GPU's allocator, or of the whole process on a CPU"
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/2**20
+    with suppress(OSError, TypeError): # Linux; `getrusage` would count the program that started this one, too
+        return int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
     import resource, sys
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak/(2**20 if sys.platform == 'darwin' else 2**10)

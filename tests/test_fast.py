@@ -87,6 +87,15 @@ def test_a_thousand_classes_fit():
     classes, peak = done.stdout.split()
     assert int(classes) == 1000 and float(peak) < 4096
 
+def test_peak_memory_is_that_of_this_program_alone():
+    "not of the one that started it, here with a GiB more"
+    code = "import torch; from dreamplus.core import peak_mib; print(peak_mib(torch.device('cpu')))"
+    child = f'import subprocess, sys, torch; x = torch.ones(2**28); {code}; '
+    child += 'subprocess.run([sys.executable, "-c", sys.argv[1]])'
+    said = subprocess.run([sys.executable, '-uc', child, code], text=True, capture_output=True, check=True).stdout
+    large, small = map(float, said.split())
+    assert large > small + 900
+
 def test_benchmark_runs(tmp_path, monkeypatch):
     "The smallest shape, from the command to the record and the plot"
     out = tmp_path/'record.json'

@@ -13,7 +13,7 @@ SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('r
 RUNS = sorted({*RESULTS.rglob('result.json'), *RESULTS.rglob('reproduced.json')})
 # the thousand numbers of these reach a page through its cells alone
 MANY = sorted({*RESULTS.glob('study-*/*.json'), *RESULTS.glob('compare-*/*-ipc*-seed*.json'),
-               *RESULTS.rglob('scores.json')})
+               *RESULTS.glob('scores-*/*.json')})
 SMALL = sorted(RESULTS.glob('*.json')) # of `python -m benchmarks...`
 # 91.3, and 5.4 or 5 where a unit says what it is; no part of a version or a longer decimal
 WHOLE = r'(?:%|points|per cent|seconds|minutes|times|(?:ms|s)\b)(?! interval)'
