@@ -232,8 +232,9 @@ class BestCB(EvalCB):
 
 # %% ../nbs/15_evaluate.ipynb #42ed7ebb
 def _record(path): # {} if there is none
-    try: return read_json(path)
+    try: record = read_json(path)
     except ValueError: return {}
+    return record if isinstance(record, dict) else {}
 
 # %% ../nbs/15_evaluate.ipynb #d6949c9d
 def _next_use(run): # How often the test split will have been used, in all records of a run
