@@ -7,6 +7,7 @@ Images that are training images under all three seeds; a third of them is held o
 import argparse
 from copy import copy
 
+import torch
 from dreamplus.core import write_json
 from dreamplus.data import Split
 from dreamplus.distill import distill
@@ -25,10 +26,10 @@ CHANGES = [{}, dict(lr=6e-3), dict(augment='color_crop_scale_rotate', net_augmen
 def common():
     "The digits' training images under every seed, as training images"
     loaded = [load_data('digits', seed=s) for s in SEEDS]
-    kept = set.intersection(*({x.numpy().tobytes() for x in d.train.x} for d in loaded))
     data, train = copy(loaded[0]), loaded[0].train
-    mine = [i for i, x in enumerate(train.x) if x.numpy().tobytes() in kept]
-    data.train = Split(train.x[mine], train.y[mine], data.n_classes)
+    flat = [d.train.x.flatten(1) for d in loaded]
+    kept = torch.stack([(flat[0][:, None] == other).all(2).any(1) for other in flat[1:]]).all(0)
+    data.train = Split(train.x[kept], train.y[kept], data.n_classes)
     return data
 
 def cell(data, change, seed, nets):

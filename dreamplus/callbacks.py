@@ -118,7 +118,7 @@ class SynNetCB(NetCB):
                  augment: Augment, mix: float, **opt): # As `NetCB`
         super().__init__(data, make, inner, 0, batch, 0, augment, mix, **opt)
         self.stream = Stream(n, batch, data.device, tail=True)
-        self.steps = epochs*math.ceil(n/batch)
+        self.steps, self.looks = epochs*math.ceil(n/batch), RandomSampler(data, 16)
 
     def see(self):
         "Look at the synthetic images as they are"
@@ -131,7 +131,9 @@ class SynNetCB(NetCB):
 
     def settle(self, net):
         "Batch norms see some real images, and keep to that"
-        if has_batch_norm(net): freeze_norms(net, super()._get(RandomSampler(self.data, 16)().flatten())[0])
+        if not has_batch_norm(net): return
+        self.looks.calls = 0 # shuffled anew, so that a checkpoint needs nothing of it
+        freeze_norms(net, super()._get(self.looks().flatten())[0])
 
     def _get(self, i): # positions, class after class
         x, M = self.images.flatten(0, 1)[i], self.images.shape[1]

@@ -108,6 +108,25 @@ def ars(
     return _scaled(gamma*(syn_aug - random_aug) + (1 - gamma)*(syn_plain - random_plain))
 
 # %% ../nbs/15a_scores.ipynb #1f20e542
+def _robust(dset, data, protocol, n, labels, **kw): # One record for each kind of labels; the hard ones are paid once
+    for soft in labels: protocol_args(protocol, {}, soft=soft) # `ValueError` before any work
+    if dset.ipc > min(data.train.counts):
+        raise ValueError(f'the smallest class has not ipc={dset.ipc} images to choose at random and compare with; '
+                         'use a smaller set')
+    def rows(*names, **more): return {r['set']: r for r in score(dset, data, protocol, n, names, **kw | more)}
+    hard = rows('distilled', 'random', 'full')
+    def one(soft):
+        aug = rows('distilled', 'random', soft=soft) if soft else hard
+        plain = rows('distilled', 'random', soft=soft, augment='', mix=0.)
+        acc = dict(real_hard=hard['full']['acc'], syn_hard=hard['distilled']['acc'],
+                   syn_any=aug['distilled']['acc'], random_any=aug['random']['acc'])
+        bare = dict(syn_plain=plain['distilled']['acc'], random_plain=plain['random']['acc'])
+        return dict(lrs=lrs(**acc), ars=ars(acc['syn_any'], acc['random_any'], *bare.values()),
+                    hlr=acc['real_hard'] - acc['syn_hard'], ior=acc['syn_any'] - acc['random_any'], **acc, **bare,
+                    ece=aug['distilled']['ece'], soft=soft, protocol=protocol, n=n)
+    return [one(soft) for soft in labels]
+
+# %% ../nbs/15a_scores.ipynb #76db88e0
 def robust(
     dset: DistilledSet,
     data: ImageData, # What it was distilled from
@@ -117,22 +136,9 @@ def robust(
     **kw # seed, device, cache, changes of the protocol
 ) -> dict: # lrs, ars, hlr, ior, the accuracies behind them, and the set's calibration error
     "DD-Ranking's two scores of a set; `soft` labels stand beside random images with the same"
-    protocol_args(protocol, {}, soft=soft) # `ValueError` before any work
-    if dset.ipc > min(data.train.counts):
-        raise ValueError(f'the smallest class has not ipc={dset.ipc} images to choose at random and compare with; '
-                         'use a smaller set')
-    def rows(*names, **more): return {r['set']: r for r in score(dset, data, protocol, n, names, **kw | more)}
-    hard = rows('distilled', 'random', 'full')
-    aug = rows('distilled', 'random', soft=soft) if soft else hard
-    plain = rows('distilled', 'random', soft=soft, augment='', mix=0.)
-    acc = dict(real_hard=hard['full']['acc'], syn_hard=hard['distilled']['acc'],
-               syn_any=aug['distilled']['acc'], random_any=aug['random']['acc'])
-    bare = dict(syn_plain=plain['distilled']['acc'], random_plain=plain['random']['acc'])
-    return dict(lrs=lrs(**acc), ars=ars(acc['syn_any'], acc['random_any'], *bare.values()),
-                hlr=acc['real_hard'] - acc['syn_hard'], ior=acc['syn_any'] - acc['random_any'], **acc, **bare,
-                ece=aug['distilled']['ece'], soft=soft, protocol=protocol, n=n)
+    return _robust(dset, data, protocol, n, (soft,), **kw)[0]
 
-# %% ../nbs/15a_scores.ipynb #76db88e0
+# %% ../nbs/15a_scores.ipynb #165cd294
 _ACCURACIES = 'real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain'
 
 def robust_table(
@@ -144,14 +150,14 @@ def robust_table(
     lines = [[name, r['soft'] or 'hard', *(f'{100*r[k]:.1f}' for k in keys)] for name, r in records]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [head, ['---']*len(head), *lines])
 
-# %% ../nbs/15a_scores.ipynb #165cd294
+# %% ../nbs/15a_scores.ipynb #1bfac9bb
 def _seen_by(dset, data, protocol, changes): # The networks that can see such images
     for arch in ARCHS_COMPARED:
         try: _check_net(_under(dset, arch), data, protocol, changes)
         except ValueError: continue
         yield arch
 
-# %% ../nbs/15a_scores.ipynb #1bfac9bb
+# %% ../nbs/15a_scores.ipynb #04e95790
 def score_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: loaded as the run loaded it
@@ -171,7 +177,7 @@ def score_run(
     own = dict(protocol=protocol, n=n, seed=1000*info['seed'], device=device) | kw
     uses = _next_use(Path(out))
     record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
-                  robust=[robust(dset, data, soft=labels, **own) for labels in dict.fromkeys((None, soft))],
+                  robust=_robust(dset, data, labels=dict.fromkeys((None, soft)), **own),
                   dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor, seed=info['seed'],
                   protocol=_label(protocol, changes), device=str(device), test_uses=uses,
                   seconds=time.monotonic() - begun, versions=versions(), data=info['data']['digest'])
