@@ -98,7 +98,8 @@ def _check_norm(norm, width):
 # %% ../nbs/03_networks.ipynb #10fe2075
 def _conv_block(cin, width, norm, act, pool):
     conv = nn.Conv2d(cin, width, 3, padding=3 if cin == 1 else 1)
-    return nn.Sequential(OrderedDict(conv=conv, norm=_NORMS[norm](width), act=_ACTS[act](), pool=_POOLS[pool]()))
+    over = dict(inplace=True) if act == 'relu' and norm != 'none' else {}
+    return nn.Sequential(OrderedDict(conv=conv, norm=_NORMS[norm](width), act=_ACTS[act](**over), pool=_POOLS[pool]()))
 
 # %% ../nbs/03_networks.ipynb #4a6f3786
 class ConvNet(Net):

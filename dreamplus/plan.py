@@ -16,7 +16,7 @@ import torch
 from fastai.callback.core import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from .callbacks import NetCB, SampleCB, SynNetCB
 from .core import peak_mib, seeded
@@ -27,10 +27,11 @@ from .loops import MatchLoss
 from .sampling import CORESETS, RepresentativeSampler, embed_classes, kmeans
 
 # %% ../nbs/15b_plan.ipynb #8c9f6a8c
-class _Traffic(TorchDispatchMode):
-    def __init__(self): super().__init__(); self.bytes = 0
+class _Count(TorchDispatchMode):
+    def __init__(self): super().__init__(); self.flops, self.bytes = 0, 0
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        out = f(*args, **(kwargs or {}))
+        out, formula = f(*args, **(kwargs or {})), flop_registry.get(f.overloadpacket)
+        if formula: self.flops += formula(*args, **(kwargs or {}), out_val=out)
         if not f.is_view: self.bytes += sum(t.nbytes for t in tree_leaves((args, out)) if torch.is_tensor(t))
         return out
 
@@ -51,7 +52,7 @@ _NOTHING = Cost(0., 0., 0.)
 def cost(f: Callable, # Without arguments; is called three times
          device: torch.device) -> Cost:
     "The cost of calling `f`: counted once, then timed twice, the better kept"
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic: f()
+    with _Count() as count: f()
     times = []
     for _ in range(2):
         if device.type == 'cuda': torch.cuda.synchronize(device)
@@ -59,7 +60,7 @@ def cost(f: Callable, # Without arguments; is called three times
         f()
         if device.type == 'cuda': torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return Cost(min(times), flops.get_total_flops(), traffic.bytes)
+    return Cost(min(times), count.flops, count.bytes)
 
 # %% ../nbs/15b_plan.ipynb #0dcad65c
 def machine_peak(device: torch.device, n: int = 2048) -> float: # Operations a second
@@ -133,7 +134,7 @@ def _evaluating(learn, job, rows, protocol, nets):
     images = dict(full=n, **dict.fromkeys(('distilled', 'start', 'random-factor'), decoded))
     args = lambda k: protocol_args(protocol, e, job['method'], data.name, k/data.n_classes, data.n_classes)
     def network(k): # one, trained on k images and tested
-        p, x = args(k), data.train.x[torch.arange(min(k, n), device=data.device)]
+        p, x = args(k), data.train.x[:k]
         y = torch.arange(len(x), device=data.device) % data.n_classes
         few = lambda: train_fresh(x, y, data, e, p | dict(epochs=0, steps=4))
         net, some = few(), data.test.x[:512]
