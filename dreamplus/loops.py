@@ -60,10 +60,13 @@ class MatchLoss:
         self.data, self.matcher, self.augment = data, matcher, augment
         self.chunk = data.n_classes if chunk == 0 else chunk
 
-    def settle(self, net):
-        "Choose the chunk, if none was given: under batch norm as the matcher's paper, else one on a CPU, all on a GPU"
-        together = self.matcher.joint if has_batch_norm(net) else self.data.device.type != 'cpu'
-        if self.chunk is None: self.chunk = self.data.n_classes if together else 1
+    def settle(self, net, batch): # Real images of a class
+        "Choose the chunk, if none was given: under batch norm as the matcher's paper, else by what is fastest"
+        if self.chunk is not None: return
+        chunk, few = self.data.n_classes, 2**16//(batch*self.data.size**2) # classes of 65,536 pixels in all
+        if has_batch_norm(net): chunk = chunk if self.matcher.joint else 1
+        elif self.data.device.type == 'cpu': chunk = min(few, chunk) if few >= 8 else 1
+        self.chunk = chunk
 
     def compare(self, syn, real, draw, net, classes): # As below, for some classes (c,) -> (c,)
         see = lambda x: self.augment(self.data.normalize(x), draw)
@@ -78,7 +81,7 @@ class MatchLoss:
         classes = torch.arange(len(syn), device=syn.device)
         rows = lambda part: {k: v[part] for k, v in draw.items()}
         loss = lambda images, part: self.compare(images, real[part], rows(part), net, classes[part])
-        self.settle(net)
+        self.settle(net, real.shape[1])
         try: return by_class(loss, syn, self.chunk).sum()
         except torch.OutOfMemoryError:
             if self.chunk == 1 or has_batch_norm(net): raise # classes of one batch norm cannot be parted
@@ -209,7 +212,7 @@ def check_network(
     if not isinstance(loss, MatchLoss): return
     nets = cbs.get(NetCB) or cbs[SynNetCB]
     nets.settle(net)
-    loss.settle(net)
+    loss.settle(net, cbs[SampleCB].sampler.batch)
     if has_batch_norm(net) and 1 < loss.chunk < data.n_classes:
         raise ValueError(f'chunk={loss.chunk}: with batch norm the cut into chunks would change the result; use 1 '
                          f'class or all {data.n_classes}')

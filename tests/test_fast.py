@@ -101,9 +101,9 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     out = tmp_path/'record.json'
     code = ("import benchmarks.__main__ as b; b.SHAPES['digits'] |= dict(images=200, width=4, batch=8); "
             "b.GROWTH['ipc'] = 1, 2; b.main()")
-    command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--out', out]
+    command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--inner', '2', '--out', out]
     subprocess.run(command, cwd=ROOT, check=True)
     record = json.loads(out.read_text())
-    assert record['parts']['digits']['ratio'].keys() == {'selection', 'matching', 'training', 'inner'}
+    assert record['parts']['digits']['ratio'].keys() == {'selection', 'matching', 'training', 'inner', 'outer'}
     assert [row['ipc'] for row in record['growth']['ipc']] == [1, 2] and out.with_suffix('.png').exists()
     assert all(v > 0 for side in ('ours', 'plain') for v in record['parts']['digits'][side].values())

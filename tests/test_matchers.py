@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dreamplus.core import seeded
+from dreamplus.match import core
 from dreamplus.match.bidirectional import Bidirectional
 from dreamplus.match.core import DISTANCES, View, by_class, get_distance
 from dreamplus.match.distribution import EmbeddingMatcher, FeatureMatcher
@@ -84,12 +85,24 @@ NETWORKS = dict(
     max_pool=lambda: network(channels=3, pool='max'),
     resnet=lambda: ResNet(10, 3, 5, 8, norm='batch', width=4).double())
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_other_networks(name):
+TRAINED_BATCH_NORM = 'batch', 'resnet'
+
+@pytest.mark.parametrize('name, chunk', [(name, chunk) for name in NETWORKS for chunk in (1, 3)
+                                         if chunk == 1 or name not in TRAINED_BATCH_NORM])
+def test_other_networks(name, chunk):
     "among them batch norm, which sees the images of one class and one side at a time"
     net, (real, syn, y) = NETWORKS[name](), images(channels=3)
-    same(GradientMatcher('l1'), net, lambda r, s, c: slow_gradient(net, r, s, c, 'l1'), real, syn, y, chunk=1)
-    same(EmbeddingMatcher('mse'), net, lambda r, s, c: slow_embedding(net, r, s, 'mse'), real, syn, y, chunk=1)
+    same(GradientMatcher('l1'), net, lambda r, s, c: slow_gradient(net, r, s, c, 'l1'), real, syn, y, chunk)
+    same(EmbeddingMatcher('mse'), net, lambda r, s, c: slow_embedding(net, r, s, 'mse'), real, syn, y, chunk)
+
+@pytest.mark.parametrize('matcher', [GradientMatcher(), GradientMatcher('cos', fc=True), Bidirectional()])
+def test_several_classes_take_one_backward_pass(matcher, monkeypatch):
+    "of either side: a loop over classes would go back through all of them for each"
+    def loop(*_): raise AssertionError('class by class')
+    monkeypatch.setattr(core, '_by_loop', loop)
+    net, (real, syn, y) = network(), images()
+    matcher(View(net, real, y, graph=False), View(net, syn, y)).sum().backward()
+    assert syn.grad.abs().sum() > 0
 
 def test_matched_weights_of_the_papers_network():
     net = ConvNet(3, 10, 32)

@@ -98,8 +98,9 @@ def _by_products(view, logits, weights, notes): # notes: for each weight its lay
 def grads(self: View,
           weights: list): # The parameters to differentiate for
     "Gradient of each class's mean cross-entropy: for each of the weights (C,*weight.shape)"
-    with _notes(self.net) as last: logits = self.net.logits(self._embed)
-    notes = [n for n in self._pass[1] + last if isinstance(n[0], _LAYERS)]
+    embed, seen = self._pass
+    with _notes(self.net) as last: logits = self.net.logits(embed)
+    notes = [n for n in seen + last if isinstance(n[0], _LAYERS)]
     found = [[n for n in notes if n[0].weight is w and _plain(n[0])] for w in weights]
     if len(self.x) > 1 and not has_batch_norm(self.net) and all(len(f) == 1 for f in found):
         return _by_products(self, logits, weights, [f[0] for f in found])
