@@ -1,0 +1,45 @@
+"""Classes in one pass: seconds of a step of DREAM+ for images of several sizes, and what the package chooses.
+
+    python -m benchmarks.chunks --out chunks.json
+
+Random pixels in ten classes serve as images.
+"""
+import argparse
+
+from dreamplus.core import keep_memory, pick_device, seeded, write_json
+
+from . import head
+from .__main__ import learner, seconds, toy
+
+CHUNKS = 1, 2, 5, 10
+REST = dict(channels=1, images=2000, ipc=1, factor=1, n_data=64, inner=10)
+SHAPES = [dict(size=size, batch=batch, width=width) for size, batch, width in (
+    (8, 8, 32), (8, 32, 32), (8, 32, 128), (16, 16, 32), (28, 8, 32), (8, 128, 32), (16, 64, 32), (16, 64, 128),
+    (28, 32, 32), (28, 128, 32))]
+
+def step(shape, device):
+    "Seconds with each chunk, and the chunk without one given"
+    learn = learner(toy(**shape | REST), device, **shape | REST)
+    loss, net, classes = learn.loss_func, learn.net_cb.current, learn.dls.classes
+    chosen, times = loss.chunk, []
+    with seeded(0): real, draw = learn.sample_cb.sampler(net), loss.augment.draw(len(classes), learn.data.size, device)
+    for loss.chunk in CHUNKS:
+        times.append(seconds(lambda: loss(learn.model(classes), real, draw, net).backward(), learn.data.device, 5))
+    return dict(chosen=chosen, pixels=shape['batch']*shape['size']**2, seconds=dict(zip(map(str, CHUNKS), times)))
+
+def main():
+    parser = argparse.ArgumentParser('python -m benchmarks.chunks', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--out', default='chunks.json')
+    a = parser.parse_args()
+    keep_memory()
+    sizes = {s['size'] for s in SHAPES}
+    data = {f'{size} pixels': toy(size, REST['channels'], REST['images']).digest for size in sizes}
+    record = head(data, [0], pick_device(a.device)) | dict(steps=[])
+    for shape in SHAPES:
+        record['steps'].append(shape | step(shape, pick_device(a.device)))
+        print(record['steps'][-1], flush=True)
+    write_json(a.out, record)
+
+if __name__ == '__main__': main()
