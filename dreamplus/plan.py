@@ -105,7 +105,7 @@ def _divided(learn, net, real, draw, step): # step: the cost of all classes -> n
 # %% ../nbs/15b_plan.ipynb #92d38b7a
 class _KeepCB(Callback): # The last batch, which a Learner forgets
     order = 90
-    def before_batch(self): self.xb, self.yb = self.learn.xb, self.learn.yb
+    def before_batch(self): self.kept = self.learn.xb, self.learn.yb
 
 # %% ../nbs/15b_plan.ipynb #6a7dd620
 def _iteration(learn, inner): # name -> Cost in an outer iteration
@@ -113,8 +113,8 @@ def _iteration(learn, inner): # name -> Cost in an outer iteration
     nets, sample, device = cbs.get(NetCB) or cbs.get(SynNetCB), cbs.get(SampleCB), learn.data.device
     if nets: nets.fresh(warm=False)
     learn.fit(1) # two inner iterations, callbacks and all, so that everything is in place
-    kept = cbs[_KeepCB]
-    step = cost(lambda: learn.loss_func(learn.model(*kept.xb), *kept.yb).backward(), device)*inner
+    xb, yb = cbs[_KeepCB].kept
+    step = cost(lambda: learn.loss_func(learn.model(*xb), *yb).backward(), device)*inner
     if not isinstance(learn.loss_func, MatchLoss): return {'matching': step}
     parts = [*_training(nets, inner), *_selecting(sample, nets.current, learn.data, inner)]
     matching = _divided(learn, nets.current, sample.positions, learn.draw, step)

@@ -100,7 +100,7 @@ def _lloyd(x, mask, centres, max_iter, tol):
         new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, xx))
         done |= (new - centres).pow(2).sum((1, 2)) <= tol
         centres = new
-        if (rounds % 5 == 0 or not x.is_cuda) and done.all(): break # on a GPU, the host asks now and then
+        if (rounds % 5 == 0 or x.device.type == 'cpu') and done.all(): break # on a GPU, the host asks now and then
     distance, label = _squared(x, centres, xx).min(2)
     return Clusters(centres, label, distance, rounds)
 
@@ -129,7 +129,7 @@ def _again(x, mask, k, labels): # labels of an earlier clustering (C,N) -> centr
 
 # %% ../nbs/05_sampling.ipynb #26de4bbf
 def _chunk(x, k): # classes in one call: on a GPU as many as need 1 GiB of distances
-    return max(1, 2**28//(x.shape[1]*k)) if x.is_cuda else 1
+    return 1 if x.device.type == 'cpu' else max(1, 2**28//(x.shape[1]*k))
 
 # %% ../nbs/05_sampling.ipynb #7285db89
 @torch.no_grad()

@@ -1,0 +1,50 @@
+"""A device of the tests' own, for machines without a GPU: real numbers, kept apart from those of the CPU.
+
+As on a GPU, an operation takes tensors of one side, and whoever wants to know a value has the host wait for it.
+"""
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_iter, tree_map_only
+
+AWAY = torch.device('meta') # which every torch knows and nothing else here lives on
+aten = torch.ops.aten
+ASKS = aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default
+MIXED = aten.copy_.default, aten.index.Tensor, aten._index_put_impl_.default # a GPU takes both sides, but waits
+
+class Away(torch.Tensor):
+    "A tensor on that device; `here` is what it holds"
+    @staticmethod
+    def __new__(cls, here):
+        return torch.Tensor._make_wrapper_subclass(cls, here.shape, here.stride(), here.storage_offset(),
+                                                   dtype=here.dtype, device=AWAY)
+    def __init__(self, here): self.here = here
+    @classmethod
+    def __torch_dispatch__(cls, f, *_): raise AssertionError(f'{f} on a tensor that outlived its device')
+
+class _Lists(TorchFunctionMode): # From and to Python's numbers, which are no operations
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if f is torch.Tensor.tolist: return f(args[0].cpu())
+        away = f is torch.tensor and torch.device(kwargs.get('device') or 'cpu') == AWAY
+        return f(*args, **kwargs | dict(device='cpu')).to(AWAY) if away else f(*args, **kwargs)
+
+class Elsewhere(TorchDispatchMode):
+    "The device is there inside of this; `waits` are the operations for which the host waited"
+    def __init__(self): super().__init__(); self.waits, self.lists = [], _Lists()
+    def __enter__(self): self.lists.__enter__(); return super().__enter__()
+    def __exit__(self, *e): super().__exit__(*e); self.lists.__exit__(*e)
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
+        away = any(isinstance(t, Away) for t in tensors)
+        mixed = away and not all(isinstance(t, Away) or t.ndim == 0 for t in tensors)
+        if mixed and f not in MIXED: raise RuntimeError(f'{f}: some of its tensors are on another device')
+        there = away if kwargs.get('device') is None else kwargs['device'] == AWAY
+        if mixed or away and (f in ASKS or not there): self.waits.append(str(f))
+        if 'device' in kwargs: kwargs['device'] = torch.device('cpu')
+        held, named = tree_map_only(Away, lambda t: t.here, (args, kwargs))
+        out = f(*held, **named)
+        if not there: return out
+        return return_and_correct_aliasing(f, args, kwargs, tree_map_only(torch.Tensor, Away, out))
