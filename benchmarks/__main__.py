@@ -27,12 +27,12 @@ from dreamplus.train import sgd
 from . import head, plain
 
 SHAPES = dict(
-    digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64, inner=10),
-    mnist=dict(size=28, channels=1, images=60_000, ipc=10, factor=1, width=32, batch=128, n_data=500, inner=100),
-    mnist_f2=dict(size=28, channels=1, images=60_000, ipc=10, factor=2, width=32, batch=128, n_data=500, inner=100),
-    cifar=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=32, batch=128, n_data=2000, inner=100),
-    paper=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000, inner=100),
-    paper100=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000, inner=100,
+    digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64),
+    mnist=dict(size=28, channels=1, images=60_000, ipc=10, factor=1, width=32, batch=128, n_data=500),
+    mnist_f2=dict(size=28, channels=1, images=60_000, ipc=10, factor=2, width=32, batch=128, n_data=500),
+    cifar=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=32, batch=128, n_data=2000),
+    paper=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000),
+    paper100=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000,
                   classes=100))
 SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
@@ -77,7 +77,7 @@ def parts(shape, device):
                matching=seconds(lambda: plain.step(slow, data, pixels, real, augment, draw, show), device),
                training=ours['training'])
     nets.current = slow
-    nets.net_opt = torch.optim.SGD(slow.parameters(), lr=.01, momentum=.9, weight_decay=5e-4)
+    nets.net_opt = sgd(slow)
     old['training'] = seconds(lambda: nets.train(nets.steps), device)
     ours['inner'], old['inner'] = (sum(d.values()) for d in (ours, old))
     ours['outer'], old['outer'] = whole(shape, learner(data, device, **shape), device)

@@ -107,3 +107,11 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     assert record['parts']['digits']['ratio'].keys() == {'selection', 'matching', 'training', 'inner', 'outer'}
     assert [row['ipc'] for row in record['growth']['ipc']] == [1, 2] and out.with_suffix('.png').exists()
     assert all(v > 0 for side in ('ours', 'plain') for v in record['parts']['digits'][side].values())
+
+def test_chunks_are_timed(tmp_path):
+    "The smallest images, in which all classes go through at once"
+    out = tmp_path/'chunks.json'
+    code = 'import benchmarks.chunks as b; b.SHAPES = [dict(size=8, batch=4, width=4)]; b.main()'
+    subprocess.run([sys.executable, '-c', code, '--out', out], cwd=ROOT, check=True)
+    step, = json.loads(out.read_text())['steps']
+    assert step['chosen'] == 10 and all(step['seconds'][c] > 0 for c in ('1', '2', '5', '10'))
