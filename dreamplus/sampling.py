@@ -203,10 +203,11 @@ class RandomSampler:
         self.table, self.mask = class_table(data.train)
         self.batch, self.calls, self.order = batch, 0, self.table
         self.passes = [max(n//batch, 1) for n in data.train.counts] # calls that one shuffle of a class lasts
+        self.lasts = torch.tensor(self.passes, device=self.table.device)[:, None]
 
     def __call__(self, net=None, fresh=True):
         "Positions (C,B)"
-        turn = torch.tensor([self.calls % p for p in self.passes], device=self.table.device)[:, None]
+        turn = self.calls % self.lasts
         if any(self.calls % p == 0 for p in self.passes):
             fresh = self.table.gather(1, _shuffle(self.mask, self.table.shape[1]))
             self.order = torch.where(turn == 0, fresh, self.order)

@@ -1,6 +1,6 @@
 """A device of the tests' own, for machines without a GPU: real numbers, kept apart from those of the CPU.
 
-As on a GPU, an operation takes tensors of one side, and whoever wants to know a value has the host wait for it.
+As on a GPU, an operation takes tensors of one side, and the host waits where it asks for a value or sends one over.
 """
 import torch
 from torch.overrides import TorchFunctionMode
@@ -42,7 +42,7 @@ class Elsewhere(TorchDispatchMode):
         mixed = away and not all(isinstance(t, Away) or t.ndim == 0 for t in tensors)
         if mixed and f not in MIXED: raise RuntimeError(f'{f}: some of its tensors are on another device')
         there = away if kwargs.get('device') is None else kwargs['device'] == AWAY
-        if mixed or away and (f in ASKS or not there): self.waits.append(str(f))
+        if mixed or away and f in ASKS or tensors and away != there: self.waits.append(str(f)) # both ways over the bus
         if 'device' in kwargs: kwargs['device'] = torch.device('cpu')
         held, named = tree_map_only(Away, lambda t: t.here, (args, kwargs))
         out = f(*held, **named)
