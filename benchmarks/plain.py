@@ -21,12 +21,11 @@ def embed(net, data):
     return out
 
 @torch.no_grad()
-def kmeans(x, k, max_iter=100, tol=1e-4):
-    "One class: random starts, one-hot products, until the centres rest; an empty cluster becomes the zero vector"
-    centres = x[torch.randperm(len(x))[:k]]
+def kmeans(x, centres, max_iter=100, tol=1e-4):
+    "One class: one-hot products until the centres rest; an empty cluster becomes the zero vector"
     for _ in range(max_iter):
         nearest = (2*x@centres.T - x.square().sum(1)[:, None] - centres.square().sum(1)).argmax(1)
-        member = F.one_hot(nearest, k).to(x.dtype)
+        member = F.one_hot(nearest, len(centres)).to(x.dtype)
         moved = member.T@x/(member.sum(0)[:, None] + 1e-8)
         moves, centres = (moved - centres).square().sum(), moved
         if moves <= tol: break
@@ -36,7 +35,7 @@ def select(net, data, k):
     "Positions (C,k): for each centre of each class the nearest image"
     picks = []
     for first, x in zip(data.train.starts, embed(net, data)):
-        picks.append(first + torch.cdist(kmeans(x, k), x).argmin(1))
+        picks.append(first + torch.cdist(kmeans(x, x[torch.randperm(len(x))[:k]]), x).argmin(1))
     return torch.stack(picks)
 
 def class_loss(net, real, syn, y, see):

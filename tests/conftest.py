@@ -1,6 +1,12 @@
-"Where things are; and a cache of our own, so that no test touches the user's."
+"Where things are, where random numbers begin; and a cache of our own, so that no test touches the user's."
 import pytest
+import torch
 from notebooks import ROOT
+
+@pytest.fixture(autouse=True)
+def seed():
+    "A test alone draws the numbers that it draws among the others"
+    torch.manual_seed(0)
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
