@@ -148,13 +148,16 @@ def evaluate(
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each row
     rows: str = 'distilled,start,random,random-factor,k-means,herding,k-center,full', # which sets to train on
+    bf16: bool = False, # train in bfloat16, where the processor is faster in it
+    compiled: bool = False, # compile the networks' training, which pays after a minute or two
     device: str = None, # default: the run's
 ):
     "Train fresh networks on a run's images and on real ones, and write result.json"
     from dreamplus.core import keep_memory
     from dreamplus.evaluate import evaluate_run, format_row
     keep_memory()
-    result = evaluate_run(run, protocol=protocol, n=nets, rows=tuple(rows.split(',')), device=device,
+    fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
+    result = evaluate_run(run, protocol=protocol, n=nets, rows=tuple(rows.split(',')), device=device, **fast,
                           log=lambda r: print(format_row(r)))
     print(f'{result["seconds"]["evaluate"]:.0f} s, written to {Path(run)/"result.json"}')
 

@@ -24,8 +24,8 @@ from .core import (load_state, open_run, peak_mib, pick_device, read_json, save_
 from .data import ImageData, to_float
 from .distill import run_data
 from .distilled import DistilledSet, load_distilled
-from .protocols import (_check_protocol, _create, _network, accuracy_on, calibration_error, logits_on,
-                                 protocol_args, train_fresh, training_steps)
+from .protocols import (_check_compiler, _check_protocol, _create, _network, accuracy_on, calibration_error,
+                                 logits_on, protocol_args, train_fresh, training_steps)
 from .reading import cache_folder
 from .sampling import RandomSampler, coreset
 from .synthetic import decode, mosaic
@@ -76,6 +76,7 @@ class _Bench: # Trains and tests, under one protocol, what is to be compared wit
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # as the set says
         self.data = (whitened(data) if dset.evaluation.get('zca') else data).to(pick_device(device))
+        if change.get('compiled'): _check_compiler(self.data.device)
         n = len(dset.labels())
         steps = dict(epochs=0, steps=training_steps(self.args(n, protocol, **change), n)) if equal_steps else {}
         self.args_for = lambda n: self.args(n, protocol, **change | steps)
@@ -167,7 +168,7 @@ def score(
     start: torch.Tensor | None = None, # Pixels before the first step (C,ipc,ch,h,w), for the row of that name
     cache: bool = True, # Keep what rows of real images score, and use what was kept
     equal_steps: bool = False, # All rows train for as many steps as the distilled one
-    **change # Arguments of `protocol_args` to change: `augment='', mix=0.`, or `soft='kl'`
+    **change # Arguments of `protocol_args` to change: `augment='', mix=0.`, `soft='kl'`, or `bf16=True, compiled=True`
 ) -> list: # Of dicts: set, acc (mean, fraction), std (sample), n, accs, ci (half the 95 % interval), ece, and cached
     "Train fresh networks on the distilled images and on what they are compared with, and test them once"
     _check_rows(rows, n), _check_protocol(protocol, change)

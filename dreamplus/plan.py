@@ -111,7 +111,6 @@ class _KeepCB(Callback): # The last batch, which a Learner forgets
 def _iteration(learn, inner): # name -> Cost in an outer iteration
     cbs = {type(cb): cb for cb in learn.cbs}
     nets, sample, device = cbs.get(NetCB) or cbs.get(SynNetCB), cbs.get(SampleCB), learn.data.device
-    if nets: nets.fresh(warm=False)
     learn.fit(1) # two inner iterations, callbacks and all, so that everything is in place
     xb, yb = cbs[_KeepCB].kept
     step = cost(lambda: learn.loss_func(learn.model(*xb), *yb).backward(), device)*inner
@@ -168,12 +167,14 @@ def plan(
     job = make_job(data, method, ipc, factor, 0, device, overrides)
     args = job['args']
     with seeded(0):
+        began = time.perf_counter()
         learn = make_learner(data, job | dict(args=args | dict(outer=1, inner=2, report=2)), fresh=False, cbs=[_KeepCB])
+        nets_cb = next((cb for cb in learn.cbs if isinstance(cb, NetCB)), None)
+        if nets_cb: nets_cb.fresh(warm=False)
+        begin = Cost(time.perf_counter() - began, 0., 0.)
         learn.model.pixels.data.uniform_()
         with learn.no_logging(): parts = _iteration(learn, args['inner'])
-        nets_cb = next((cb for cb in learn.cbs if isinstance(cb, NetCB)), None)
-        first = nets_cb.current if nets_cb else learn.loss_func
-        begin = _beginning(learn.data, args['start'], ipc*args['factor']**2, first) if nets_cb else _NOTHING
+        if nets_cb: begin += _beginning(learn.data, args['start'], ipc*args['factor']**2, nets_cb.current)
         if nets_cb and nets_cb.warm_steps: begin += parts['warming the network']
         end = _evaluating(learn, job, rows, protocol, nets) if nets else _NOTHING
     return _summed(learn, parts, begin, end, args['outer'], peak_mib(learn.data.device))

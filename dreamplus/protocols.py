@@ -18,7 +18,7 @@ from .augment import Augment
 from .core import seeded
 from .data import ImageData, Split, to_float
 from .recipes import _DSA, _LARGE, _ONE_WAY
-from .train import Stream, sgd, train
+from .train import Stream, fast_call, sgd, train
 from .zoo import create_net
 
 # %% ../nbs/14a_protocols.ipynb #090d876e
@@ -58,8 +58,9 @@ _SOFT = dict(
 # %% ../nbs/14a_protocols.ipynb #f222b720
 def _check_protocol(name, change):
     if name not in PROTOCOLS: raise ValueError(f'protocol={name!r} is unknown; use one of {", ".join(PROTOCOLS)}')
+    known = (*_BASE, 'bf16', 'compiled')
     for k in change:
-        if k not in _BASE: raise ValueError(f'{k!r} is nothing that a protocol says; change any of {", ".join(_BASE)}')
+        if k not in known: raise ValueError(f'{k!r} is nothing that a protocol says; change any of {", ".join(known)}')
     soft = change.get('soft')
     if soft not in (None, *_SOFT): raise ValueError(f'{soft=} is unknown; use one of {", ".join(_SOFT)}')
 
@@ -108,9 +109,18 @@ def _create(data, evaluation):
     return create_net(**kw, **_network(evaluation)).to(data.device)
 
 # %% ../nbs/14a_protocols.ipynb #c30d7bbc
-def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
+def _check_compiler(device):
+    try: torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as e: raise ValueError('compiled=True needs a C++ compiler, and Triton for a GPU; torch.compile '
+        f'fails here with {type(e).__name__}: leave it out, or see what `torch.compile` needs') from None
 
 # %% ../nbs/14a_protocols.ipynb #ad71396b
+def _worth(n, batch): return {batch, n % batch} if n < 8*batch else {batch}
+
+# %% ../nbs/14a_protocols.ipynb #6b3d5b88
+def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
+
+# %% ../nbs/14a_protocols.ipynb #80867db3
 def train_fresh(
     x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
     y: torch.Tensor, # Labels (N,), or a teacher's logits (N,C)
@@ -126,16 +136,18 @@ def train_fresh(
     steps, augment = training_steps(p, len(x)), Augment(p['augment'], p['pick'], (data.mean, data.std))
     marks = {int(share*steps + 1e-6) for share in p['drops']}
     quarters = {steps*k//4 for k in (1, 2, 3, 4)} if look else set()
+    loss = _SOFT.get(p['soft'], F.cross_entropy)
     with seeded(seed):
         net = _create(data, evaluation)
         opt, stream = sgd(net, p['lr']), Stream(len(x), p['batch'], data.device, tail=True)
+        call = fast_call(net, p.get('bf16'), p.get('compiled'), _worth(len(x), p['batch']))
         for at, end in pairwise(sorted({0, steps} | marks | quarters)):
             if at in marks: _drop(opt, p)
-            train(net, opt, get, stream, end - at, augment, p['mix'], loss=_SOFT.get(p['soft'], F.cross_entropy))
+            train(net, opt, get, stream, end - at, augment, p['mix'], loss=loss, call=call)
             if end in quarters: look(net)
     return net
 
-# %% ../nbs/14a_protocols.ipynb #6b3d5b88
+# %% ../nbs/14a_protocols.ipynb #ba32d52b
 @torch.no_grad()
 def logits_on(net: nn.Module, # Is left in evaluation mode
               x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
@@ -144,13 +156,13 @@ def logits_on(net: nn.Module, # Is left in evaluation mode
     net.eval()
     return torch.cat([net(data.normalize(_float(b))) for b in x.to(data.device).split(512)])
 
-# %% ../nbs/14a_protocols.ipynb #80867db3
+# %% ../nbs/14a_protocols.ipynb #44f73da8
 def accuracy_on(net: nn.Module, split: Split, # Of the data that `data` describes
                 data: ImageData) -> float: # Fraction correct
     "Accuracy of a trained network on a split"
     return (logits_on(net, split.x, data).argmax(1) == split.y).double().mean().item()
 
-# %% ../nbs/14a_protocols.ipynb #ba32d52b
+# %% ../nbs/14a_protocols.ipynb #782c24c0
 def calibration_error(
     logits: torch.Tensor, # (N,C)
     y: torch.Tensor, # Labels (N,)

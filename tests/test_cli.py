@@ -143,6 +143,8 @@ def test_evaluate(finished):
     assert [row['set'] for row in after['rows']] == ['full', 'distilled']
     assert after['rows'][1]['accs'] == before['rows'][0]['accs'][:1] # the first network has the run's seed
     assert {k for k in before if before[k] != after[k]} <= {'rows', 'seconds', 'peak_mib', 'test_uses'}
+    done('evaluate', 'run', '--rows', 'distilled', '--nets', 1, '--bf16')
+    assert read_json('run/result.json')['protocol'] == 'quick, bf16=True'
 
 def test_scores(finished):
     shutil.copytree('run', 'other')

@@ -218,6 +218,19 @@ def test_scores_of_a_run(data, run):
         with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
     assert (run/'scores.json').read_bytes() == before
 
+def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
+    "They keep to the accuracy here, share no table, and are refused before any work where nothing compiles"
+    ask = lambda **kw: evaluate_run(run, data, n=1, rows=('distilled', 'full'), **kw)
+    slow, fast = ask(steps=40), ask(steps=40, bf16=True)
+    assert fast['protocol'] == 'quick, bf16=True, steps=40' and fast['training']['bf16'] is True
+    assert 'bf16' not in slow['training']
+    for a, b in zip(slow['rows'], fast['rows']): assert abs(a['acc'] - b['acc']) < .2
+    def fails(f): raise RuntimeError('no compiler')
+    monkeypatch.setattr(torch, 'compile', fails)
+    before = (run/'result.json').read_bytes()
+    with pytest.raises(ValueError, match='compiled=True needs a C'): ask(compiled=True)
+    assert (run/'result.json').read_bytes() == before
+
 def test_start_of_a_run_is_a_row(data, run):
     rows = evaluate_run(run, data, n=1, rows=('start', 'distilled'), **BRIEF)['rows']
     assert [r['set'] for r in rows] == ['start', 'distilled']

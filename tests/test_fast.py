@@ -1,18 +1,23 @@
 "Fast paths against the plain loop of the released codes, on odd shapes; and memory where classes are many."
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from benchmarks import plain
+from benchmarks import alternatives, chunks, plain
 from notebooks import ROOT
 
+from dreamplus.augment import Augment
 from dreamplus.core import seeded
 from dreamplus.distill import make_job, make_learner
+from dreamplus.networks import ConvNet
 from dreamplus.sampling import embed_classes, kmeans
 from dreamplus.sources import load_data
 from dreamplus.synthetic import decode
+from dreamplus.train import fast_call, sgd, train_step
 
 def learner(d, ipc=1, factor=1, **own):
     "A Learner of DREAM+ without a warm epoch"
@@ -72,6 +77,31 @@ def test_kmeans_is_the_plain_one(k):
         torch.testing.assert_close(found.centres[c], centres)
         assert found.labels[c][mask[c]].tolist() == torch.cdist(points, centres).argmin(1).tolist()
 
+@pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'g++')), reason='needs a C++ compiler, which is not here')
+def test_a_compiled_network_is_the_network():
+    "to rounding, and its gradients; one compilation serves all networks of a kind, and none is for batches not named"
+    frames = lambda: torch._dynamo.utils.counters['stats']['unique_graphs']
+    before, x = frames(), torch.randn(6, 1, 8, 8)
+    for seed in 0, 1:
+        with seeded(seed): net = ConvNet(channels=1, classes=3, size=8, width=4)
+        call = fast_call(net, compiled=True, sizes={6})
+        for batch in x, x[:5]:
+            both = [torch.autograd.grad(f(batch).square().sum(), net.parameters()) for f in (net, call)]
+            for expected, found in zip(*both): torch.testing.assert_close(found, expected)
+        assert frames() == before + 1
+
+def test_bfloat16_rounds_the_network_and_nothing_else():
+    x, y = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    with seeded(0): nets = [ConvNet(channels=1, classes=3, size=8, width=4) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    call = fast_call(nets[1], bf16=True)
+    assert call(x).dtype == torch.float32
+    losses = [train_step(f, sgd(net), x, y, Augment('')) for f, net in zip((nets[0], call), nets)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0].item(), rel=.02)
+    for a, b in zip(*(net.parameters() for net in nets)):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(b, a, atol=1e-3, rtol=0)
+
 MANY = """
 import torch
 from dreamplus.core import peak_mib, pick_device
@@ -111,10 +141,25 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     assert [row['ipc'] for row in record['growth']['ipc']] == [2] and out.with_suffix('.png').exists()
     assert all(v > 0 for side in ('ours', 'plain') for v in record['parts']['digits'][side].values())
 
-def test_chunks_are_timed(tmp_path):
+def test_alternatives_are_measured(tmp_path, monkeypatch):
+    "All but what needs a compiler, on few digits"
+    out = tmp_path/'alternatives.json'
+    for name, value in dict(NETS=2, STEPS=3, IPC=8, KEPT=16).items(): monkeypatch.setattr(alternatives, name, value)
+    ways = '--width', '4', '--ways', 'bfloat16,channels_last,threads,vmap'
+    monkeypatch.setattr(sys, 'argv', ['alternatives', *ways, '--out', str(out), 'digits'])
+    alternatives.main()
+    found = json.loads(out.read_text())['data_sets']['digits']
+    assert found['embedding']['own']['changed'] == 0 == found['embedding']['threads']['changed']
+    assert all(.8 < found['clustering'][way]['inertia'] < 1.25 for way in ('own', 'plain'))
+    assert found['matching'].keys() == {'own', 'bfloat16'} and 0 < found['matching']['bfloat16']['off'] < .5
+    assert found['training'].keys() == {'own', 'bfloat16', 'threads', 'vmap'}
+    assert all(v['seconds'] > 0 for part in found.values() for v in part.values())
+
+def test_chunks_are_timed(tmp_path, monkeypatch):
     "The smallest images, in which all classes go through at once"
     out = tmp_path/'chunks.json'
-    code = 'import benchmarks.chunks as b; b.SHAPES = [dict(size=8, batch=4, width=4)]; b.main()'
-    subprocess.run([sys.executable, '-c', code, '--out', out], cwd=ROOT, check=True)
+    monkeypatch.setattr(chunks, 'SHAPES', [dict(size=8, batch=4, width=4)])
+    monkeypatch.setattr(sys, 'argv', ['chunks', '--out', str(out)])
+    chunks.main()
     step, = json.loads(out.read_text())['steps']
     assert step['chosen'] == 10 and all(step['seconds'][c] > 0 for c in ('1', '2', '5', '10'))
