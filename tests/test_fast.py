@@ -107,9 +107,9 @@ import torch
 from dreamplus.core import peak_mib, pick_device
 from dreamplus.distill import distill
 from dreamplus.sources import load_data
-x, y = torch.randint(0, 256, (4000, 3, 64, 64), dtype=torch.uint8), torch.arange(1000).repeat_interleave(4)
-data = load_data((x, y), test=(x[::4], y[::4]))
-dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=4, n_data=8, warm_epochs=0., log=None,
+x, y = torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
+data = load_data((x, y), test=(x[::2], y[::2]))
+dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=2, n_data=8, warm_epochs=0., log=None,
                device='cpu')
 print(dset.pixels.shape[0], peak_mib(torch.device('cpu')))
 """
