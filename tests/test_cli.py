@@ -62,10 +62,11 @@ def assert_one_line(status, err, *says):
 @pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
 def test_stop(monkeypatch, name, says, stop):
     "Wherever a command is, Ctrl-C and SIGTERM end it with a line that says how to go on"
-    before = signal.getsignal(signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell may have begun these tests deaf to it
     monkeypatch.setitem(COMMANDS, name, lambda: os.kill(os.getpid(), stop))
     ended = run(name)
-    signal.signal(signal.SIGTERM, before)
+    for s, handler in before.items(): signal.signal(s, handler)
     assert ended.status == 130 and ended.err.startswith(f'\nstopped; {says}')
 
 def refused(*argv, says=()):
