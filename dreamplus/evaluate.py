@@ -280,8 +280,8 @@ def evaluate_run(
     if _same(last, protocol=_label(protocol, changes), device=str(device), rows=names):
         if log: [log(row) for row in last['rows']]
         return last
-    uses = _next_use(Path(out))
     results = score(dset, data, protocol, n, rows, 1000*info['seed'], device, log, start, cache, **changes)
+    uses = _next_use(Path(out)) # what was refused has used nothing
     result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor, arch=e['arch'],
                   width=e.get('width'), protocol=_label(protocol, changes), seed=info['seed'], device=str(device),
                   rows=results, test_uses=uses,
