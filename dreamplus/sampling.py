@@ -59,6 +59,16 @@ def _squared(x, y, xx=None): # (C,N,D), (C,K,D), |x|^2 if known (C,N) -> squared
     xx = _square(x) if xx is None else xx
     return torch.baddbmm(xx[..., None] + _square(y)[:, None], x, y.mT, alpha=-2).clamp_min_(0)
 
+# %% ../nbs/05_sampling.ipynb #7638e21a
+def _closeness(x): # (C,N,D) -> a function of centres y (C,k,D): x·y - |y|^2/2 (C,N,k)
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return lambda y: torch.baddbmm(-_square(y)[:, None]/2, x, y.mT)
+    points = [p.to_mkldnn() for p in x]
+    def product(y):
+        pairs = zip(points, y, -_square(y)/2)
+        return torch.stack([F.linear(p, q.to_mkldnn(), b.to_mkldnn()).to_dense() for p, q, b in pairs])
+    return product
+
 # %% ../nbs/05_sampling.ipynb #2ae75c68
 def _means(x, mask, label, k): # -> mean of each centre's points (C,k,D), their number (C,k,1)
     C, _, D = x.shape
@@ -80,10 +90,10 @@ def _farthest(x, mask, distance, empty): # distance to the own centre (C,N); emp
     return _take(x, far.gather(1, rank))
 
 # %% ../nbs/05_sampling.ipynb #f830e649
-def _moved(x, mask, centres, xx): # the centres after one round
-    distance, label = _squared(x, centres, xx).min(2)
+def _moved(x, mask, centres, closeness, xx): # the centres after one round
+    most, label = closeness(centres).max(2)
     mean, count = _means(x, mask, label, centres.shape[1])
-    return torch.where(count > 0, mean, _farthest(x, mask, distance, count[..., 0] == 0))
+    return torch.where(count > 0, mean, _farthest(x, mask, xx - 2*most, count[..., 0] == 0))
 
 # %% ../nbs/05_sampling.ipynb #9827b117
 class Clusters(NamedTuple):
@@ -95,14 +105,14 @@ class Clusters(NamedTuple):
 
 # %% ../nbs/05_sampling.ipynb #1edd3e18
 def _lloyd(x, mask, centres, max_iter, tol):
-    xx, done = _square(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    xx, closeness, done = _square(x), _closeness(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rounds in range(1, max_iter + 1):
-        new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, xx))
+        new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, closeness, xx))
         done |= (new - centres).pow(2).sum((1, 2)) <= tol
         centres = new
         if (rounds % 5 == 0 or x.device.type == 'cpu') and done.all(): break # on a GPU, the host asks now and then
-    distance, label = _squared(x, centres, xx).min(2)
-    return Clusters(centres, label, distance, rounds)
+    most, label = closeness(centres).max(2)
+    return Clusters(centres, label, (xx - 2*most).clamp_min(0), rounds)
 
 # %% ../nbs/05_sampling.ipynb #899322b5
 def _shuffle(mask, k): # k random columns a row, without replacement; a row shorter than k starts over
