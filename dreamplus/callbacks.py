@@ -26,7 +26,7 @@ from .data import ImageData, to_float
 from .distilled import picture
 from .sampling import RandomSampler
 from .synthetic import decode
-from .train import Stream, sgd, train
+from .train import Stream, fast_call, sgd, train
 from .zoo import freeze_norms, has_batch_norm
 
 # %% ../nbs/13_callbacks.ipynb #dd599f7b
@@ -71,9 +71,10 @@ class NetCB(Callback):
                  batch: int, # ... in batches of
                  warm_epochs: float, # Epochs on real data before the first update
                  augment: Augment, mix: float, # For training the network
+                 compiled: bool = False, # Train it by compiled code
                  **opt): # For `sgd`
         self.data, self.make, self.inner, self.augment, self.mix, self.current = data, make, inner, augment, mix, None
-        self.opt_args, self.stream = opt, Stream(len(data.train), batch, data.device)
+        self.compiled, self.opt_args, self.stream = compiled, opt, Stream(len(data.train), batch, data.device)
         self.steps = math.ceil(n_data/self.stream.size)
         self.warm_steps = math.ceil(warm_epochs*len(data.train)/self.stream.size)
 
@@ -87,7 +88,8 @@ class NetCB(Callback):
     def _get(self, i): return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
     def train(self, steps):
         "Take some steps"
-        train(self.current, self.net_opt, self._get, self.stream, steps, self.augment, self.mix)
+        call = fast_call(self.current, compiled=self.compiled, sizes={self.stream.size})
+        train(self.current, self.net_opt, self._get, self.stream, steps, self.augment, self.mix, call=call)
 
     def settle(self, net): "Prepare `net` to be matched under"
 

@@ -72,6 +72,7 @@ def distill(
     protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
     nets: int = 3, # fresh networks for each row of the final table; 0 skips it
     seed: int = 0, # of everything random
+    compiled: bool = None, # compile the matching networks, which pays after some minutes
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
     out: str = None, # run folder; default: a new one under runs/
 ):
@@ -84,7 +85,7 @@ def distill(
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     out = Path(out) if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given = dict(arch=arch, width=width, outer=outer, inner=inner, start=start, sampler=sampler, match=match,
-                 experts=experts)
+                 experts=experts, compiled=compiled)
     print(f'{images}\n{method}, ipc {ipc}, into {out}')
     d.distill(images, method, ipc, factor, seed=seed, device=device, out=out, cbs=_watch(images),
               **given | _overrides(set, d.distill))

@@ -26,6 +26,7 @@ from .match.trajectory import SpaceCB
 from .recipes import FAMILY, recipe
 from .sources import load_data
 from .synthetic import SyntheticSet, check_start, start_pixels
+from .train import _check_compiler
 from .whiten import whitened
 from .zoo import create_net
 
@@ -85,6 +86,7 @@ def distiller(
     if space not in ('pixel', 'normal'): raise ValueError(f'{space=} is unknown; use pixel or normal')
     if 'trajectory' in match and syn_lr is None:
         raise ValueError(f'{match=} learns the rate of its student; say where it begins, as syn_lr=0.01')
+    if loop.get('compiled'): _check_compiler(data.device)
     check_start(data, ipc, factor, start)
     kw = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
     make = lambda: create_net(arch, data.channels, data.n_classes, data.size, **kw).to(data.device)
@@ -116,7 +118,7 @@ def _prepare(data, device, stats, zca):
 
 # %% ../nbs/14_distill.ipynb #3b202d9f
 _KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name'}
-_MORE = dict(depth=1, report=1, chunk=1, stats='') # What a recipe need not say
+_MORE = dict(depth=1, report=1, chunk=1, stats='', compiled=False) # What a recipe need not say
 
 # %% ../nbs/14_distill.ipynb #88d1c06b
 def _check_types(given): # As the family's own; where that is None, as here

@@ -24,11 +24,12 @@ from .core import (load_state, open_run, peak_mib, pick_device, read_json, save_
 from .data import ImageData, to_float
 from .distill import run_data
 from .distilled import DistilledSet, load_distilled
-from .protocols import (_check_compiler, _check_protocol, _create, _network, accuracy_on, calibration_error,
-                                 logits_on, protocol_args, train_fresh, training_steps)
+from .protocols import (_check_protocol, _create, _network, accuracy_on, calibration_error, logits_on,
+                                 protocol_args, train_fresh, training_steps)
 from .reading import cache_folder
 from .sampling import RandomSampler, coreset
 from .synthetic import decode, mosaic
+from .train import _check_compiler
 from .whiten import whitened
 
 # %% ../nbs/15_evaluate.ipynb #98154890

@@ -125,6 +125,7 @@ def match_loop(
     sampler='random', batch_real=64, interval=10, rule='nearest', subsample=1, raw_features=False, warm_rounds=10,
     net_on='real', n_data=2000, net_epochs=0, net_batch=None, net_lr=.01, net_momentum=.9, net_wd=5e-4,
     net_augment='color_crop', net_mix=.5, warm_epochs=0, # The network's training
+    compiled=False, # Compiled code for it, and for the embeddings of a choice
 ) -> Loop:
     "Real against synthetic images under a network, as all but MTT; `ValueError` for what cannot be"
     _check_sampler(sampler, batch_real, subsample)
@@ -132,9 +133,9 @@ def match_loop(
               p=p, p_channel=p_channel, channel=channel, balance=balance)
     loss = MatchLoss(data, make_matcher(match, **kw), Augment(augment, pick), chunk)
     nets = _net_cb(data, make, inner, decoded, net_batch or batch_real, net_on, net_epochs, n_data, warm_epochs,
-                   Augment(net_augment, pick), net_mix, lr=net_lr, momentum=net_momentum, wd=net_wd)
+                   Augment(net_augment, pick), net_mix, compiled=compiled, lr=net_lr, momentum=net_momentum, wd=net_wd)
     sample = SAMPLERS[sampler](data, batch_real, interval=interval, rule=rule, s=subsample, raw=raw_features,
-                               **({} if sampler == 'random' else dict(warm_rounds=warm_rounds)))
+                               **({} if sampler == 'random' else dict(warm_rounds=warm_rounds, compiled=compiled)))
     feeds = [nets, SampleCB(sample, inner), AugmentCB(loss.augment, data.size), TargetCB('real', 'draw', 'net')]
     return Loop(loss, feeds, nets.fresh)
 
@@ -195,6 +196,8 @@ def idle(args: dict # A recipe's
     if not path: say('is for trajectory matching', (*PATHS, 'syn_lr', 'lr_lr'))
     if args['sampler'] == 'random':
         why |= dict.fromkeys(('interval', 'rule', 'warm_rounds'), 'is for samplers that cluster')
+        if args.get('compiled') and not any(args.get(k) for k in ('n_data', 'net_epochs', 'warm_epochs')):
+            why['compiled'] = 'is for networks that are trained, or choose images'
     if path: why['n_data'] = f'is for networks that are trained on, not for {match=}'
     trained = dict(real='net_epochs', synthetic='n_data').get(args['net_on'])
     if not path and trained: why[trained] = f'is not for networks with net_on={args["net_on"]!r}'

@@ -74,12 +74,13 @@ def _selecting(sample, net, data, inner):
     s = sample.sampler
     if not isinstance(s, RepresentativeSampler): return
     part = slice(0, 1) if data.device.type == 'cpu' else s.parts[0]
-    (x, mask), k = embed_classes(net, data, s.raw, part), s.batch//s.s
+    embed, k = lambda: embed_classes(net, data, s.raw, part, compiled=s.compiled), s.batch//s.s
+    x, mask = embed()
     labels = kmeans(x, k, mask).labels
     choices = math.ceil(inner/s.interval) if s.interval <= inner else inner/s.interval
     again = max(choices - 1, 0) if s.warm_rounds else 0
     share = data.n_classes/len(x)
-    yield 'embedding for selection', lambda: embed_classes(net, data, s.raw, part), choices*share
+    yield 'embedding for selection', embed, choices*share
     yield 'k-means, anew', lambda: kmeans(x, k, mask), (choices - again)*share
     if again: yield 'k-means, again', lambda: kmeans(x, k, mask, start=labels, max_iter=s.warm_rounds), again*share
 
@@ -148,7 +149,7 @@ def _evaluating(learn, job, rows, protocol, nets):
     return sum((each[k] for k in sizes), _NOTHING)
 
 # %% ../nbs/15b_plan.ipynb #2a313808
-_TURN = {'embedding for selection': 'a larger --set interval, or --sampler random',
+_TURN = {'embedding for selection': '--compiled, a larger --set interval, or --sampler random',
          'k-means, anew': 'a smaller --set batch_real', 'k-means, again': 'a smaller --set warm_rounds',
          'warming the network': '--set warm_epochs=0', 'training the network': 'a smaller --set n_data',
          'matching: real images': 'a smaller --set batch_real',

@@ -108,12 +108,6 @@ def _create(data, evaluation):
     kw = dict(channels=data.channels, classes=data.n_classes, size=data.size)
     return create_net(**kw, **_network(evaluation)).to(data.device)
 
-# %% ../nbs/14a_protocols.ipynb #c30d7bbc
-def _check_compiler(device):
-    try: torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except Exception as e: raise ValueError('compiled=True needs a C++ compiler, and Triton for a GPU; torch.compile '
-        f'fails here with {type(e).__name__}: leave it out, or see what `torch.compile` needs') from None
-
 # %% ../nbs/14a_protocols.ipynb #ad71396b
 def _worth(n, batch): return {batch, n % batch} if n < 8*batch else {batch}
 

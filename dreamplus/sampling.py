@@ -8,6 +8,7 @@ __all__ = ['CORESETS', 'class_table', 'embed_classes', 'Clusters', 'kmeans', 'ne
 
 # %% ../nbs/05_sampling.ipynb #daf68f43
 import math
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .data import ImageData, Split, to_float
+from .train import fast_call
 
 # %% ../nbs/05_sampling.ipynb #763cf93c
 def class_table(
@@ -28,6 +30,10 @@ def class_table(
     return starts + column % counts, column < counts
 
 # %% ../nbs/05_sampling.ipynb #e71b870a
+def _compiled(net, size, device): # `embed`, for batches of that size
+    if device.type == 'cpu': net = deepcopy(net).to(memory_format=torch.channels_last)
+    return fast_call(net.embed, compiled=True, sizes={size})
+
 @torch.no_grad()
 def embed_classes(
     net: nn.Module, # Answers `embed`; used in the mode it is in
@@ -35,13 +41,15 @@ def embed_classes(
     raw: bool = False, # Show the network pixels in [0, 1], as the released DREAM code does, not normalised ones
     part: slice = slice(None), # Which classes
     batch: int | None = None, # Images in one forward pass; None: 128 on a CPU, 2048 on a GPU
+    compiled: bool = False, # Run compiled code, which must be made first
 ) -> tuple[torch.Tensor, torch.Tensor]: # Embeddings (C,Nmax,D), mask (C,Nmax)
     "Embeddings of all training images of the classes"
     look, (table, mask) = (lambda x: x) if raw else data.normalize, class_table(data.train, part)
     first, n = data.train.starts[part][0], sum(data.train.counts[part])
     batch = batch or (128 if data.device.type == 'cpu' else 2048)
     places = torch.arange(first, first + n, device=data.device).split(batch)
-    e = torch.cat([net.embed(look(to_float(data.train.x[i]))) for i in places])
+    embed = _compiled(net, batch, data.device) if compiled else net.embed
+    e = torch.cat([embed(look(to_float(data.train.x[i]))) for i in places])
     return e[table - first], mask
 
 # %% ../nbs/05_sampling.ipynb #d2fcb410
@@ -242,10 +250,11 @@ class RepresentativeSampler:
                  rule: str = 'nearest', # As in `representatives`
                  s: int = 1, # Picks per centre
                  raw: bool = False, # Embed pixels in [0, 1], as the released code does
-                 warm_rounds: int = 10): # Rounds from the last clusters; 0: start anew each time, as the released code
+                 warm_rounds: int = 10, # Rounds from the last clusters; 0: start anew each time, as the released code
+                 compiled: bool = False): # Embed by compiled code
         _check_picks(batch, rule, s)
         self.data, self.batch, self.interval, self.rule, self.s, self.raw = data, batch, interval, rule, s, raw
-        self.warm_rounds, self.parts, self.labels = warm_rounds, list(_parts(data.train)), {}
+        self.warm_rounds, self.compiled, self.parts, self.labels = warm_rounds, compiled, list(_parts(data.train)), {}
 
     def __call__(self, net, fresh=True):
         "Positions (C,B); a network that is not `fresh` is the last one, trained on"
@@ -257,7 +266,8 @@ class RepresentativeSampler:
 # %% ../nbs/05_sampling.ipynb #4440d5d2
 @patch
 def _choose(self: RepresentativeSampler, net, part, fresh): # -> positions (c,B)
-    (x, mask), old = embed_classes(net, self.data, self.raw, part), self.labels.get(str(part.start))
+    x, mask = embed_classes(net, self.data, self.raw, part, compiled=self.compiled)
+    old = self.labels.get(str(part.start))
     warm = self.warm_rounds and not fresh and old is not None
     kw = dict(start=old.long(), max_iter=self.warm_rounds) if warm else {}
     found = kmeans(x, self.batch//self.s, mask, **kw)

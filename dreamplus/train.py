@@ -78,7 +78,7 @@ def train_step(
 
 # %% ../nbs/04_train.ipynb #1d415307
 def fast_call(
-    net: nn.Module,
+    net: Callable, # A network, or a method of one
     bf16: bool = False, # Products and convolutions in bfloat16
     compiled: bool = False, # Fuse what lies between them (torch.compile)
     sizes: set | None = None, # Batches worth a compilation, for each has its own; None for all
@@ -90,6 +90,12 @@ def fast_call(
         with torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext():
             return (fused if sizes is None or len(x) in sizes else net)(x).float()
     return call
+
+# %% ../nbs/04_train.ipynb #8cc746dc
+def _check_compiler(device):
+    try: torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as e: raise ValueError('compiled=True needs a C++ compiler, and Triton for a GPU; torch.compile '
+        f'fails here with {type(e).__name__}: leave it out, or see what `torch.compile` needs') from None
 
 # %% ../nbs/04_train.ipynb #1959a85f
 def train(
