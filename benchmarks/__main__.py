@@ -1,7 +1,7 @@
 """Seconds of each part of DREAM+ against the plain loop, in one run; and how time and memory grow.
 
     python -m benchmarks                       digits, MNIST and CIFAR-10 shapes, and growth
-    python -m benchmarks --shapes mnist --growth none
+    python -m benchmarks --compiled --shapes mnist --growth none
     python -m benchmarks --device cuda --shapes paper,paper100 --inner 100 --growth none
                                                on a GPU: the papers' CIFAR settings, an outer iteration as they have it
 
@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ SHAPES = dict(
     paper100=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000,
                   classes=100))
 SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
+SERVES = 10 # inner iterations, a choice of real images
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
               width=(16, 32, 64, 128))
 
@@ -43,8 +45,9 @@ def toy(size, channels, images, classes=10, **_) -> ImageData:
     y = torch.arange(images)*classes//images
     return load_data((x, y), test=(x[::images//classes], y[::images//classes]))
 
-def learner(data, device, ipc, factor, width, batch, n_data, inner, **_):
-    own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.)
+def learner(data, device, ipc, factor, width, batch, n_data, inner, compiled=False, **_):
+    own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.,
+               compiled=compiled)
     job = make_job(data, 'dream+', ipc, factor, 0, device, own)
     with seeded(0): learn = make_learner(data, job)
     learn.net_cb.fresh(warm=False)
@@ -61,42 +64,63 @@ def seconds(f, device, n=3, first=True):
         times.append(time.perf_counter() - start)
     return min(times)
 
-def parts(shape, device):
-    "Seconds of each part of an inner iteration, ours and plain; a choice of real images serves for ten"
-    data = toy(**shape)
-    learn = learner(data, device, **shape)
-    data, nets, sample, net = learn.data, learn.net_cb, learn.sample_cb.sampler, learn.net_cb.current
-    device, classes, k = data.device, learn.dls.classes, shape['batch']
-    with seeded(0): real, draw = sample(net), learn.loss_func.augment.draw(len(classes), data.size, device)
-    ours = dict(selection=seconds(lambda: sample(net, fresh=False), device, 2)/sample.interval,
-                matching=seconds(lambda: learn.loss_func(learn.model(classes), real, draw, net).backward(), device),
-                training=seconds(lambda: nets.train(nets.steps), device))
-    slow, show = plain.plain_network(nets.make()), lambda x: decode(x, shape['factor'])
-    pixels, augment = learn.model.pixels, learn.loss_func.augment
-    old = dict(selection=seconds(lambda: plain.select(slow, data, k), device, 1)/sample.interval,
-               matching=seconds(lambda: plain.step(slow, data, pixels, real, augment, draw, show), device),
-               training=ours['training'])
-    nets.current = slow
-    nets.net_opt = sgd(slow)
-    old['training'] = seconds(lambda: nets.train(nets.steps), device)
-    ours['inner'], old['inner'] = (sum(d.values()) for d in (ours, old))
-    ours['outer'], old['outer'] = whole(shape, learner(data, device, **shape), device)
-    return dict(ours=ours, plain=old, ratio={name: old[name]/ours[name] for name in ours})
+def in_turn(calls, device, n=3, span=2):
+    "The least seconds of each of `calls`, which take turns `n` times, or more until `span` seconds went by"
+    for f in calls.values(): f()
+    rounds = []
+    while len(rounds) < n or sum(sum(r.values()) for r in rounds) < span:
+        rounds.append({name: seconds(f, device, 1, first=False) for name, f in calls.items()})
+    return {name: min(r[name] for r in rounds) for name in calls}
 
-def whole(shape, learn, device):
-    "Seconds of an outer iteration under a fresh network, callbacks and all: ours, plain"
+def drawn(learn):
+    "Chosen positions, and an augmentation for each class"
+    with seeded(0):
+        return (learn.sample_cb.sampler(learn.net_cb.current),
+                learn.loss_func.augment.draw(len(learn.dls.classes), learn.data.size, learn.data.device))
+
+def ours(learn):
+    "The parts of an inner iteration, to be called"
+    nets, sample, (real, draw) = learn.net_cb, learn.sample_cb.sampler, drawn(learn)
+    return dict(selection=lambda: sample(nets.current, fresh=False), training=lambda: nets.train(nets.steps),
+                matching=lambda: learn.loss_func(learn.model(learn.dls.classes), real, draw, nets.current).backward())
+
+def plainly(learn, shape):
+    "The same of the plain loop"
     data, nets, augment, pixels = learn.data, learn.net_cb, learn.loss_func.augment, learn.model.pixels
-    def loop():
-        net = nets.current = plain.plain_network(nets.make())
-        nets.net_opt = sgd(net)
-        for i in range(shape['inner']):
-            if i % learn.sample_cb.sampler.interval == 0: real = plain.select(net, data, shape['batch'])
-            draw = augment.draw(len(pixels), data.size, data.device)
-            plain.step(net, data, pixels, real, augment, draw, lambda x: decode(x, shape['factor']))
-            learn.opt.step()
-            learn.opt.zero_grad()
-            nets.train(nets.steps)
-    return [seconds(f, device, 1, first=False) for f in (lambda: learn.fit(learn.dls.epochs), loop)]
+    (real, draw), net = drawn(learn), plain.plain_network(nets.make())
+    nets.current, nets.net_opt, show = net, sgd(net), lambda x: decode(x, shape['factor'])
+    return dict(selection=lambda: plain.select(net, data, shape['batch']), training=lambda: nets.train(nets.steps),
+                matching=lambda: plain.step(net, data, pixels, real, augment, draw, show))
+
+def parts(shape, device, compiled=False):
+    "Seconds of each part, of all of them and of an outer iteration: ours, compiled if asked, and plain"
+    data, device = toy(**shape), pick_device(device)
+    make = lambda **how: learner(data, device, **shape, **how)
+    sides = dict(ours=ours(make())) | (dict(compiled=ours(make(compiled=True))) if compiled else {})
+    sides['plain'] = plainly(make(), shape)
+    out = {side: {} for side in sides}
+    for part in 'selection', 'matching', 'training':
+        for side, took in in_turn({side: calls[part] for side, calls in sides.items()}, device).items():
+            out[side][part] = took/SERVES if part == 'selection' else took
+    for side, times in out.items():
+        learn = make(compiled=side == 'compiled')
+        f = partial(whole_plain, shape, learn) if side == 'plain' else partial(learn.fit, learn.dls.epochs)
+        times |= dict(inner=sum(times.values()), outer=seconds(f, device, 1, first=False))
+    return out | dict(ratio={name: out['plain'][name]/t for name, t in out['ours'].items()})
+
+def whole_plain(shape, learn):
+    "An outer iteration of the plain loop, under a fresh network"
+    data, nets, augment, pixels = learn.data, learn.net_cb, learn.loss_func.augment, learn.model.pixels
+    net = nets.current = plain.plain_network(nets.make())
+    nets.net_opt = sgd(net)
+    learn.create_opt()
+    for i in range(shape['inner']):
+        if i % SERVES == 0: real = plain.select(net, data, shape['batch'])
+        draw = augment.draw(len(pixels), data.size, data.device)
+        plain.step(net, data, pixels, real, augment, draw, lambda x: decode(x, shape['factor']))
+        learn.opt.step()
+        learn.opt.zero_grad()
+        nets.train(nets.steps)
 
 def point(shape, device):
     "Seconds of one selection and of one inner iteration without it, and the peak, in a process of its own"
@@ -133,13 +157,14 @@ def draw(record, path):
     fig, axs = plt.subplots(1, 1 + len(grown), figsize=(4 + 2.6*len(grown), 3), squeeze=False)
     names = ('selection', 'matching', 'training')
     for i, r in enumerate(bars.values()):
-        for side, at in (('plain', i - .2), ('ours', i + .2)):
+        sides = [side for side in ('plain', 'ours', 'compiled') if side in r]
+        for side, at in zip(sides, (i - .25, i, i + .25)):
             left = 0
             for color, name in enumerate(names):
-                if side in r: axs[0, 0].barh(at, r[side][name], .35, left=left, color=f'C{color}',
-                                             label=name if i == 0 and side == 'ours' else None)
-                left += r.get(side, {}).get(name, 0)
-    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration (above: plain)')
+                axs[0, 0].barh(at, r[side][name], .22, left=left, color=f'C{color}',
+                               label=name if i == 0 and side == 'ours' else None)
+                left += r[side][name]
+    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration: plain, ours, compiled')
     axs[0, 0].invert_yaxis()
     axs[0, 0].legend(fontsize=7)
     for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
@@ -160,6 +185,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES) + '; or none')
     parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')
+    parser.add_argument('--compiled', action='store_true', help='time the compiled code of ours too')
     parser.add_argument('--inner', type=int, default=20, help='inner iterations of the outer one timed whole [20]')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', default='benchmarks.json')
@@ -172,7 +198,7 @@ def main():
     record = head({name: toy(**SHAPES[name]).digest for name in shapes}, [0], device)
     record |= dict(machine=platform.machine(), inner=a.inner, parts={}, growth={})
     for name in shapes:
-        record['parts'][name] = parts(SHAPES[name] | dict(inner=a.inner), a.device)
+        record['parts'][name] = parts(SHAPES[name] | dict(inner=a.inner), a.device, a.compiled)
         print(name, json.dumps(record['parts'][name], indent=1), flush=True)
     if a.growth != 'none': record['growth'] = growth(a.growth.split(','), a.device)
     write_json(a.out, record)

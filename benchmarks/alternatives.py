@@ -3,7 +3,7 @@
     python -m benchmarks.alternatives --root DATA mnist DATA/cifar10-jpeg
     python -m benchmarks.alternatives --root DATA --device cuda --width 128 --ways bfloat16,compiled,vmap cifar10
 
-What a network's training gains is offered by `fast_call`; the rest is left out of the package, and this is why.
+What training gains, and compiled embedding, is offered; the rest is left out of the package, and this is why.
 """
 import argparse
 import copy
@@ -19,7 +19,7 @@ from dreamplus.core import keep_memory, pick_device, seeded, write_json
 from dreamplus.data import to_float
 from dreamplus.networks import ConvNet
 from dreamplus.protocols import accuracy_on
-from dreamplus.sampling import class_table, embed_classes, kmeans, representatives
+from dreamplus.sampling import _compiled, class_table, embed_classes, kmeans, representatives
 from dreamplus.sources import load_data
 from dreamplus.train import Stream, fast_call, sgd, train
 
@@ -49,7 +49,7 @@ def timed(f, device):
 def embedded(net, data, way, batch):
     "All training images, sorted by class (N,D)"
     if way == 'channels_last': net = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    f = dict(bfloat16=cast, compiled=lambda f: torch.compile(f, dynamic=False)).get(way, lambda f: f)(net.embed)
+    f = _compiled(net, batch, data.device) if way == 'compiled' else cast(net.embed) if way == 'bfloat16' else net.embed
     @torch.no_grad()
     def part(x):
         x = data.normalize(to_float(x))

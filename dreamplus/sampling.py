@@ -68,8 +68,9 @@ def _squared(x, y, xx=None): # (C,N,D), (C,K,D), |x|^2 if known (C,N) -> squared
     return torch.baddbmm(xx[..., None] + _square(y)[:, None], x, y.mT, alpha=-2).clamp_min_(0)
 
 # %% ../nbs/05_sampling.ipynb #7638e21a
-def _closeness(x): # (C,N,D) -> a function of centres y (C,k,D): x·y - |y|^2/2 (C,N,k)
-    if x.device.type != 'cpu' or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+def _closeness(x, k): # (C,N,D), number of centres -> a function of centres y (C,k,D): x·y - |y|^2/2 (C,N,k)
+    large = x[0].numel()*k >= 2**23 and torch.backends.mkldnn.is_available()
+    if not large or x.device.type != 'cpu' or x.dtype != torch.float32:
         return lambda y: torch.baddbmm(-_square(y)[:, None]/2, x, y.mT)
     points = [p.to_mkldnn() for p in x]
     def product(y):
@@ -113,7 +114,7 @@ class Clusters(NamedTuple):
 
 # %% ../nbs/05_sampling.ipynb #1edd3e18
 def _lloyd(x, mask, centres, max_iter, tol):
-    xx, closeness, done = _square(x), _closeness(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    xx, closeness, done = _square(x), _closeness(x, centres.shape[1]), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rounds in range(1, max_iter + 1):
         new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, closeness, xx))
         done |= (new - centres).pow(2).sum((1, 2)) <= tol

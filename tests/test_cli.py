@@ -136,6 +136,22 @@ def test_folders_are_numbered(here):
     for name in ('digits-dream+-ipc1-seed0', 'digits-dream+-ipc1-seed0-2'):
         assert done(*TINY, '--inner', 1).endswith(f'runs/{name}\n') and (here/'runs'/name).is_dir()
 
+def test_compiled(here, monkeypatch):
+    "Networks and embeddings go through `torch.compile`; where it fails, nothing is begun"
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compiled.append(f) or f)
+    done(*TINY, '--out', 'usual')
+    assert not compiled and 'compiled' not in read_json('usual/run.json')['args']
+    done(*TINY, '--out', 'fast', '--compiled')
+    assert read_json('fast/run.json')['args']['compiled'] is True
+    names = {getattr(f, '__name__', 'network') for f in compiled}
+    assert names == {'network', 'embed', '<lambda>'} # the last is the trial of the compiler
+    assert (here/'fast/distilled.safetensors').exists()
+    def fails(f, **kw): raise RuntimeError('no compiler')
+    monkeypatch.setattr(torch, 'compile', fails)
+    refused(*TINY, '--out', 'none', '--compiled', says=['compiled=True needs a C++ compiler'])
+    refused('plan', '--width', 8, '--compiled', says=['compiled=True needs a C++ compiler'])
+
 def test_evaluate(finished):
     before = read_json('run/result.json')
     out = done('evaluate', 'run', '--rows', 'full,distilled', '--nets', 1)

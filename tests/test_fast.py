@@ -77,10 +77,14 @@ def test_kmeans_is_the_plain_one(k):
         torch.testing.assert_close(found.centres[c], centres)
         assert found.labels[c][mask[c]].tolist() == torch.cdist(points, centres).argmin(1).tolist()
 
-@pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'g++')), reason='needs a C++ compiler, which is not here')
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'g++')),
+                                    reason='needs a C++ compiler, which is not here')
+
+def frames(): return torch._dynamo.utils.counters['stats']['unique_graphs']
+
+@needs_compiler
 def test_a_compiled_network_is_the_network():
     "to rounding, and its gradients; one compilation serves all networks of a kind, and none is for batches not named"
-    frames = lambda: torch._dynamo.utils.counters['stats']['unique_graphs']
     before, x = frames(), torch.randn(6, 1, 8, 8)
     for seed in 0, 1:
         with seeded(seed): net = ConvNet(channels=1, classes=3, size=8, width=4)
@@ -89,6 +93,26 @@ def test_a_compiled_network_is_the_network():
             both = [torch.autograd.grad(f(batch).square().sum(), net.parameters()) for f in (net, call)]
             for expected, found in zip(*both): torch.testing.assert_close(found, expected)
         assert frames() == before + 1
+
+@needs_compiler
+def test_a_compiled_run_is_the_run():
+    "to rounding: the embeddings of a choice, the last ones in a batch of their own, and the networks' training"
+    d, compilations = data((80, 70), 1, 8), []
+    usual, fast = (learner(d, width=4, batch_real=6, n_data=24, start='noise', **how)
+                   for how in ({}, dict(compiled=True)))
+    for seed in 0, 1:
+        for learn in usual, fast:
+            with seeded(seed):
+                learn.net_cb.fresh(warm=False)
+                learn.net_cb.train(3)
+        nets = usual.net_cb.current, fast.net_cb.current
+        for a, b in zip(*(net.parameters() for net in nets)): torch.testing.assert_close(a, b)
+        expected, found = embed_classes(nets[0], d)[0], embed_classes(nets[0], d, compiled=True)[0]
+        torch.testing.assert_close(found, expected)
+        chosen = fast.sample_cb.sampler(nets[1])
+        assert d.train.y[chosen].tolist() == [[0]*6, [1]*6]
+        compilations.append(frames())
+    assert compilations[0] == compilations[1] # one for all networks
 
 def test_bfloat16_rounds_the_network_and_nothing_else():
     x, y = torch.randn(6, 1, 8, 8), torch.arange(6) % 3

@@ -56,6 +56,7 @@ def test_trajectories_take_a_start_and_another_term(data, experts, method, chang
     ('dsa', dict(match='gradients'), 'is not a sum of gradient, embedding'),
     ('dream+', dict(start='best'), "start='best' is unknown"),
     ('dm', dict(sampler='subcluster', subsample=2, batch_real=5), 'batch_real=5 is not a multiple'),
+    ('dm', dict(compiled=True), "'compiled' is for networks that are trained, or choose images; leave it"),
     ('mtt', dict(batch_real=5), "'batch_real' is for looking at real images, not for match='trajectory'; leave it"),
     ('mtt', dict(distance='l1', match='trajectory + gradient', n_data=5), "'n_data' is for networks that are trained"),
     ('idc', dict(p=1.), "'p' is for other matchers, not for match='gradient'"),
