@@ -40,13 +40,13 @@ def embed_classes(
     data: ImageData,
     raw: bool = False, # Show the network pixels in [0, 1], as the released DREAM code does, not normalised ones
     part: slice = slice(None), # Which classes
-    batch: int | None = None, # Images in one forward pass; None: 128 on a CPU, 2048 on a GPU
+    batch: int | None = None, # Images in one forward pass; None: 128 on a CPU (compiled, 32), 2048 on a GPU
     compiled: bool = False, # Run compiled code, which must be made first
 ) -> tuple[torch.Tensor, torch.Tensor]: # Embeddings (C,Nmax,D), mask (C,Nmax)
     "Embeddings of all training images of the classes"
     look, (table, mask) = (lambda x: x) if raw else data.normalize, class_table(data.train, part)
     first, n = data.train.starts[part][0], sum(data.train.counts[part])
-    batch = batch or (128 if data.device.type == 'cpu' else 2048)
+    batch = batch or (2048 if data.device.type != 'cpu' else 32 if compiled else 128)
     places = torch.arange(first, first + n, device=data.device).split(batch)
     embed = _compiled(net, batch, data.device) if compiled else net.embed
     e = torch.cat([embed(look(to_float(data.train.x[i]))) for i in places])
