@@ -37,6 +37,7 @@ SHAPES = dict(
                   classes=100))
 SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
 SERVES = 10 # inner iterations, a choice of real images
+SPAN = 2 # seconds at least for which a part is timed
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
               width=(16, 32, 64, 128))
 
@@ -64,11 +65,11 @@ def seconds(f, device, n=3, first=True):
         times.append(time.perf_counter() - start)
     return min(times)
 
-def in_turn(calls, device, n=3, span=2):
-    "The least seconds of each of `calls`, which take turns `n` times, or more until `span` seconds went by"
+def in_turn(calls, device, n=3):
+    "The least seconds of each of `calls`, which take turns `n` times, or more until `SPAN` seconds went by"
     for f in calls.values(): f()
     rounds = []
-    while len(rounds) < n or sum(sum(r.values()) for r in rounds) < span:
+    while len(rounds) < n or sum(sum(r.values()) for r in rounds) < SPAN:
         rounds.append({name: seconds(f, device, 1, first=False) for name, f in calls.items()})
     return {name: min(r[name] for r in rounds) for name in calls}
 
@@ -147,7 +148,7 @@ def growth(names, device):
             print(out[name][-1], flush=True)
     return out
 
-SPAN = .01, 100 # seconds and GiB, one scale for all
+AXIS = .01, 100 # seconds and GiB, one scale for all
 
 def draw(record, path):
     import matplotlib
@@ -175,7 +176,7 @@ def draw(record, path):
         ax.set_xticks(x, [f'{v:,}' for v in x], fontsize=8)
         ax.set_xlabel(name)
         ax.minorticks_off()
-        ax.set_ylim(*SPAN)
+        ax.set_ylim(*AXIS)
     if grown: fig.legend(*axs[0, 1].get_legend_handles_labels(), ncols=3, fontsize=8, loc='upper center', frameon=False)
     plt.tight_layout(rect=(0, 0, 1, .93))
     fig.savefig(path, dpi=90)

@@ -114,7 +114,8 @@ class Clusters(NamedTuple):
 
 # %% ../nbs/05_sampling.ipynb #1edd3e18
 def _lloyd(x, mask, centres, max_iter, tol):
-    xx, closeness, done = _square(x), _closeness(x, centres.shape[1]), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    xx, closeness = _square(x), _closeness(x, centres.shape[1])
+    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rounds in range(1, max_iter + 1):
         new = torch.where(done[:, None, None], centres, _moved(x, mask, centres, closeness, xx))
         done |= (new - centres).pow(2).sum((1, 2)) <= tol

@@ -157,7 +157,7 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     "The smallest shape, from the command to the record and the plot"
     out = tmp_path/'record.json'
     code = ("import benchmarks.__main__ as b; b.SHAPES['digits'] |= dict(images=200, width=4, batch=8); "
-            "b.GROWTH['ipc'] = 2,; b.main()")
+            "b.GROWTH['ipc'] = 2,; b.SPAN = 0; b.main()")
     command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--inner', '2', '--out', out]
     subprocess.run(command, cwd=ROOT, check=True)
     record = json.loads(out.read_text())
