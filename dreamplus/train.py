@@ -82,7 +82,7 @@ def fast_call(
     bf16: bool = False, # Products and convolutions in bfloat16
     compiled: bool = False, # Fuse what lies between them (torch.compile)
     sizes: set | None = None, # Batches worth a compilation, for each has its own; None for all
-) -> Callable: # Normalised images (B,ch,h,w) -> logits (B,C), float32
+) -> Callable: # Normalised images (B,ch,h,w) -> what `net` makes of them, float32
     "`net`, called faster; the same parameters"
     if not bf16 and not compiled: return net
     fused = torch.compile(net, dynamic=False) if compiled else net
