@@ -1,7 +1,7 @@
 """Seconds of each part of DREAM+ against the plain loop, in one run; and how time and memory grow.
 
     python -m benchmarks                       digits, MNIST and CIFAR-10 shapes, and growth
-    python -m benchmarks --compiled --shapes mnist --growth none
+    python -m benchmarks --also compiled,candidates --shapes mnist --growth none
     python -m benchmarks --device cuda --shapes paper,paper100 --inner 100 --growth none
                                                on a GPU: the papers' CIFAR settings, an outer iteration as they have it
 
@@ -36,6 +36,8 @@ SHAPES = dict(
     paper100=dict(size=32, channels=3, images=50_000, ipc=10, factor=2, width=128, batch=128, n_data=2000,
                   classes=100))
 SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
+ALSO = 'compiled', 'candidates', 'both', 'untuned'
+CANDIDATES = 3 # of three images of a class, one
 SERVES = 10 # inner iterations, a choice of real images
 SPAN = 2 # seconds at least for which a part is timed
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
@@ -46,9 +48,9 @@ def toy(size, channels, images, classes=10, **_) -> ImageData:
     y = torch.arange(images)*classes//images
     return load_data((x, y), test=(x[::images//classes], y[::images//classes]))
 
-def learner(data, device, ipc, factor, width, batch, n_data, inner, compiled=False, **_):
+def learner(data, device, ipc, factor, width, batch, n_data, inner, compiled=False, candidates=None, **_):
     own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.,
-               compiled=compiled)
+               compiled=compiled, candidates=candidates)
     job = make_job(data, 'dream+', ipc, factor, 0, device, own)
     with seeded(0): learn = make_learner(data, job)
     learn.net_cb.fresh(warm=False)
@@ -93,20 +95,42 @@ def plainly(learn, shape):
     return dict(selection=lambda: plain.select(net, data, shape['batch']), training=lambda: nets.train(nets.steps),
                 matching=lambda: plain.step(net, data, pixels, real, augment, draw, show))
 
-def parts(shape, device, compiled=False):
-    "Seconds of each part, of all of them and of an outer iteration: ours, compiled if asked, and plain"
+def calls_of(side, data, shape, device):
+    "The parts of an inner iteration and a whole outer one, to be called"
+    some = max(shape['images']//data.n_classes//CANDIDATES, shape['batch'])
+    how = {name: value for name, value in dict(compiled=True, candidates=some).items() if side in (name, 'both')}
+    learn, whole = (learner(data, device, **shape, **how) for _ in range(2))
+    if side == 'plain': return plainly(learn, shape) | dict(outer=partial(whole_plain, shape, whole))
+    return ours(learn) | dict(outer=partial(whole.fit, whole.dls.epochs))
+
+class Untuned:
+    "The plain loop in a process of its own, which leaves the allocator as it is"
+    def __init__(self, shape, device):
+        run = [sys.executable, '-m', 'benchmarks', '--untuned', json.dumps(shape), '--device', str(device)]
+        self.process = subprocess.Popen(run, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __getitem__(self, name): return partial(self.ask, name)
+    def ask(self, name):
+        print(name, file=self.process.stdin, flush=True)
+        if not self.process.stdout.readline(): raise RuntimeError('the process with the untuned allocator has ended')
+
+def serve(shape, device):
+    calls = calls_of('plain', toy(**shape), shape, device)
+    for name in sys.stdin:
+        calls[name.strip()]()
+        print('done', flush=True)
+
+def parts(shape, device, also):
+    "Seconds of each part, of all of them and of an outer iteration: ours, plain, and what else is asked for"
     data, device = toy(**shape), pick_device(device)
-    make = lambda **how: learner(data, device, **shape, **how)
-    sides = dict(ours=ours(make())) | (dict(compiled=ours(make(compiled=True))) if compiled else {})
-    sides['plain'] = plainly(make(), shape)
+    sides = {side: calls_of(side, data, shape, device) for side in ('ours', *also, 'plain') if side != 'untuned'}
+    if 'untuned' in also: sides['untuned'] = Untuned(shape, device)
     out = {side: {} for side in sides}
     for part in 'selection', 'matching', 'training':
         for side, took in in_turn({side: calls[part] for side, calls in sides.items()}, device).items():
             out[side][part] = took/SERVES if part == 'selection' else took
     for side, times in out.items():
-        learn = make(compiled=side == 'compiled')
-        f = partial(whole_plain, shape, learn) if side == 'plain' else partial(learn.fit, learn.dls.epochs)
-        times |= dict(inner=sum(times.values()), outer=seconds(f, device, 1, first=False))
+        times |= dict(inner=sum(times.values()), outer=seconds(sides[side]['outer'], device, 1, first=False))
+    if 'untuned' in also: sides['untuned'].process.communicate()
     return out | dict(ratio={name: out['plain'][name]/t for name, t in out['ours'].items()})
 
 def whole_plain(shape, learn):
@@ -158,14 +182,14 @@ def draw(record, path):
     fig, axs = plt.subplots(1, 1 + len(grown), figsize=(4 + 2.6*len(grown), 3), squeeze=False)
     names = ('selection', 'matching', 'training')
     for i, r in enumerate(bars.values()):
-        sides = [side for side in ('plain', 'ours', 'compiled') if side in r]
-        for side, at in zip(sides, (i - .25, i, i + .25)):
-            left = 0
+        sides = [side for side in ('untuned', 'plain', 'ours', 'compiled', 'candidates', 'both') if side in r]
+        for n, side in enumerate(sides):
+            at, left = i + .8*((n + .5)/len(sides) - .5), 0
             for color, name in enumerate(names):
-                axs[0, 0].barh(at, r[side][name], .22, left=left, color=f'C{color}',
-                               label=name if i == 0 and side == 'ours' else None)
+                axs[0, 0].barh(at, r[side][name], .7/len(sides), left=left, color=f'C{color}',
+                               label=name if i == n == 0 else None)
                 left += r[side][name]
-    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration: plain, ours, compiled')
+    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration: ' + ', '.join(sides))
     axs[0, 0].invert_yaxis()
     axs[0, 0].legend(fontsize=7)
     for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
@@ -186,20 +210,23 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES) + '; or none')
     parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')
-    parser.add_argument('--compiled', action='store_true', help='time the compiled code of ours too')
+    parser.add_argument('--also', default='none', help='beside ours and plain, of ' + ', '.join(ALSO))
     parser.add_argument('--inner', type=int, default=20, help='inner iterations of the outer one timed whole [20]')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', default='benchmarks.json')
     parser.add_argument('--point', help=argparse.SUPPRESS)
+    parser.add_argument('--untuned', help=argparse.SUPPRESS)
     a = parser.parse_args()
+    device, also = pick_device(a.device), [] if a.also == 'none' else a.also.split(',')
+    if set(also) - set(ALSO): parser.error(f'--also {a.also} is not of {", ".join(ALSO)}')
+    if a.untuned: return serve(json.loads(a.untuned), device)
     keep_memory()
-    device = pick_device(a.device)
     if a.point: return print(json.dumps(point(json.loads(a.point), a.device)))
     shapes = [] if a.shapes == 'none' else a.shapes.split(',')
     record = head({name: toy(**SHAPES[name]).digest for name in shapes}, [0], device)
     record |= dict(machine=platform.machine(), inner=a.inner, parts={}, growth={})
     for name in shapes:
-        record['parts'][name] = parts(SHAPES[name] | dict(inner=a.inner), a.device, a.compiled)
+        record['parts'][name] = parts(SHAPES[name] | dict(inner=a.inner), a.device, also)
         print(name, json.dumps(record['parts'][name], indent=1), flush=True)
     if a.growth != 'none': record['growth'] = growth(a.growth.split(','), a.device)
     write_json(a.out, record)

@@ -1,14 +1,16 @@
-"""Other ways to embed, to match and to train networks, against the usual ones: seconds, and what they change.
+"""Other ways to embed, cluster, choose, match and train, against the usual ones: seconds, and what they change.
 
     python -m benchmarks.alternatives --root DATA mnist DATA/cifar10-jpeg
     python -m benchmarks.alternatives --root DATA --device cuda --width 128 --ways bfloat16,compiled,vmap cifar10
 
-What training gains, and compiled embedding, is offered; the rest is left out of the package, and this is why.
+What training gains, compiled embedding and a choice among fewer are offered; the rest is left out of the package, and
+this is why.
 """
 import argparse
 import copy
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from sklearn.cluster import KMeans
@@ -19,7 +21,8 @@ from dreamplus.core import keep_memory, pick_device, seeded, write_json
 from dreamplus.data import to_float
 from dreamplus.networks import ConvNet
 from dreamplus.protocols import accuracy_on
-from dreamplus.sampling import _compiled, class_table, embed_classes, kmeans, representatives
+from dreamplus.sampling import (RandomSampler, RepresentativeSampler, _compiled, class_table, embed_classes, kmeans,
+                                representatives)
 from dreamplus.sources import load_data
 from dreamplus.train import Stream, fast_call, sgd, train
 
@@ -28,6 +31,7 @@ from .__main__ import learner, seconds
 
 WAYS = 'bfloat16', 'channels_last', 'compiled', 'threads', 'vmap'
 BATCH, NETS, STEPS, IPC, KEPT = 64, 4, 150, 10, 128 # of a network's training; picks of a class
+CANDIDATES = 2000, 1000, 500
 AUGMENT = Augment('color_crop')
 
 def cast(f): # inside, convolutions and products in bfloat16
@@ -92,6 +96,23 @@ def clustering(data, ways, width):
         out[way] = dict(seconds=took, inertia=inertia/(out['library']['inertia'] if out else 1))
         print('clustering', way, out[way], flush=True)
     return out | dict(library=out['library'] | dict(inertia=1.))
+
+def choosing(data, ways, width):
+    "Seconds of a choice, and the mean squared distance to the nearest chosen image over that of a choice among all"
+    with seeded(0): net = ConvNet(data.channels, data.n_classes, data.size, width).to(data.device)
+    (x, mask), first = embed_classes(net, data), torch.tensor(data.train.starts, device=data.device)[:, None]
+    def spread(chosen):
+        return sum(torch.cdist(e[m], e[i]).min(1)[0].square().mean().item() for e, m, i in zip(x, mask, chosen - first))
+    samplers = dict(own=RepresentativeSampler(data, KEPT), random=RandomSampler(data, KEPT))
+    samplers |= {f'{n} candidates': RepresentativeSampler(data, KEPT, candidates=n) for n in CANDIDATES}
+    out = {}
+    for way, sampler in samplers.items():
+        with seeded(0): took, chosen = timed(partial(sampler, net), data.device)
+        found = spread(chosen)
+        if way == 'own': whole = found
+        out[way] = dict(seconds=took, spread=found/whole)
+        print('choosing', way, out[way], flush=True)
+    return out
 
 def matching(data, ways, width):
     "Seconds of a step for ten images a class, and how far from ours the gradient of the pixels is"
@@ -175,7 +196,7 @@ def main():
         found[name] = load_data(name, root=a.root).hold_out(.1, 0).to(device)
     record = head({d.name: d.digest for d in found.values()}, [0], device) | dict(width=a.width, data_sets={})
     for data in found.values():
-        parts = embedding, clustering, matching, training
+        parts = embedding, clustering, choosing, matching, training
         record['data_sets'][data.name] = {f.__name__: f(data, ways, a.width) for f in parts}
         write_json(a.out, record)
 

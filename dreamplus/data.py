@@ -86,9 +86,12 @@ def _fits(x, device):
     return x.nbytes <= free/3
 
 # %% ../nbs/01_data.ipynb #55e189cc
-def _pick(x, i): # Some images of x: copied, or only listed
+def listed(x, i): # Some images of x, without a copy
     if isinstance(x, ImageRows): return ImageRows(x.pixels, x.rows[i])
-    return x[i].contiguous() if _fits(x, x.device) else ImageRows(x, torch.arange(len(x), device=x.device)[i])
+    return ImageRows(x, torch.arange(len(x), device=x.device)[i])
+
+def _pick(x, i): # Some images of x: copied, or only listed
+    return listed(x, i) if isinstance(x, ImageRows) or not _fits(x, x.device) else x[i].contiguous()
 
 # %% ../nbs/01_data.ipynb #ed736c57
 class Split(_Movable):

@@ -43,7 +43,7 @@ def pixel_sgd(
 
 # %% ../nbs/14_distill.ipynb #32e17ca7
 _LEAST = dict.fromkeys(('outer', 'inner', 'batch_real', 'interval', 'subsample', 'limit', 'report', 'net_batch',
-                        'lr_base', 'p', 'p_channel', 'syn_steps'), 1)
+                        'lr_base', 'p', 'p_channel', 'syn_steps', 'candidates'), 1)
 _LEAST |= dict.fromkeys(('lr', 'n_data', 'net_epochs', 'warm_epochs', 'net_lr', 'net_momentum', 'net_wd', 'chunk',
                          'warm_rounds', 'lr_lr', 'channel', 'balance'), 0)
 
@@ -118,7 +118,7 @@ def _prepare(data, device, stats, zca):
 
 # %% ../nbs/14_distill.ipynb #3b202d9f
 _KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name'}
-_MORE = dict(depth=1, report=1, chunk=1, stats='', compiled=False) # What a recipe need not say
+_MORE = dict(depth=1, report=1, chunk=1, stats='', compiled=False, candidates=1) # What a recipe need not say
 
 # %% ../nbs/14_distill.ipynb #88d1c06b
 def _check_types(given): # As the family's own; where that is None, as here
@@ -145,8 +145,9 @@ def make_job(
 ) -> dict: # What `run.json` says: method, ipc, seed, device, args, data
     "What is to be done; `ValueError` for an argument that no recipe has or that is of the wrong kind"
     args = recipe(method, data.name, ipc, factor)
-    unknown = set(overrides) - set(args) - set(_MORE)
-    if unknown: raise ValueError(f'{min(unknown)!r} is no argument of a recipe; use any of {", ".join(sorted(args))}')
+    known = {*args, *_MORE}
+    unknown = set(overrides) - known
+    if unknown: raise ValueError(f'{min(unknown)!r} is no argument of a recipe; use any of {", ".join(sorted(known))}')
     overrides = {k: v for k, v in overrides.items() if v is not None}
     if overrides.get('arch', args['arch']) != args['arch']: args |= dict(width=None, norm=None) # another network's own
     _check_types(overrides)

@@ -126,6 +126,7 @@ def match_loop(
     net_on='real', n_data=2000, net_epochs=0, net_batch=None, net_lr=.01, net_momentum=.9, net_wd=5e-4,
     net_augment='color_crop', net_mix=.5, warm_epochs=0, # The network's training
     compiled=False, # Compiled code for it, and for the embeddings of a choice
+    candidates=None, # Of the sampler; None: all images
 ) -> Loop:
     "Real against synthetic images under a network, as all but MTT; `ValueError` for what cannot be"
     _check_sampler(sampler, batch_real, subsample)
@@ -135,7 +136,7 @@ def match_loop(
     nets = _net_cb(data, make, inner, decoded, net_batch or batch_real, net_on, net_epochs, n_data, warm_epochs,
                    Augment(net_augment, pick), net_mix, compiled=compiled, lr=net_lr, momentum=net_momentum, wd=net_wd)
     sample = SAMPLERS[sampler](data, batch_real, interval=interval, rule=rule, s=subsample, raw=raw_features,
-                               **({} if sampler == 'random' else dict(warm_rounds=warm_rounds, compiled=compiled)))
+                               warm_rounds=warm_rounds, compiled=compiled, candidates=candidates)
     feeds = [nets, SampleCB(sample, inner), AugmentCB(loss.augment, data.size), TargetCB('real', 'draw', 'net')]
     return Loop(loss, feeds, nets.fresh)
 
@@ -189,13 +190,14 @@ def idle(args: dict # A recipe's
     names = {name for _, name in _terms(match)}
     path, looks = 'trajectory' in names, names - {'trajectory'}
     for name in looks & set(MATCHERS): taken |= signature(MATCHERS[name]).parameters
-    say = lambda reason, keys: why.update({k: f'{reason}, not for {match=}' for k in keys if k in args})
+    say = lambda reason, keys, instead='match': why.update(
+        {k: f'{reason}, not for {instead}={args[instead]!r}' for k in keys if k in args})
     say('is for other matchers', {p for m in MATCHERS.values() for p in signature(m).parameters} - set(taken))
     real = set(getfullargspec(match_loop).kwonlyargs) - {'match', 'augment', 'sampler'}
     if not looks: say('is for looking at real images', real)
     if not path: say('is for trajectory matching', (*PATHS, 'syn_lr', 'lr_lr'))
     if args['sampler'] == 'random':
-        why |= dict.fromkeys(('interval', 'rule', 'warm_rounds'), 'is for samplers that cluster')
+        say('is for samplers that cluster', ('interval', 'rule', 'warm_rounds', 'candidates'), 'sampler')
         if args.get('compiled') and not any(args.get(k) for k in ('n_data', 'net_epochs', 'warm_epochs')):
             why['compiled'] = 'is for networks that are trained, or choose images'
     if path: why['n_data'] = f'is for networks that are trained on, not for {match=}'

@@ -79,7 +79,7 @@ def _selecting(sample, net, data, inner):
     s = sample.sampler
     if not isinstance(s, RepresentativeSampler): return
     part = slice(0, 1) if data.device.type == 'cpu' else s.parts[0]
-    embed, k = lambda: embed_classes(net, data, s.raw, part, compiled=s.compiled), s.batch//s.s
+    embed, k = lambda: embed_classes(net, s.seen, s.raw, part, compiled=s.compiled), s.batch//s.s
     x, mask = embed()
     labels = kmeans(x, k, mask).labels
     choices = math.ceil(inner/s.interval) if s.interval <= inner else inner/s.interval
@@ -154,8 +154,9 @@ def _evaluating(learn, job, rows, protocol, nets):
     return sum((each[k] for k in sizes), _NOTHING)
 
 # %% ../nbs/15b_plan.ipynb #2a313808
-_TURN = {'embedding for selection': '--compiled, a larger --set interval, or --sampler random',
-         'k-means, anew': 'a smaller --set batch_real', 'k-means, again': 'a smaller --set warm_rounds',
+_TURN = {'embedding for selection': '--set candidates=N, --compiled, or a larger --set interval',
+         'k-means, anew': '--set candidates=N, or a smaller --set batch_real',
+         'k-means, again': 'a smaller --set warm_rounds',
          'warming the network': '--set warm_epochs=0', 'training the network': 'a smaller --set n_data',
          'matching: real images': 'a smaller --set batch_real',
          'matching: synthetic images': 'a smaller --factor or --ipc',

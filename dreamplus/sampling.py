@@ -9,6 +9,7 @@ __all__ = ['CORESETS', 'class_table', 'embed_classes', 'Clusters', 'kmeans', 'ne
 # %% ../nbs/05_sampling.ipynb #daf68f43
 import math
 from copy import deepcopy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .data import ImageData, Split, to_float
+from .data import ImageData, Split, listed, to_float
 from .train import fast_call
 
 # %% ../nbs/05_sampling.ipynb #763cf93c
@@ -242,6 +243,12 @@ def state_dict(self: RandomSampler): return dict(calls=self.calls, order=self.or
 @patch
 def load_state_dict(self: RandomSampler, s): self.calls, self.order = s['calls'], s['order'].to(self.table.device)
 
+# %% ../nbs/05_sampling.ipynb #6d09c01a
+def _among(data, n): # positions (M,), class by class: n random images of each, all of a class that has fewer
+    table, mask = class_table(data.train)
+    there = torch.arange(n, device=table.device) < mask.sum(1, keepdim=True)
+    return table.gather(1, _shuffle(mask, n))[there]
+
 # %% ../nbs/05_sampling.ipynb #2829ef8f
 class RepresentativeSampler:
     "`batch` images of each class nearest to the centres of its clusters under the current network (DREAM, DREAM+ 2023)"
@@ -253,29 +260,46 @@ class RepresentativeSampler:
                  s: int = 1, # Picks per centre
                  raw: bool = False, # Embed pixels in [0, 1], as the released code does
                  warm_rounds: int = 10, # Rounds from the last clusters; 0: start anew each time, as the released code
-                 compiled: bool = False): # Embed by compiled code
+                 compiled: bool = False, # Embed by compiled code
+                 candidates: int | None = None): # Images of each class to look at, others for each network; None: all
         _check_picks(batch, rule, s)
+        if candidates is not None and candidates < batch:
+            raise ValueError(f'{candidates=} is below {batch=}, the images to choose of each class; look at more')
         self.data, self.batch, self.interval, self.rule, self.s, self.raw = data, batch, interval, rule, s, raw
-        self.warm_rounds, self.compiled, self.parts, self.labels = warm_rounds, compiled, list(_parts(data.train)), {}
+        self.warm_rounds, self.compiled, self.candidates, self.labels = warm_rounds, compiled, candidates, {}
+        self._look_at(data, None)
+
+    def _look_at(self, seen, at): # data, and where in `self.data` its images are
+        self.seen, self.at, self.parts = seen, at, list(_parts(seen.train))
 
     def __call__(self, net, fresh=True):
         "Positions (C,B); a network that is not `fresh` is the last one, trained on"
-        return torch.cat([self._choose(net, part, fresh) for part in self.parts])
+        if self.candidates and (fresh or self.at is None): self._draw(_among(self.data, self.candidates))
+        found = torch.cat([self._choose(net, part, fresh) for part in self.parts])
+        return found if self.at is None else self.at[found]
 
-    def state_dict(self): return dict(self.labels)
-    def load_state_dict(self, s): self.labels = {part: labels.to(self.data.device) for part, labels in s.items()}
+    def state_dict(self): return self.labels | ({} if self.at is None else dict(candidates=self.at))
+    def load_state_dict(self, s):
+        self.labels = {name: t.to(self.data.device) for name, t in s.items()}
+        if self.candidates and s: self._draw(self.labels.pop('candidates'))
 
 # %% ../nbs/05_sampling.ipynb #4440d5d2
 @patch
 def _choose(self: RepresentativeSampler, net, part, fresh): # -> positions (c,B)
-    x, mask = embed_classes(net, self.data, self.raw, part, compiled=self.compiled)
+    x, mask = embed_classes(net, self.seen, self.raw, part, compiled=self.compiled)
     old = self.labels.get(str(part.start))
     warm = self.warm_rounds and not fresh and old is not None
     kw = dict(start=old.long(), max_iter=self.warm_rounds) if warm else {}
     found = kmeans(x, self.batch//self.s, mask, **kw)
     self.labels[str(part.start)] = found.labels.int()
-    table, _ = class_table(self.data.train, part)
+    table, _ = class_table(self.seen.train, part)
     return table.gather(1, _pick(x, self.batch, mask, found, self.rule, self.s))
+
+# %% ../nbs/05_sampling.ipynb #2d0f8954
+@patch
+def _draw(self: RepresentativeSampler, at): # look at the images at these positions
+    few = Split(listed(self.data.train.x, at), self.data.train.y[at], self.data.n_classes)
+    self._look_at(replace(self.data, train=few), at)
 
 # %% ../nbs/05_sampling.ipynb #37bfc3a7
 def gradient_norms(

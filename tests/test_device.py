@@ -25,6 +25,7 @@ CASES = {
     'datadam-code': dict(batch_real=8),
     'atom': dict(batch_real=8),
     'herding': dict(method='dream', start='herding', batch_real=8, n_data=16, interval=10),
+    'candidates': dict(method='dream', candidates=10, batch_real=8, n_data=16, interval=10),
     'resnet': dict(method='dream', arch='resnet10', norm='layer', batch_real=8, n_data=16, interval=10),
 }
 

@@ -158,23 +158,28 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     out = tmp_path/'record.json'
     code = ("import benchmarks.__main__ as b; b.SHAPES['digits'] |= dict(images=200, width=4, batch=8); "
             "b.GROWTH['ipc'] = 2,; b.SPAN = 0; b.main()")
-    command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--inner', '2', '--out', out]
+    command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--inner', '2', '--out', out,
+               '--also', 'candidates,untuned']
     subprocess.run(command, cwd=ROOT, check=True)
     record = json.loads(out.read_text())
     assert record['parts']['digits']['ratio'].keys() == {'selection', 'matching', 'training', 'inner', 'outer'}
     assert [row['ipc'] for row in record['growth']['ipc']] == [2] and out.with_suffix('.png').exists()
-    assert all(v > 0 for side in ('ours', 'plain') for v in record['parts']['digits'][side].values())
+    sides = record['parts']['digits']
+    assert all(v > 0 for side in ('ours', 'candidates', 'untuned', 'plain') for v in sides[side].values())
 
 def test_alternatives_are_measured(tmp_path, monkeypatch):
     "All but what needs a compiler, on few digits"
     out = tmp_path/'alternatives.json'
-    for name, value in dict(NETS=2, STEPS=3, IPC=8, KEPT=16).items(): monkeypatch.setattr(alternatives, name, value)
+    small = dict(NETS=2, STEPS=3, IPC=8, KEPT=16, CANDIDATES=(40,))
+    for name, value in small.items(): monkeypatch.setattr(alternatives, name, value)
     ways = '--width', '4', '--ways', 'bfloat16,channels_last,threads,vmap'
     monkeypatch.setattr(sys, 'argv', ['alternatives', *ways, '--out', str(out), 'digits'])
     alternatives.main()
     found = json.loads(out.read_text())['data_sets']['digits']
     assert found['embedding']['own']['changed'] == 0 == found['embedding']['threads']['changed']
     assert all(.8 < found['clustering'][way]['inertia'] < 1.25 for way in ('own', 'plain'))
+    assert found['choosing'].keys() == {'own', 'random', '40 candidates'}
+    assert found['choosing']['own']['spread'] == 1 < found['choosing']['random']['spread']
     assert found['matching'].keys() == {'own', 'bfloat16'} and 0 < found['matching']['bfloat16']['off'] < .5
     assert found['training'].keys() == {'own', 'bfloat16', 'threads', 'vmap'}
     assert all(v['seconds'] > 0 for part in found.values() for v in part.values())

@@ -22,6 +22,7 @@ CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys
 SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)
 METHODS = {
     'dream+': SMALL | dict(interval=2, warm_epochs=.5, per_class_steps=False), # momentum of weight
+    'dream': SMALL | dict(interval=2, candidates=6),
     'idc': SMALL | dict(factor=2, decode='multi', limit=3, start='noise', net_mix=.5), # draws of all kinds
     'dsa': {k: v for k, v in SMALL.items() if k != 'n_data'} | dict(norm='batch', net_epochs=2)} # frozen batch norms
 
@@ -203,7 +204,8 @@ def stopped(out, method, at):
     try: distill(toys(), method, out=out, cbs=[StopCB(at)], **METHODS[method])
     except KeyboardInterrupt: return load_state(out/'checkpoint'/'state.safetensors')['at']
 
-@pytest.mark.parametrize('method, at', [('idc', 1), ('idc', 4), ('idc', 5), ('idc', 10), ('dsa', 3)]) # 4, 10 report
+@pytest.mark.parametrize('method, at', [('idc', 1), ('idc', 4), ('idc', 5), ('idc', 10), # 4, 10 report
+                                        ('dream', 2), ('dsa', 3)])
 def test_stopped_at(tmp_path, undisturbed, method, at):
     assert Process(stopped, tmp_path/'run', method, at).end() == (at, 0)
     assert not (tmp_path/'run'/'distilled.json').exists()

@@ -241,6 +241,38 @@ def test_warm_start():
     with seeded(7): anew = RepresentativeSampler(data, 6)(net)
     with seeded(7): assert torch.equal(again(net, fresh=True), anew) and not torch.equal(anew, expected)
 
+def test_candidates():
+    "A choice is the representatives of the candidates, who are others for another network; a small class is all there"
+    data, net = unequal((40, 5, 35)), ConvNet(1, 3, 8, width=8)
+    sampler, groups = RepresentativeSampler(data, 4, candidates=9), []
+    for fresh in True, False, True:
+        with seeded(len(groups)): found = sampler(net, fresh)
+        groups.append(sampler.at.split([9, 5, 9]))
+        assert torch.equal(groups[-1][1].sort().values, torch.arange(40, 45))
+        for c, (at, picks) in enumerate(zip(groups[-1], found)):
+            assert (data.train.y[at] == c).all() and len(at.unique()) == len(at) and torch.isin(picks, at).all()
+            assert torch.equal(sampler.seen.train.x[sampler.seen.train.starts[c]], data.train.x[at[0]])
+    assert torch.equal(torch.cat(groups[0]), torch.cat(groups[1])) # the same network, trained on
+    assert not torch.equal(torch.cat(groups[0]), torch.cat(groups[2]))
+    x = net.embed(data.normalize(data.train.x[groups[2][0]].float()/255))[None]
+    sampler.labels = {}
+    with seeded(5): picks = sampler(net, fresh=False)[0] # anew, for want of labels, among the same
+    with seeded(5): expected = representatives(torch.cat([x]*3), 4)[0]
+    assert torch.equal(picks, groups[2][0][expected])
+    assert sampler.seen.train.x.pixels is data.train.x # listed, not copied
+
+def test_candidates_are_in_the_state(tmp_path):
+    data, net = unequal((40, 5, 35)), ConvNet(1, 3, 8, width=8)
+    sampler, again = (RepresentativeSampler(data, 4, candidates=9) for _ in range(2))
+    again.load_state_dict(sampler.state_dict()) # of a run that has not begun
+    sampler(net)
+    save_state(tmp_path/'s', dict(sampler=sampler.state_dict(), rng=rng_state()))
+    expected = [sampler(net, fresh) for fresh in (False, True, False)]
+    state = load_state(tmp_path/'s')
+    again.load_state_dict(state['sampler'])
+    set_rng_state(state['rng'])
+    for fresh, e in zip((False, True, False), expected): assert torch.equal(again(net, fresh), e)
+
 def test_parts_of_classes(monkeypatch):
     "Classes that go through in parts are chosen from as all at once, but for the draws"
     data, net = unequal((40, 30, 35)), ConvNet(1, 3, 8, width=8)
@@ -255,6 +287,7 @@ def test_parts_of_classes(monkeypatch):
     (lambda d: RepresentativeSampler(d, 8, s=3), 'm=8 is not a multiple of s=3'),
     (lambda d: RepresentativeSampler(d, 8, s=0), 'm=8 is not a multiple of s=0'),
     (lambda d: RepresentativeSampler(d, 8, rule='all'), "rule='all' is unknown"),
+    (lambda d: RepresentativeSampler(d, 8, candidates=7), 'candidates=7 is below batch=8'),
     (lambda d: coreset('random', d, 4), "class '1' has 3")])
 def test_errors_come_before_any_work(make, says):
     with pytest.raises(ValueError) as e: make(unequal(COUNTS))
