@@ -40,6 +40,7 @@ ALSO = 'compiled', 'candidates', 'both', 'untuned'
 CANDIDATES = 3 # of three images of a class, one
 SERVES = 10 # inner iterations, a choice of real images
 SPAN = 2 # seconds at least for which a part is timed
+REST = .05 # seconds after which the threads of the last one sleep
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
               width=(16, 32, 64, 128))
 
@@ -72,7 +73,10 @@ def in_turn(calls, device, n=3):
     for f in calls.values(): f()
     rounds = []
     while len(rounds) < n or sum(sum(r.values()) for r in rounds) < SPAN:
-        rounds.append({name: seconds(f, device, 1, first=False) for name, f in calls.items()})
+        rounds.append({})
+        for name, f in calls.items():
+            time.sleep(REST)
+            rounds[-1][name] = seconds(f, device, 1, first=False)
     return {name: min(r[name] for r in rounds) for name in calls}
 
 def drawn(learn):
@@ -179,19 +183,22 @@ def draw(record, path):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     bars, grown = record['parts'], record['growth']
-    fig, axs = plt.subplots(1, 1 + len(grown), figsize=(4 + 2.6*len(grown), 3), squeeze=False)
-    names = ('selection', 'matching', 'training')
+    fig, axs = plt.subplots(1, 1 + len(grown), figsize=(5 + 2.4*len(grown), 4), squeeze=False,
+                            width_ratios=[2] + [1]*len(grown))
+    names = 'selection', 'matching', 'training'
     for i, r in enumerate(bars.values()):
         sides = [side for side in ('untuned', 'plain', 'ours', 'compiled', 'candidates', 'both') if side in r]
         for n, side in enumerate(sides):
-            at, left = i + .8*((n + .5)/len(sides) - .5), 0
+            at, left = i + .85*((n + .5)/len(sides) - .5), 0
             for color, name in enumerate(names):
                 axs[0, 0].barh(at, r[side][name], .7/len(sides), left=left, color=f'C{color}',
                                label=name if i == n == 0 else None)
                 left += r[side][name]
-    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration: ' + ', '.join(sides))
+            axs[0, 0].text(left, at, f' {side}', fontsize=6, va='center')
+    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration')
+    axs[0, 0].margins(x=.15)
     axs[0, 0].invert_yaxis()
-    axs[0, 0].legend(fontsize=7)
+    axs[0, 0].legend(fontsize=7, loc='upper right')
     for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
         x = [r[name] for r in rows]
         ax.loglog(x, [r['inner'] for r in rows], 'o-', label='s an inner iteration')
