@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from dreamplus.core import keep_memory, peak_mib, pick_device, seeded, write_json
-from dreamplus.data import ImageData
-from dreamplus.distill import make_job, make_learner
-from dreamplus.sources import load_data
+from dreamplus.data.core import ImageData
+from dreamplus.loop.distill import make_job, make_learner
+from dreamplus.data.sources import load_data
 from dreamplus.synthetic import decode
-from dreamplus.train import sgd
+from dreamplus.nets.train import sgd
 
 from . import head, plain
 

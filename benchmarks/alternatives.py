@@ -16,15 +16,15 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from dreamplus.augment import Augment
+from dreamplus.nets.augment import Augment
 from dreamplus.core import keep_memory, pick_device, seeded, write_json
-from dreamplus.data import to_float
-from dreamplus.networks import ConvNet
-from dreamplus.protocols import accuracy_on
-from dreamplus.sampling import (RandomSampler, RepresentativeSampler, _compiled, class_table, embed_classes, kmeans,
+from dreamplus.data.core import to_float
+from dreamplus.nets.convnet import ConvNet
+from dreamplus.judge.protocols import accuracy_on
+from dreamplus.choose.kmeans import (RandomSampler, RepresentativeSampler, _compiled, class_table, embed_classes, kmeans,
                                 representatives)
-from dreamplus.sources import load_data
-from dreamplus.train import Stream, fast_call, sgd, train
+from dreamplus.data.sources import load_data
+from dreamplus.nets.train import Stream, fast_call, sgd, train
 
 from . import head, plain
 from .__main__ import learner, seconds

@@ -10,11 +10,11 @@ import argparse
 from itertools import product
 
 from dreamplus.core import write_json
-from dreamplus.distill import distill
-from dreamplus.evaluate import EvalCB
-from dreamplus.loops import MATCHERS
+from dreamplus.loop.distill import distill
+from dreamplus.judge.evaluate import EvalCB
+from dreamplus.loop.loops import MATCHERS
 from dreamplus.match.attention import AttentionMatcher, AttentionMixer
-from dreamplus.sources import load_data
+from dreamplus.data.sources import load_data
 
 from . import head
 

@@ -9,10 +9,10 @@ from copy import copy
 
 import torch
 from dreamplus.core import write_json
-from dreamplus.data import Split
-from dreamplus.distill import distill
-from dreamplus.evaluate import score
-from dreamplus.sources import load_data
+from dreamplus.data.core import Split
+from dreamplus.loop.distill import distill
+from dreamplus.judge.evaluate import score
+from dreamplus.data.sources import load_data
 
 from . import head
 

@@ -9,7 +9,7 @@ import time
 
 import torch
 from dreamplus.core import peak_mib, write_json
-from dreamplus.sources import load_data
+from dreamplus.data.sources import load_data
 
 from . import head
 

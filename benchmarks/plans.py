@@ -20,10 +20,10 @@ import json, os, sys, time
 from pathlib import Path
 from dreamplus.core import keep_memory, peak_mib, pick_device
 keep_memory()
-from dreamplus.distill import distill
-from dreamplus.evaluate import evaluate_run
-from dreamplus.plan import plan
-from dreamplus.sources import load_data
+from dreamplus.loop.distill import distill
+from dreamplus.judge.evaluate import evaluate_run
+from dreamplus.labs.plan import plan
+from dreamplus.data.sources import load_data
 name, root, args = json.loads(sys.argv[1])
 data = load_data(name, root=root)
 """

@@ -14,11 +14,11 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from dreamplus.core import open_run, read_json, seeded
-from dreamplus.data import image_grid, to_float
-from dreamplus.distill import run_data
+from dreamplus.data.core import image_grid, to_float
+from dreamplus.loop.distill import run_data
 from dreamplus.distilled import load_distilled
-from dreamplus.protocols import protocol_args, train_fresh
-from dreamplus.sampling import coreset
+from dreamplus.judge.protocols import protocol_args, train_fresh
+from dreamplus.choose.kmeans import coreset
 
 run = Path(sys.argv[1])
 _, info = open_run(run)

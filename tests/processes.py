@@ -10,7 +10,7 @@ from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['dreamplus.distill', 'dreamplus.evaluate', 'sklearn.datasets',
+_context.set_forkserver_preload(['dreamplus.loop.distill', 'dreamplus.judge.evaluate', 'sklearn.datasets',
                                  'sklearn.model_selection', 'torch._dynamo']) # the last is imported by any optimiser
 
 class Process:

@@ -11,7 +11,7 @@ from dreamplus.match.attention import AttentionMatcher, AttentionMixer, channel_
 from dreamplus.match.core import View, by_class
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.gradient import GradientMatcher
-from dreamplus.networks import ConvNet, Net, ResNet
+from dreamplus.nets.convnet import ConvNet, Net, ResNet
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamplus.augment import OPS, Augment, cutmix
+from dreamplus.nets.augment import OPS, Augment, cutmix
 from dreamplus.core import seeded
 
 N = 4000

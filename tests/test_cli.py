@@ -21,13 +21,13 @@ from PIL import Image
 from processes import Process, command
 
 from dreamplus import core
-from dreamplus.callbacks import CheckpointCB
+from dreamplus.loop.callbacks import CheckpointCB
 from dreamplus.cli import COMMANDS, main, make_parser
 from dreamplus.core import load_state, read_json, toy_images, write_json
-from dreamplus.distill import distill
-from dreamplus.evaluate import EvalCB
-from dreamplus.protocols import PROTOCOLS
-from dreamplus.sources import load_data
+from dreamplus.loop.distill import distill
+from dreamplus.judge.evaluate import EvalCB
+from dreamplus.judge.protocols import PROTOCOLS
+from dreamplus.data.sources import load_data
 
 TINY = shlex.split('distill --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from processes import Process
 
-from dreamplus import compare as module
-from dreamplus.callbacks import CheckpointCB
+from dreamplus.labs import compare as module
+from dreamplus.loop.callbacks import CheckpointCB
 from dreamplus.cli import main
-from dreamplus.compare import compare, compare_figures, compare_table
+from dreamplus.labs.compare import compare, compare_figures, compare_table
 from dreamplus.core import read_json, toy_images, write_json
-from dreamplus.distill import resume
-from dreamplus.evaluate import ROWS, evaluate_run
-from dreamplus.protocols import PROTOCOLS
+from dreamplus.loop.distill import resume
+from dreamplus.judge.evaluate import ROWS, evaluate_run
+from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.recipes import METHODS
-from dreamplus.sources import load_data
+from dreamplus.data.sources import load_data
 
 SMALL = dict(ipc=(1,), seeds=(0, 1), steps=6, nets=2, training=dict(epochs=1, steps=6), width=8,
              rows=('distilled', 'start', 'random', 'full'), n_data=16, net_batch=8, batch_real=4, factor=1, report=2,

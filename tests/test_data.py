@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from dreamplus import data as containers
 from dreamplus import reading as module
 from dreamplus.core import toy_images
-from dreamplus.data import Split, image_grid, to_float
-from dreamplus.reading import cache_folder
-from dreamplus.sources import DATASETS, load_data
+from dreamplus.data.core import Split, image_grid, to_float
+from dreamplus.data.reading import cache_folder
+from dreamplus.data.sources import DATASETS, load_data
 
 X, Y = toy_images(classes=3, per_class=8, channels=3)
 PIXELS = X.permute(0, 2, 3, 1).numpy()

@@ -4,15 +4,15 @@ import torch
 from elsewhere import AWAY, Away, Elsewhere
 from fastai.callback.core import Callback
 
-import dreamplus.distill
-import dreamplus.evaluate
+import dreamplus.loop.distill
+import dreamplus.judge.evaluate
 from dreamplus.core import toy_images
-from dreamplus.distill import distill, resume
+from dreamplus.loop.distill import distill, resume
 from dreamplus.distilled import load_distilled
-from dreamplus.evaluate import score
+from dreamplus.judge.evaluate import score
 from dreamplus.match.experts import train_experts
-from dreamplus.plan import plan
-from dreamplus.sources import load_data
+from dreamplus.labs.plan import plan
+from dreamplus.data.sources import load_data
 
 CASES = {
     'dream+': dict(batch_real=8, n_data=16, warm_epochs=.2, interval=10),
@@ -36,7 +36,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def there(monkeypatch):
-    for module in dreamplus.distill, dreamplus.evaluate:
+    for module in dreamplus.loop.distill, dreamplus.judge.evaluate:
         monkeypatch.setattr(module, 'pick_device', lambda device=None: torch.device(device or 'cpu'))
 
 def distilled(data, name, device, **kw):

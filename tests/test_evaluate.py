@@ -11,18 +11,18 @@ from torchvision.transforms.v2.functional import resized_crop
 
 from dreamplus import evaluate as ev
 from dreamplus import protocols
-from dreamplus.augment import Augment
+from dreamplus.nets.augment import Augment
 from dreamplus.core import read_json, seeded, toy_images, write_json
-from dreamplus.data import to_float
-from dreamplus.distill import distill, resume
+from dreamplus.data.core import to_float
+from dreamplus.loop.distill import distill, resume
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
-from dreamplus.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
-from dreamplus.sampling import coreset
-from dreamplus.scores import cross, cross_table, robust, score_run
-from dreamplus.sources import load_data
-from dreamplus.train import Stream, sgd
-from dreamplus.zoo import create_net
+from dreamplus.judge.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
+from dreamplus.judge.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
+from dreamplus.choose.kmeans import coreset
+from dreamplus.judge.scores import cross, cross_table, robust, score_run
+from dreamplus.data.sources import load_data
+from dreamplus.nets.train import Stream, sgd
+from dreamplus.nets.zoo import create_net
 
 BRIEF = dict(epochs=0, steps=3)
 NET = dict(arch='convnet', width=8)

@@ -10,14 +10,14 @@ import torch
 from benchmarks import alternatives, chunks, plain
 from notebooks import ROOT
 
-from dreamplus.augment import Augment
+from dreamplus.nets.augment import Augment
 from dreamplus.core import seeded
-from dreamplus.distill import make_job, make_learner
-from dreamplus.networks import ConvNet
-from dreamplus.sampling import embed_classes, kmeans
-from dreamplus.sources import load_data
+from dreamplus.loop.distill import make_job, make_learner
+from dreamplus.nets.convnet import ConvNet
+from dreamplus.choose.kmeans import embed_classes, kmeans
+from dreamplus.data.sources import load_data
 from dreamplus.synthetic import decode
-from dreamplus.train import fast_call, sgd, train_step
+from dreamplus.nets.train import fast_call, sgd, train_step
 
 def learner(d, ipc=1, factor=1, **own):
     "A Learner of DREAM+ without a warm epoch"
@@ -129,8 +129,8 @@ def test_bfloat16_rounds_the_network_and_nothing_else():
 MANY = """
 import torch
 from dreamplus.core import peak_mib, pick_device
-from dreamplus.distill import distill
-from dreamplus.sources import load_data
+from dreamplus.loop.distill import distill
+from dreamplus.data.sources import load_data
 x, y = torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
 data = load_data((x, y), test=(x[::2], y[::2]))
 dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=2, n_data=8, warm_epochs=0., log=None,

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from dreamplus import data as containers
 from dreamplus import imagenet
 from dreamplus.core import read_json, toy_images
-from dreamplus.data import STATS, ImageRows, Split
-from dreamplus.imagenet import SUBSETS
-from dreamplus.reading import cache_folder
-from dreamplus.sources import DATASETS, load_data
+from dreamplus.data.core import STATS, ImageRows, Split
+from dreamplus.data.imagenet import SUBSETS
+from dreamplus.data.reading import cache_folder
+from dreamplus.data.sources import DATASETS, load_data
 
 IDS = [f'n{i:08}' for i in range(1000)]
 
@@ -382,7 +382,7 @@ def test_too_many_for_a_tensor(ten, no_room):
 
 @pytest.mark.parametrize('room', [True, False])
 def test_distilling_is_the_same(ten, monkeypatch, room):
-    from dreamplus.distill import distill
+    from dreamplus.loop.distill import distill
     if not room: monkeypatch.setattr(containers, '_fits', lambda x, device: False)
     mapped = load_data('imagenet10', root=ten, size=8, valid=.3)
     x, y = mapped.train.x[:].clone(), mapped.train.y

@@ -11,7 +11,7 @@ from dreamplus.match.bidirectional import Bidirectional
 from dreamplus.match.core import DISTANCES, View, by_class, get_distance
 from dreamplus.match.distribution import EmbeddingMatcher, FeatureMatcher
 from dreamplus.match.gradient import GradientMatcher, matched_weights
-from dreamplus.networks import ConvNet, ResNet
+from dreamplus.nets.convnet import ConvNet, ResNet
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -4,14 +4,14 @@ import torch
 from fastai.callback.core import Callback
 
 from dreamplus.core import seeded, toy_images
-from dreamplus.data import to_float
-from dreamplus.distill import distill
-from dreamplus.loops import make_matcher
+from dreamplus.data.core import to_float
+from dreamplus.loop.distill import distill
+from dreamplus.loop.loops import make_matcher
 from dreamplus.match.core import View
 from dreamplus.match.experts import train_experts
 from dreamplus.recipes import METHODS, recipe
-from dreamplus.sources import load_data
-from dreamplus.zoo import create_net, has_batch_norm
+from dreamplus.data.sources import load_data
+from dreamplus.nets.zoo import create_net, has_batch_norm
 
 PATHS = 'mtt', 'tesla'
 LEAST = dict(ipc=2, width=8, inner=2, log=None)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from dreamplus.core import seeded
-from dreamplus.networks import ConvNet, ResNet, ResNetAP
-from dreamplus.zoo import create_net
+from dreamplus.nets.convnet import ConvNet, ResNet, ResNetAP
+from dreamplus.nets.zoo import create_net
 
 NAMES = 'convnet', 'resnet10', 'resnet18', 'resnetap10', 'resnetap18'
 

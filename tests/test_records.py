@@ -6,7 +6,7 @@ import pytest
 from execnb.shell import CaptureShell
 from notebooks import CHAPTERS, PAGES, ROOT, body, directives
 
-from dreamplus.reproduce import CELLS
+from dreamplus.labs.reproduce import CELLS
 
 RESULTS = ROOT/'results'
 SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('results/')]

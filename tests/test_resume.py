@@ -13,10 +13,10 @@ import torch
 from fastai.callback.core import Callback
 from processes import Process, command
 
-from dreamplus.callbacks import CheckpointCB
+from dreamplus.loop.callbacks import CheckpointCB
 from dreamplus.core import load_state, read_json, toy_images, write_json
-from dreamplus.distill import distill, resume
-from dreamplus.sources import load_data
+from dreamplus.loop.distill import distill, resume
+from dreamplus.data.sources import load_data
 
 CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
 SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)

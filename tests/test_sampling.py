@@ -5,9 +5,9 @@ from sklearn.cluster import KMeans
 
 from dreamplus import sampling
 from dreamplus.core import load_state, rng_state, save_state, seeded, set_rng_state, toy_images
-from dreamplus.networks import ConvNet
-from dreamplus.sources import load_data
-from dreamplus.sampling import (CORESETS, RandomSampler, RepresentativeSampler, class_table, coreset, embed_classes,
+from dreamplus.nets.convnet import ConvNet
+from dreamplus.data.sources import load_data
+from dreamplus.choose.kmeans import (CORESETS, RandomSampler, RepresentativeSampler, class_table, coreset, embed_classes,
                                 gradient_norms, kmeans, nearest, representatives)
 
 @pytest.fixture(autouse=True)

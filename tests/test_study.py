@@ -11,11 +11,11 @@ from dreamplus import evaluate, protocols
 from dreamplus import study as st
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
-from dreamplus.data import subset
-from dreamplus.distill import distill
-from dreamplus.reproduce import CELLS, operations, reproduce, tolerance
-from dreamplus.sources import load_data
-from dreamplus.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
+from dreamplus.data.core import subset
+from dreamplus.loop.distill import distill
+from dreamplus.labs.reproduce import CELLS, operations, reproduce, tolerance
+from dreamplus.data.sources import load_data
+from dreamplus.labs.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
 
 TINY = dict(width=8, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
 ONE = dict(seeds=(0,), starts=('k-means',), samplers=('random',), matches=('gradient',), warms=(1,))

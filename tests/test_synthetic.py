@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreamplus.core import seeded, toy_images
 from dreamplus.distilled import DistilledSet, load_distilled, picture
-from dreamplus.sources import load_data
+from dreamplus.data.sources import load_data
 from dreamplus.synthetic import DECODES, SyntheticSet, check_start, cut, decode, mosaic, start_pixels
 
 @pytest.fixture(autouse=True)

@@ -14,15 +14,15 @@ from processes import Process
 from torch import nn
 
 import dreamplus.match.experts as experts_module
-from dreamplus.augment import Augment
+from dreamplus.nets.augment import Augment
 from dreamplus.core import RunFolder, rng_state, seeded, set_rng_state, toy_images
-from dreamplus.data import to_float
+from dreamplus.data.core import to_float
 from dreamplus.match.experts import _DSA, Experts, to_vector, train_experts
 from dreamplus.match.trajectory import FORMS, ExpertCB, SpaceCB, TrajectoryLoss
-from dreamplus.networks import ConvNet
-from dreamplus.sources import load_data
+from dreamplus.nets.convnet import ConvNet
+from dreamplus.data.sources import load_data
 from dreamplus.synthetic import SyntheticSet
-from dreamplus.whiten import ZCA, whitened
+from dreamplus.data.whiten import ZCA, whitened
 
 @pytest.fixture(autouse=True)
 def _seed():

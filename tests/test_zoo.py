@@ -8,13 +8,13 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from dreamplus.core import seeded
-from dreamplus.distill import distill, resume
-from dreamplus.evaluate import score
-from dreamplus.loops import make_matcher
+from dreamplus.loop.distill import distill, resume
+from dreamplus.judge.evaluate import score
+from dreamplus.loop.loops import make_matcher
 from dreamplus.match.core import View, by_class
-from dreamplus.networks import Net
-from dreamplus.sources import load_data
-from dreamplus.zoo import ARCHS, Hooked, _stages, check_trainable, create_net, has_batch_norm
+from dreamplus.nets.convnet import Net
+from dreamplus.data.sources import load_data
+from dreamplus.nets.zoo import ARCHS, Hooked, _stages, check_trainable, create_net, has_batch_norm
 
 def parameters(net): return sum(p.numel() for p in net.parameters())
 def images(n, channels, size): return torch.randn(n, channels, size, size, dtype=torch.float64)
