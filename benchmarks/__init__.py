@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from dreamplus.core import versions
+from dreamplus.machine import versions
 
 
 def head(data: dict, seeds: list, device='cpu') -> dict: # data: name -> digest

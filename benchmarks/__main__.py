@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from dreamplus.core import keep_memory, peak_mib, pick_device, seeded, write_json
+from dreamplus.core import seeded, write_json
+from dreamplus.machine import keep_memory, peak_mib, pick_device
 from dreamplus.data.core import ImageData
 from dreamplus.loop.distill import make_job, make_learner
 from dreamplus.data.sources import load_data

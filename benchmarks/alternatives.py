@@ -17,7 +17,8 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from dreamplus.nets.augment import Augment
-from dreamplus.core import keep_memory, pick_device, seeded, write_json
+from dreamplus.core import seeded, write_json
+from dreamplus.machine import keep_memory, pick_device
 from dreamplus.data.core import to_float
 from dreamplus.nets.convnet import ConvNet
 from dreamplus.judge.protocols import accuracy_on

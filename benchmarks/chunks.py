@@ -6,7 +6,8 @@ Random pixels in ten classes serve as images.
 """
 import argparse
 
-from dreamplus.core import keep_memory, pick_device, seeded, write_json
+from dreamplus.core import seeded, write_json
+from dreamplus.machine import keep_memory, pick_device
 
 from . import head
 from .__main__ import learner, seconds, toy

@@ -8,7 +8,8 @@ import tempfile
 import time
 
 import torch
-from dreamplus.core import peak_mib, write_json
+from dreamplus.core import write_json
+from dreamplus.machine import peak_mib
 from dreamplus.data.sources import load_data
 
 from . import head

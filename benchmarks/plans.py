@@ -18,7 +18,7 @@ from . import head
 SETUP = """
 import json, os, sys, time
 from pathlib import Path
-from dreamplus.core import keep_memory, peak_mib, pick_device
+from dreamplus.machine import keep_memory, peak_mib, pick_device
 keep_memory()
 from dreamplus.loop.distill import distill
 from dreamplus.judge.evaluate import evaluate_run

@@ -30,6 +30,9 @@ from .data.reading import *
 from .recipes import *
 from .labs.reproduce import *
 from .choose.kmeans import *
+from .choose.samplers import *
+from .choose.coresets import *
+from .nets.schedules import *
 from .judge.scores import *
 from .data.sources import *
 from .labs.study import *

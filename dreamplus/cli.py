@@ -79,7 +79,7 @@ def distill(
     "Distil DATA into a few images per class, and show what they are worth"
     _quick_checks(method, ipc, nets, protocol)
     from dreamplus.loop import distill as d
-    from dreamplus.core import keep_memory
+    from dreamplus.machine import keep_memory
     from dreamplus.data.sources import load_data
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
@@ -96,7 +96,7 @@ def plan(data, method, ipc, factor, root, set, size, channels, resize, protocol,
     "Say what distilling DATA and its table would cost here: time, memory, disk, and where they go"
     _quick_checks(method, ipc, nets, protocol)
     from dreamplus.labs import plan as p
-    from dreamplus.core import keep_memory
+    from dreamplus.machine import keep_memory
     from dreamplus.data.sources import load_data
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
@@ -129,7 +129,7 @@ def experts(
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
 ):
     "Train networks on DATA and keep their trajectories, for trajectory matching"
-    from dreamplus.core import keep_memory, pick_device
+    from dreamplus.machine import keep_memory, pick_device
     from dreamplus.match.experts import train_experts
     from dreamplus.data.sources import load_data
     from dreamplus.data.whiten import whitened
@@ -154,7 +154,7 @@ def evaluate(
     device: str = None, # default: the run's
 ):
     "Train fresh networks on a run's images and on real ones, and write result.json"
-    from dreamplus.core import keep_memory
+    from dreamplus.machine import keep_memory
     from dreamplus.judge.evaluate import evaluate_run, format_row
     keep_memory()
     fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
@@ -172,7 +172,8 @@ def scores(
     device: str = None, # default: the run's
 ):
     "Train other networks on the images of runs, work out their robust scores, and write scores.json"
-    from dreamplus.core import keep_memory, open_run
+    from dreamplus.machine import keep_memory
+    from dreamplus.runs import open_run
     from dreamplus.judge.scores import cross_table, robust_table, score_run
     keep_memory()
     folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
@@ -191,7 +192,8 @@ def resume(
     "Continue a run that was stopped or killed"
     _quick_checks('idc', 1, nets, protocol)
     from dreamplus.loop import distill as d
-    from dreamplus.core import keep_memory, open_run
+    from dreamplus.machine import keep_memory
+    from dreamplus.runs import open_run
     keep_memory()
     images = d.run_data(run, open_run(run)[1])
     d.resume(run, images, cbs=_watch(images))
@@ -238,7 +240,7 @@ def compare(
     names, ipc, seeds = methods.split(','), _numbers(ipc), _numbers(seeds)
     for method in names: _quick_checks(method, min(ipc), nets, protocol)
     from dreamplus.labs import compare as c
-    from dreamplus.core import keep_memory
+    from dreamplus.machine import keep_memory
     from dreamplus.data.sources import load_data
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
@@ -274,7 +276,7 @@ def study(
 ):
     "Run all combinations of start, sampler, matching and warming that are not recorded yet; say what each is worth"
     if what != 'iterations': raise ValueError(f'{what=} is no study; use iterations')
-    from dreamplus.core import keep_memory
+    from dreamplus.machine import keep_memory
     from dreamplus.data.sources import load_data
     from dreamplus.labs.study import effects_table, fewer_table, study as study_
     keep_memory()
@@ -298,11 +300,11 @@ def reproduce(
     device: str = None, # default: the best one here
 ):
     "Run or resume a published cell, and compare; exit status 1 if it does not come out"
-    from dreamplus.core import keep_memory
-    from dreamplus.labs.reproduce import cells_table, format_reproduction, reproduce as reproduce_
+    from dreamplus.machine import keep_memory
+    from dreamplus.labs.reproduce import published_table, format_reproduction, reproduce as reproduce_
     from dreamplus.data.sources import load_data
     keep_memory()
-    if list or not name: return print(cells_table(device))
+    if list or not name: return print(published_table(device))
     images = load_data(data, root=root) if data else None
     record = reproduce_(name, out, _numbers(seeds), nets, images, root, device, **_overrides(set, reproduce_))
     print(format_reproduction(record))

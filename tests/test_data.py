@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from dreamplus import data as containers
-from dreamplus import reading as module
 from dreamplus.core import toy_images
+from dreamplus.data import reading as module
 from dreamplus.data.core import Split, image_grid, to_float
-from dreamplus.data.reading import cache_folder
-from dreamplus.data.sources import DATASETS, load_data
+from dreamplus.data.datasets import DATASETS
+from dreamplus.data.sources import load_data
+from dreamplus.machine import cache_folder
 
 X, Y = toy_images(classes=3, per_class=8, channels=3)
 PIXELS = X.permute(0, 2, 3, 1).numpy()
@@ -285,23 +285,23 @@ def test_mnist(shared_data, tmp_path, monkeypatch):
     assert (len(data.train), len(data.test), data.size) == (60000, 10000, 28)
     assert data.classes == [*'0123456789'] and data.train.counts[0] == 5923
     assert_close(data.mean.flatten(), torch.tensor([.1307]))
-    mean, std = containers._measure(data.train.x)
-    assert_close(torch.stack([mean, std]).flatten(), torch.tensor([.1307, .3081]).double(), atol=5e-5, rtol=0)
+    measured = data.with_stats(None)
+    assert_close(torch.stack([measured.mean, measured.std]).flatten(), torch.tensor([.1307, .3081]), atol=5e-5, rtol=0)
 
-@pytest.mark.parametrize('name', [name for name, row in DATASETS.items() if 'cls' in row])
+@pytest.mark.parametrize('name', [name for name, row in DATASETS.items() if row.torchvision])
 def test_offline(name, tmp_path, monkeypatch):
     for k in ('http_proxy', 'https_proxy'): monkeypatch.setenv(k, 'http://127.0.0.1:9')
     row = DATASETS[name]
-    with refused(f'{name} could', *row['files'], str(tmp_path/row['at'])): load_data(name, root=tmp_path)
+    with refused(f'{name} could', *row.files, str(tmp_path/row.folder)): load_data(name, root=tmp_path)
 
 def test_file_names_are_those_of_torchvision():
     from torchvision import datasets
     for name in ('mnist', 'fashionmnist'):
-        cls = getattr(datasets, DATASETS[name]['cls'])
-        assert sorted(DATASETS[name]['files']) == sorted(f for f, _ in cls.resources)
-    assert DATASETS['svhn']['files'] == [datasets.SVHN.split_list[k][1] for k in ('train', 'test')]
-    assert DATASETS['cifar10']['files'] == [datasets.CIFAR10.filename]
-    assert DATASETS['cifar100']['files'] == [datasets.CIFAR100.filename]
+        cls = getattr(datasets, DATASETS[name].torchvision)
+        assert sorted(DATASETS[name].files) == sorted(f for f, _ in cls.resources)
+    assert DATASETS['svhn'].files == tuple(datasets.SVHN.split_list[k][1] for k in ('train', 'test'))
+    assert DATASETS['cifar10'].files == (datasets.CIFAR10.filename,)
+    assert DATASETS['cifar100'].files == (datasets.CIFAR100.filename,)
 
 def test_damaged_download_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')

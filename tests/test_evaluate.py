@@ -18,7 +18,7 @@ from dreamplus.loop.distill import distill, resume
 from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.judge.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
 from dreamplus.judge.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
-from dreamplus.choose.kmeans import coreset
+from dreamplus.choose.coresets import coreset
 from dreamplus.judge.scores import cross, cross_table, robust, score_run
 from dreamplus.data.sources import load_data
 from dreamplus.nets.train import Stream, sgd

@@ -128,7 +128,7 @@ def test_bfloat16_rounds_the_network_and_nothing_else():
 
 MANY = """
 import torch
-from dreamplus.core import peak_mib, pick_device
+from dreamplus.machine import peak_mib, pick_device
 from dreamplus.loop.distill import distill
 from dreamplus.data.sources import load_data
 x, y = torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)

@@ -1,14 +1,20 @@
-"Matchers against a plain loop over classes, layers and rows, in float64: the loss and its gradient in the pixels."
+"Matchers against a plain loop over classes, layers and rows, in float64: the loss and its gradients."
 import weakref
+from inspect import signature
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from torch import nn
+
+from dreamplus.arguments import arguments
 from dreamplus.core import seeded
 from dreamplus.match import core
+from dreamplus.match.attention import AttentionMatcher
 from dreamplus.match.bidirectional import Bidirectional
-from dreamplus.match.core import DISTANCES, View, by_class, get_distance
+from dreamplus.match.core import (DISTANCES, MATCHERS, Matcher, Sum, View, by_class, make_matcher, match_terms,
+                                  with_gradient)
 from dreamplus.match.distribution import EmbeddingMatcher, FeatureMatcher
 from dreamplus.match.gradient import GradientMatcher, matched_weights
 from dreamplus.nets.convnet import ConvNet, ResNet
@@ -50,20 +56,26 @@ def slow_embedding(net, real, syn, name):
 
 def slow(term, real, syn, y): return torch.stack([term(real[c], syn[c], int(y[c])) for c in range(len(y))])
 
+def chunked(matcher, net, real, syn, y, chunk=1):
+    "The loss of each class, `chunk` classes at a time"
+    def loss(parts, classes):
+        return matcher(View(net, real[classes], y[classes], graph=False), View(net, parts[0], y[classes]))
+    return by_class(loss, (syn.flatten(0, 1),), [syn.shape[1]]*len(syn), chunk)
+
 def same(matcher, net, term, real, syn, y, chunk=1):
-    "The matcher's loss and pixel gradient are those of `term`, to 1e-5 relative"
-    def loss(s, part): return matcher(View(net, real[part], y[part], graph=False), View(net, s, y[part]))
-    ours, expected, up = by_class(loss, syn, chunk), slow(term, real, syn, y), torch.tensor([1., -2, .5])
-    assert ((ours - expected).abs() <= 1e-5*expected.abs()).all()
+    "The matcher's loss and pixel gradient are those of `term`, to 1e-6 relative"
+    ours, expected = chunked(matcher, net, real, syn, y, chunk), slow(term, real, syn, y)
+    assert ((ours - expected).abs() <= 1e-6*expected.abs()).all()
+    up = torch.tensor([1., -2, .5])
     a, b = (torch.autograd.grad((l*up).sum(), syn)[0] for l in (ours, expected))
-    assert (a - b).norm() <= 1e-5*b.norm()
+    assert (a - b).norm() <= 1e-6*b.norm()
 
 @pytest.mark.parametrize('name', DISTANCES)
-@pytest.mark.parametrize('shape', [(6, 5, 3, 3), (6, 5), (6,)])
-def test_distances(name, shape):
-    a, b = torch.randn(2, C, *shape, dtype=torch.float64)
-    expected = torch.stack([slow_distance(name, p, q) for p, q in zip(a, b)])
-    torch.testing.assert_close(get_distance(name)(a, b), expected)
+def test_distances(name):
+    for shape in (6, 5, 3, 3), (6, 5), (6,):
+        a, b = torch.randn(2, C, *shape, dtype=torch.float64)
+        expected = torch.stack([slow_distance(name, p, q) for p, q in zip(a, b)])
+        torch.testing.assert_close(DISTANCES[name](a, b), expected)
 
 # Gradients
 
@@ -87,13 +99,13 @@ NETWORKS = dict(
 
 TRAINED_BATCH_NORM = 'batch', 'resnet'
 
-@pytest.mark.parametrize('name, chunk', [(name, chunk) for name in NETWORKS for chunk in (1, 3)
-                                         if chunk == 1 or name not in TRAINED_BATCH_NORM])
-def test_other_networks(name, chunk):
+@pytest.mark.parametrize('name', NETWORKS)
+def test_other_networks(name):
     "among them batch norm, which sees the images of one class and one side at a time"
     net, (real, syn, y) = NETWORKS[name](), images(channels=3)
-    same(GradientMatcher('l1'), net, lambda r, s, c: slow_gradient(net, r, s, c, 'l1'), real, syn, y, chunk)
-    same(EmbeddingMatcher('mse'), net, lambda r, s, c: slow_embedding(net, r, s, 'mse'), real, syn, y, chunk)
+    for chunk in (1,) if name in TRAINED_BATCH_NORM else (1, 3):
+        same(GradientMatcher('l1'), net, lambda r, s, c: slow_gradient(net, r, s, c, 'l1'), real, syn, y, chunk)
+        same(EmbeddingMatcher('mse'), net, lambda r, s, c: slow_embedding(net, r, s, 'mse'), real, syn, y, chunk)
 
 @pytest.mark.parametrize('matcher', [GradientMatcher(), GradientMatcher('cos', fc=True), Bidirectional()])
 def test_several_classes_take_one_backward_pass(matcher, monkeypatch):
@@ -138,8 +150,7 @@ def test_batch_norm_over_all_classes_is_one_pass():
     "as DM does it: the statistics are those of all images of a side"
     net, (real, syn, y) = network('batch'), images()
     a, b = (net.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) for x in (real, syn))
-    def loss(s, part): return EmbeddingMatcher()(View(net, real[part], y[part], graph=False), View(net, s, y[part]))
-    torch.testing.assert_close(by_class(loss, syn, chunk=C), ((a - b)**2).sum(1))
+    torch.testing.assert_close(chunked(EmbeddingMatcher(), net, real, syn, y, chunk=C), ((a - b)**2).sum(1))
 
 # Both
 
@@ -148,8 +159,9 @@ def test_batch_norm_over_all_classes_is_one_pass():
 def test_bidirectional(name, norm, chunk):
     net, (real, syn, y) = network(norm), images()
     def term(r, s, c): return slow_gradient(net, r, s, c, name) + .7*slow_embedding(net, r, s, beside(name))
-    same(Bidirectional(name, weight=.7), net, term, real, syn, y, chunk)
     same(GradientMatcher(name) + .7*EmbeddingMatcher(name), net, term, real, syn, y, chunk)
+    views = View(net, real, y, graph=False), View(net, syn, y)
+    torch.testing.assert_close(Bidirectional(name)(*views), (GradientMatcher(name) + EmbeddingMatcher(name))(*views))
 
 def test_sums():
     net, (real, syn, y) = network(), images()
@@ -167,14 +179,92 @@ def test_one_forward_pass_a_side():
     (EmbeddingMatcher() + GradientMatcher())(View(net, real, y, graph=False), View(net, syn, y))
     assert len(calls) == 2
 
-# The seam
+# Soft labels
+
+def slow_soft(net, real, syn, y, targets, name):
+    sides = []
+    for x, t in (real, F.one_hot(torch.full((len(real),), y), 5).double()), (syn, targets):
+        loss = -sum((row*net(image[None])[0].log_softmax(0)).sum() for row, image in zip(t, x))/len(x)
+        sides.append([g for g in torch.autograd.grad(loss, list(net.parameters()), create_graph=True) if g.dim() == 4])
+    return sum(slow_distance(name, a.detach(), b) for a, b in zip(*sides))
+
+COUNTS = [2, 2, 3] # synthetic images of each class
+
+def uneven(matcher, net, real, syn, targets, y, chunk):
+    "The loss of each class of unevenly many synthetic images with learned labels"
+    def loss(parts, classes):
+        return matcher(View(net, real[classes], y[classes], graph=False), View(net, parts[0], y[classes], targets=parts[1]))
+    return by_class(loss, (syn, targets), COUNTS, chunk)
+
+@pytest.mark.parametrize('name', DISTANCES)
+@pytest.mark.parametrize('chunk', [1, 2, 3])
+def test_uneven_classes_and_learned_labels(name, chunk):
+    net, (real, syn, y) = network(), images()
+    syn = syn.detach().flatten(0, 1)[:sum(COUNTS)].requires_grad_()
+    targets = torch.randn(sum(COUNTS), 5, dtype=torch.float64).softmax(1).requires_grad_()
+    matcher = GradientMatcher(name) + EmbeddingMatcher(name)
+    rows = zip(real, syn.split(COUNTS), y.tolist(), targets.split(COUNTS))
+    expected = torch.stack([slow_soft(net, r, s, c, t, name) + slow_embedding(net, r, s, beside(name)) for r, s, c, t in rows])
+    ours, up = uneven(matcher, net, real, syn, targets, y, chunk), torch.tensor([1., -2, .5])
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+    for a, b in zip(*(torch.autograd.grad((l*up).sum(), (syn, targets)) for l in (ours, expected))):
+        assert (a - b).norm() <= 1e-6*b.norm()
+
+def test_labels_that_do_not_matter_have_no_gradient():
+    net, (real, syn, y) = network(), images()
+    syn, targets = (t.detach().requires_grad_() for t in (syn.flatten(0, 1)[:7], torch.rand(7, 5).double()))
+    loss = uneven(EmbeddingMatcher(), net, real, syn, targets, y, 2).sum()
+    gx, gt = torch.autograd.grad(loss, (syn, targets))
+    assert gx.any() and not gt.any()
+
+# Matchers as modules
+
+class Weighted(Matcher):
+    "A coupled matcher with a parameter and a buffer, which needs no real images"
+    separable, needs_real = False, False
+    def __init__(self, freqs: int = 4): # How many directions
+        self.scale = nn.Parameter(torch.ones(freqs))
+        self.register_buffer('seen', torch.zeros(()))
+    def terms(self, real, syn): return dict(spread=self.scale.sum()*syn.embed.mean((1, 2)))
+
+def test_state_of_matchers(monkeypatch):
+    "Parameters and buffers are in the state of any sum; arguments are found in the signature"
+    monkeypatch.setitem(MATCHERS, 'weighted', Weighted)
+    a, b = (make_matcher('gradient + 0.5*weighted', dict(freqs=3, distance='l1')) for _ in range(2))
+    assert list(a.state_dict()) == ['parts.1.scale', 'parts.1.seen'] and a.parts[1].scale.shape == (3,)
+    assert list(arguments(Weighted)) == list(signature(Weighted).parameters) == ['freqs']
+    a.parts[1].scale.data.fill_(7)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(b.parts[1].scale, a.parts[1].scale)
+    assert (a.separable, a.needs_real, a.backward, a.joint) == (False, True, True, False)
+    alone = make_matcher('weighted')
+    assert not alone.needs_real and alone(None, View(network(), images()[1], torch.arange(C))).shape == (C,)
+
+def test_flags_of_sums():
+    total = GradientMatcher() + AttentionMatcher()
+    assert (total.backward, total.joint, total.separable, total.needs_real) == (True, False, True, True)
+    assert (EmbeddingMatcher() + AttentionMatcher()).joint
+    class Whole(Matcher): whole = True
+    for make in lambda: 2*Whole(), lambda: GradientMatcher() + Whole():
+        with pytest.raises(ValueError, match='Whole compares whole sets'): make()
+
+def test_spelling():
+    assert match_terms(' gradient+ 0.5*embedding + -1 * feature') == [(1, 'gradient'), (.5, 'embedding'), (-1, 'feature')]
+    made = make_matcher('2*bidirectional + embedding', dict(distance='l1', block=0, p=1.))
+    assert isinstance(made, Sum) and made.weights == [2, 2, 1]
+    assert isinstance(make_matcher('bidirectional', dict(distance='cos')), Bidirectional)
+    for text, says in {'gradients': "did you mean 'gradient'", 'x*gradient': "the weight 'x'", 'nan*gradient': 'no number',
+                       'gradient +': "match='' is unknown", 'embedding*2': "weight 'embedding'"}.items():
+        with pytest.raises(ValueError, match=says): make_matcher(text)
+
+# By class
 
 def test_by_class_leaves_nothing_behind():
     net, (real, syn, y) = network(), images()
-    def loss(s, part): return Bidirectional()(View(net, real[part], y[part], graph=False), View(net, s, y[part]))
-    with torch.no_grad(): quiet = by_class(loss, syn)
-    loud = by_class(loss, syn)
+    with torch.no_grad(): quiet = chunked(Bidirectional(), net, real, syn, y)
+    loud = chunked(Bidirectional(), net, real, syn, y)
     assert torch.equal(quiet, loud) and not quiet.requires_grad
+    assert torch.equal(chunked(Bidirectional(), net, real, syn.detach(), y), quiet)
     grad, = torch.autograd.grad(loud.pow(2).sum(), syn, create_graph=True)
     with pytest.raises(RuntimeError, match='twice'): grad.sum().backward() # it would be wrong, so there is none
     assert all(p.grad is None for p in net.parameters())
@@ -182,14 +272,36 @@ def test_by_class_leaves_nothing_behind():
 def test_by_class_frees_each_graph():
     net, (_, syn, y) = network(), images()
     alive, seen = [], []
-    def loss(s, part):
+    def loss(parts, classes):
         alive.append(sum(ref() is not None for ref in seen))
-        embed = View(net, s, y[part]).embed
+        embed = View(net, parts[0], y[classes]).embed
         seen.append(weakref.ref(embed))
         return embed.mean((1, 2))
-    by_class(loss, syn)
+    by_class(loss, (syn.flatten(0, 1),), [SYN]*C)
     assert alive == [0, 0, 0]
+
+def test_chunks_hold_equally_many_images():
+    seen = []
+    def loss(parts, classes):
+        seen.append((classes.start, classes.stop, *parts[0].shape))
+        return parts[0].sum(1)
+    x = torch.arange(12., requires_grad=True)
+    value = by_class(loss, (x,), [2, 2, 2, 1, 1, 4], chunk=2)
+    assert seen == [(0, 2, 2, 2), (2, 3, 1, 2), (3, 5, 2, 1), (5, 6, 1, 4)]
+    assert value.tolist() == [1, 5, 9, 6, 7, 38]
+    assert torch.autograd.grad((value*torch.arange(6.)).sum(), x)[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 5, 5]
+
+@pytest.mark.parametrize('counts', [[4, 4], [4, 4, 5], [0, 6, 6]])
+def test_wrong_counts(counts):
+    with pytest.raises(ValueError, match='at least 1 each and sum up to the 12 images'):
+        by_class(lambda parts, classes: parts[0].sum(1), (torch.zeros(12),), counts)
+
+def test_a_known_gradient():
+    x, y = torch.rand(3, 2, requires_grad=True), torch.rand(())
+    loss = with_gradient(torch.tensor(2.), (x, y), (torch.ones(3, 2), torch.ones(())))
+    (5*loss).backward()
+    assert loss == 2 and torch.equal(x.grad, torch.full((3, 2), 5.)) and y.grad is None
 
 @pytest.mark.parametrize('make', [GradientMatcher, EmbeddingMatcher, Bidirectional])
 def test_unknown_distance(make):
-    with pytest.raises(ValueError, match="distance='l2' is unknown; use one of mse, l1, l1_mean, cos"): make('l2')
+    with pytest.raises(ValueError, match="distance='l2' is unknown; Use one of mse, l1, l1_mean, cos"): make('l2')

@@ -1,4 +1,4 @@
-"Studies and reproductions at toy scale: same starts, resumed cells, and the analysis against plain loops."
+"Studies and reproductions at toy scale: equal initial images, resumed runs, and the analysis against plain loops."
 import statistics
 from itertools import product
 
@@ -7,15 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from dreamplus import evaluate, protocols
-from dreamplus import study as st
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
 from dreamplus.data.core import subset
-from dreamplus.loop.distill import distill
-from dreamplus.labs.reproduce import CELLS, operations, reproduce, tolerance
 from dreamplus.data.sources import load_data
+from dreamplus.judge import evaluate, protocols
+from dreamplus.labs import study as st
+from dreamplus.labs.reproduce import PUBLISHED, operations, reproduce, tolerance
 from dreamplus.labs.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
+from dreamplus.loop.distill import distill
+from dreamplus.runs import read_records
 
 TINY = dict(width=8, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
 ONE = dict(seeds=(0,), starts=('k-means',), samplers=('random',), matches=('gradient',), warms=(1,))
@@ -45,27 +46,26 @@ class SeenCB(st.TraceCB):
         super().before_fit()
         self.first = self.model.pixels.detach().clone()
 
-@pytest.mark.parametrize('start', ['random', 'k-means'])
-def test_all_cells_of_a_seed_start_alike(data, start):
-    first = []
-    for sampler, warm, seed in [('random', 0, 0), ('representative', 2, 0), ('random', 0, 1)]:
+def test_all_runs_of_a_seed_and_start_begin_with_the_same_images(data):
+    def first(start, sampler, warm, seed):
         trace = SeenCB(start, seed, nets=1, epochs=0, steps=1)
         distill(data.hold_out(.2), ipc=1, outer=1, sampler=sampler, warm_epochs=warm, seed=seed, cbs=[trace], log=None,
                 **TINY)
-        first.append(trace.first)
-    assert torch.equal(first[0], first[1])
-    if start == 'random': assert not torch.equal(first[0], first[2])
+        return trace.first
+    for start in 'random', 'k-means':
+        assert torch.equal(first(start, 'random', 0, 0), first(start, 'representative', 2, 0))
+    assert not torch.equal(first('random', 'random', 0, 0), first('random', 'random', 0, 1))
 
 def test_records_are_the_factorial(done):
     out, records = done
     keys = [(r['start'], r['sampler'], r['match'], r['warm'], r['seed']) for r in records]
-    assert sorted(keys) == sorted(product(*(st.FACTORS | dict(warm=(1,), seed=(0, 1))).values()))
+    assert sorted(keys) == sorted(product(*(st.LEVELS | dict(warm=(1,), seed=(0, 1))).values()))
     assert sorted(map(timeless, records), key=str) == sorted(map(timeless, load_study(out)), key=str)
     assert [p['outer'] for p in records[0]['points']] == [0, 1, 2]
     assert all(a['seconds'] < b['seconds'] for r in records for a, b in zip(r['points'], r['points'][1:]))
 
 def test_a_subset_is_other_data(data, tmp_path):
-    "A cell of a subset trains on that many images, says so, and is not taken for one of all"
+    "A study of a subset trains on that many images, says so, and is not continued with all images"
     [r] = study(data, tmp_path, images=20, valid=.25, **ONE, **QUICK)
     part = subset(data, 20)
     assert (r['images'], r['data']) == (20, part.digest) and part.hold_out(.25, 0).train.counts == [15]*3
@@ -82,31 +82,45 @@ def test_held_out_and_never_tested(data, tmp_path, monkeypatch):
     assert looked == [True]*3
 
 def test_a_killed_study_goes_on(data, done, tmp_path, monkeypatch):
-    _, records = done
-    true, count = st.distill, iter(range(100))
+    true, count, file = st.distill, iter(range(100)), tmp_path/'records.jsonl'
     def killed(*args, **kw):
         if next(count) == 3: raise KeyboardInterrupt
         return true(*args, **kw)
     monkeypatch.setattr(st, 'distill', killed)
     with pytest.raises(KeyboardInterrupt): study(data, tmp_path, seeds=(0,), warms=(1,), **QUICK)
-    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*.json')}
-    assert len(kept) == 3
-    monkeypatch.setattr(st, 'distill', true)
+    kept = file.read_bytes()
+    assert len(load_study(tmp_path)) == 3
+    file.write_bytes(kept + b'{"seed": 0, "start": "ra') # killed while it wrote
     again = study(data, tmp_path, seeds=(0,), starts=('random',), warms=(1,), **QUICK)
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    assert [*map(timeless, again)] == [timeless(r) for r in records if r['seed'] == 0 and r['start'] == 'random']
+    assert file.read_bytes().startswith(kept)
+    assert [*map(timeless, again)] == [timeless(r) for r in done[1] if r['seed'] == 0 and r['start'] == 'random']
 
-@pytest.mark.parametrize('change', [dict(outer=3), dict(lr=.2), dict(nets=2), dict(steps=4), dict(valid=.3)])
-def test_other_arguments_are_refused(data, done, change):
-    with pytest.raises(ValueError, match='was made with another'):
-        study(data, done[0], seeds=(0,), warms=(1,), **QUICK | change)
+def test_the_first_line_holds_what_all_runs_share(done):
+    head, *records = read_records(done[0]/'records.jsonl')
+    assert {'command', 'data', 'versions', 'device', 'threads', 'args', 'protocol'} <= head.keys()
+    assert {frozenset(r) for r in records} == {frozenset([*st.LEVELS, 'seed', 'points', 'oscillation', 'unevenness'])}
+    assert done[1][0] == head | records[0]
 
-def test_the_command_makes_the_cell_again(tmp_path, capsys, monkeypatch):
+def test_a_run_of_other_versions_says_so(data, tmp_path, monkeypatch):
+    study(data, tmp_path, **ONE, **QUICK)
+    monkeypatch.setattr(st, 'versions', lambda: dict(dreamplus='next'))
+    study(data, tmp_path, **ONE | dict(seeds=(0, 1)), **QUICK)
+    assert [r['versions']['dreamplus'] == 'next' for r in load_study(tmp_path)] == [False, True]
+    assert [' --seeds 0,1 ' in r['command'] for r in load_study(tmp_path)] == [False, True]
+
+def test_other_arguments_are_refused(data, done):
+    before = (done[0]/'records.jsonl').read_bytes()
+    for change in dict(outer=3), dict(lr=.2), dict(nets=2), dict(steps=4), dict(valid=.3):
+        with pytest.raises(ValueError, match='was made with another'):
+            study(data, done[0], seeds=(0,), warms=(1,), **QUICK | change)
+    assert (done[0]/'records.jsonl').read_bytes() == before
+
+def test_the_command_makes_the_study_again(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = dict(outer=1, every=1, nets=1, steps=2, width=8, inner=2, log=None)
     [r] = study(load_data('digits'), 'a', **ONE, **args)
     assert main([*r['command'].split()[1:], '--out', 'b']) == 0
-    assert timeless(read_json('b/k-means-random-gradient-warm1-seed0.json')) == timeless(r)
+    assert [*map(timeless, load_study('b'))] == [timeless(r)]
     assert '| k-means | random | gradient | 1 |' in capsys.readouterr().out
 
 # Analysis
@@ -115,19 +129,19 @@ def fake(rng, setting, seed):
     pace = rng.uniform(1, 2)
     points = [dict(outer=2.*i, seconds=i*pace, acc=rng.random()) for i in range(5)]
     steady = dict(oscillation=rng.random(), unevenness=rng.random())
-    return dict(zip(st.FACTORS, setting)) | steady | dict(seed=seed, points=points)
+    return dict(zip(st.LEVELS, setting)) | steady | dict(seed=seed, points=points)
 
 @pytest.fixture(scope='module')
 def faked():
     rng = np.random.default_rng(0)
-    return [fake(rng, s, seed) for s in product(*st.FACTORS.values()) for seed in range(3)]
+    return [fake(rng, s, seed) for s in product(*st.LEVELS.values()) for seed in range(3)]
 
 def slow_effect(records, name, other, value):
     seeds = {}
     for a in records:
         for b in records:
-            rest = all(a[k] == b[k] for k in (*st.FACTORS, 'seed') if k != name)
-            if rest and (a[name], b[name]) == (other, st.FACTORS[name][0]):
+            rest = all(a[k] == b[k] for k in (*st.LEVELS, 'seed') if k != name)
+            if rest and (a[name], b[name]) == (other, st.LEVELS[name][0]):
                 seeds.setdefault(a['seed'], []).append(value(a) - value(b))
     means = [sum(d)/len(d) for d in seeds.values()]
     return statistics.mean(means), stats.t.ppf(.975, len(means) - 1)*stats.sem(means)
@@ -148,7 +162,7 @@ def test_effects_against_a_plain_loop(faked):
         assert [e['levels'] for e in rows] == ['k-means instead of random', 'representative instead of random',
                                                'bidirectional instead of gradient', '1 instead of 0', '3 instead of 0']
         for e, other in zip(rows, ('k-means', 'representative', 'bidirectional', 1, 3)):
-            assert (e['mean'], e['ci']) == pytest.approx(slow_effect(faked, e['factor'], other, value))
+            assert (e['mean'], e['ci']) == pytest.approx(slow_effect(faked, e['ingredient'], other, value))
 
 def test_an_incomplete_factorial_uses_matched_pairs_only(faked):
     lone = [r for r in faked if r['start'] == 'random' or r['warm'] == 0]
@@ -188,17 +202,18 @@ def quick_paper(monkeypatch):
 
 SMALL = dict(width=8, outer=2, inner=2, batch_real=8, n_data=16)
 
-@pytest.mark.parametrize('name', ['dm/cifar10/ipc1', 'dream+/cifar10/ipc10', 'idc/cifar10/ipc1/factor1'])
-def test_a_cell_runs_and_answers_again(data, quick_paper, tmp_path, name):
-    r = reproduce(name, tmp_path, (0, 1), 2, data, log=None, **SMALL)
-    again = reproduce(name, tmp_path, (0, 1), 2, data, log=None, **SMALL)
-    assert (r['accs'], r['n'], r['seeds']) == (again['accs'], 4, [0, 1])
-    assert read_json(tmp_path/'reproduced.json')['accs'] == r['accs']
-    assert read_json(tmp_path/'seed0'/'run.json')['args']['factor'] == (2 if name.startswith('dream') else 1)
-    assert r['acc'] == pytest.approx(100*statistics.mean(a/100 for a in r['accs']))
-    assert r['within'] == (abs(r['acc'] - CELLS[name].value) <= 2*(.4**2 + r['std']**2)**.5)
+def test_a_reproduction_runs_once_and_is_read_again(data, quick_paper, tmp_path):
+    for name, factor in {'dm/cifar10/ipc1': 1, 'dream+/cifar10/ipc10': 2, 'idc/cifar10/ipc1/factor1': 1}.items():
+        out = tmp_path/name.replace('/', '-')
+        r = reproduce(name, out, (0, 1), 2, data, log=None, **SMALL)
+        again = reproduce(name, out, (0, 1), 2, data, log=None, **SMALL)
+        assert (r['accs'], r['n'], r['seeds']) == (again['accs'], 4, [0, 1])
+        assert read_json(out/'reproduced.json')['accs'] == r['accs']
+        assert read_json(out/'seed0'/'run.json')['args']['factor'] == factor
+        assert r['acc'] == pytest.approx(statistics.mean(r['accs']))
+        assert r['within'] == (abs(r['acc'] - PUBLISHED[name].value) <= tolerance(PUBLISHED[name], r['std']))
 
-def test_an_interrupted_cell_goes_on(data, quick_paper, tmp_path):
+def test_an_interrupted_reproduction_goes_on(data, quick_paper, tmp_path):
     r = reproduce('dm/cifar10/ipc1', tmp_path/'whole', (0,), 1, data, log=None, **SMALL)
     reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)
     for name in ('result.json', 'distilled.json', 'distilled.safetensors'): (tmp_path/'cut'/'seed0'/name).unlink()
@@ -207,24 +222,24 @@ def test_an_interrupted_cell_goes_on(data, quick_paper, tmp_path):
 def test_the_command_says_whether_it_came_out(quick_paper, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = 'reproduce dm/cifar10/ipc1 digits --nets 1 --set width=8 --set outer=1 --out r'.split()
-    cell = CELLS['dm/cifar10/ipc1']
+    published = PUBLISHED['dm/cifar10/ipc1']
     for value, status, verdict in [(500., 1, 'not within the tolerance'), (None, 0, 'within the tolerance')]:
         value = value or read_json('r/reproduced.json')['acc']
-        monkeypatch.setitem(CELLS, 'dm/cifar10/ipc1', cell._replace(value=value))
+        monkeypatch.setitem(PUBLISHED, 'dm/cifar10/ipc1', published._replace(value=value))
         assert main(argv) == status
         out = capsys.readouterr().out
         assert verdict in out and 'README of VICO-UoE/DatasetCondensation' in out and '1 networks, seeds 0' in out
-        assert 'not what was published: data=digits, width=8, outer=1' in out
+        assert 'differs from the publication: data=digits, width=8, outer=1' in out
     assert main(['reproduce', 'dm/digits/ipc1']) == 2
 
-def test_every_cell_is_listed_and_has_a_cost(capsys):
+def test_every_published_accuracy_is_listed_and_has_a_cost(capsys):
     assert main(['reproduce', '--list']) == 0
     listed = capsys.readouterr().out
-    assert all(f'| {name} |' in listed for name in CELLS)
+    assert all(f'| {name} |' in listed for name in PUBLISHED)
     costs = [operations(name)['distil'] for name in ('dream/cifar10/ipc10', 'idc/cifar10/ipc10',
                                                           'idc/cifar10/ipc10/factor1')]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[2]
     assert [operations(f'{m}/cifar10/ipc10')['experts'] > 0 for m in ('mtt', 'dsa')] == [True, False]
-    assert all(v > 0 for name in CELLS for k, v in operations(name).items() if k != 'experts')
-    assert not any(name.startswith('atom') for name in CELLS) # known from memory alone
-    assert tolerance(CELLS['datadam/cifar10/ipc1'], 0) == pytest.approx(2.4)
+    assert all(v > 0 for name in PUBLISHED for k, v in operations(name).items() if k != 'experts')
+    assert not any(name.startswith('atom') for name in PUBLISHED) # known from memory alone
+    assert tolerance(PUBLISHED['datadam/cifar10/ipc1'], 0) == pytest.approx(2.4)

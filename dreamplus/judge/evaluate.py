@@ -19,17 +19,18 @@ import torch
 from fastai.callback.core import Callback
 from scipy.special import stdtrit
 
-from ..core import (load_state, open_run, peak_mib, pick_device, read_json, save_state, seeded, versions,
-                            write_json)
+from ..core import load_state, read_json, save_state, seeded, write_json
+from ..machine import peak_mib, pick_device, versions
+from ..runs import open_run
 from ..data.core import ImageData, to_float
 from ..loop.distill import run_data
 from ..distilled import DistilledSet, load_distilled
 from .protocols import (_check_protocol, _create, _network, accuracy_on, calibration_error, logits_on,
                                  protocol_args, train_fresh, training_steps)
 from ..data.reading import cache_folder
-from ..choose.kmeans import RandomSampler, coreset
+from ..choose.coresets import coreset
 from ..synthetic import decode, mosaic
-from ..nets.train import _check_compiler
+from ..nets.train import check_compiler
 from ..data.whiten import whitened
 
 # %% ../../nbs/72_judge.evaluate.ipynb #98154890
@@ -77,7 +78,7 @@ class _Bench: # Trains and tests, under one protocol, what is to be compared wit
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # as the set says
         self.data = (whitened(data) if dset.evaluation.get('zca') else data).to(pick_device(device))
-        if change.get('compiled'): _check_compiler(self.data.device)
+        if change.get('compiled'): check_compiler(self.data.device)
         n = len(dset.labels())
         steps = dict(epochs=0, steps=training_steps(self.args(n, protocol, **change), n)) if equal_steps else {}
         self.args_for = lambda n: self.args(n, protocol, **change | steps)

@@ -12,7 +12,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import open_run, pick_device, seeded, versions, write_json
+from ..core import seeded, write_json
+from ..machine import pick_device, versions
+from ..runs import open_run
 from ..data.core import ImageData
 from ..loop.distill import run_data
 from ..distilled import DistilledSet, load_distilled

@@ -23,7 +23,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..core import RunFolder, atomic, pick_device, read_json, write_json
+from ..core import atomic, read_json, write_json
+from ..machine import pick_device
+from ..runs import RunFolder
 from ..data.core import ImageData
 from ..loop.distill import _prepare, distill, make_job, resume
 from ..distilled import load_distilled, picture

@@ -20,12 +20,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..loop.callbacks import NetCB, SampleCB, SynNetCB
-from ..core import peak_mib, seeded
+from ..core import seeded
+from ..machine import peak_mib
 from ..data.core import ImageData
 from ..loop.distill import make_job, make_learner
 from ..judge.evaluate import ROWS, logits_on, protocol_args, train_fresh, training_steps
 from ..loop.loops import MatchLoss
-from ..choose.kmeans import CORESETS, RepresentativeSampler, embed_classes, kmeans
+from ..choose.coresets import CORESETS
+from ..choose.kmeans import kmeans
+from ..choose.samplers import RepresentativeSampler, embed_classes
 
 # %% ../../nbs/80_labs.plan.ipynb #8c9f6a8c
 _FORMULAS = flop_registry | {torch.ops.aten.mkldnn_linear: lambda x, w, *bias, out_val: 2*x.numel()*len(w)}
