@@ -15,7 +15,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
-    packages=find_packages(include=['dreamplus*']), python_requires='>='+cfg['min_python'],
+    packages=find_packages(include=['dreamplus*']), package_data={'dreamplus': ['published/*.json']}, python_requires='>='+cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['dreamplus=dreamplus._modidx:d']},
     zip_safe=False)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from dreamplus.core import seeded, write_json
-from dreamplus.machine import keep_memory, peak_mib, pick_device
+from dreamplus.core import Key, seeded, write_json
 from dreamplus.data.core import ImageData
-from dreamplus.loop.distill import make_job, make_learner
 from dreamplus.data.sources import load_data
-from dreamplus.synthetic import decode
+from dreamplus.loop.distill import distiller
+from dreamplus.machine import keep_memory, peak_mib, pick_device
 from dreamplus.nets.train import sgd
+from dreamplus.parts import Target
+from dreamplus.synthetic import decode
 
 from . import head, plain
 
@@ -53,10 +54,7 @@ def toy(size, channels, images, classes=10, **_) -> ImageData:
 def learner(data, device, ipc, factor, width, batch, n_data, inner, compiled=False, candidates=None, **_):
     own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.,
                compiled=compiled, candidates=candidates)
-    job = make_job(data, 'dream+', ipc, factor, 0, device, own)
-    with seeded(0): learn = make_learner(data, job)
-    learn.net_cb.fresh(warm=False)
-    return learn
+    return distiller(data, 'dream+', ipc, factor, device=str(device), **own)
 
 def seconds(f, device, n=3, first=True):
     if first: f()
@@ -80,25 +78,32 @@ def in_turn(calls, device, n=3):
             rounds[-1][name] = seconds(f, device, 1, first=False)
     return {name: min(r[name] for r in rounds) for name in calls}
 
-def drawn(learn):
-    "Chosen positions, and an augmentation for each class"
-    with seeded(0):
-        return (learn.sample_cb.sampler(learn.net_cb.current),
-                learn.loss_func.augment.draw(len(learn.dls.classes), learn.data.size, learn.data.device))
+def target(learn) -> Target:
+    "What an inner iteration compares the synthetic images of all classes with"
+    data, net, classes = learn.data, learn.network_cb.schedule.net, learn.data.class_batch()
+    key = Key(0, 'benchmark', rows=classes.index)
+    draw = learn.loss_func.match.augment.draw(data.n_classes, data.size, data.device, key=key.at('augment'))
+    return Target(classes, learn.model.shown(classes.ids), net, learn.sample_cb.sampler(net, classes, key), draw)
 
 def ours(learn):
     "The parts of an inner iteration, to be called"
-    nets, sample, (real, draw) = learn.net_cb, learn.sample_cb.sampler, drawn(learn)
-    return dict(selection=lambda: sample(nets.current, fresh=False), training=lambda: nets.train(nets.steps),
-                matching=lambda: learn.loss_func(learn.model(learn.dls.classes), real, draw, nets.current).backward())
+    schedule, sample, to = learn.network_cb.schedule, learn.sample_cb.sampler, target(learn)
+    return dict(selection=lambda: sample(schedule.net, to.classes, Key(0), fresh=False),
+                training=lambda: schedule.after_update(None, Key(0)),
+                matching=lambda: learn.loss_func(learn.model(to.classes.index), to).backward())
 
 def plainly(learn, shape):
     "The same of the plain loop"
-    data, nets, augment, pixels = learn.data, learn.net_cb, learn.loss_func.augment, learn.model.pixels
-    (real, draw), net = drawn(learn), plain.plain_network(nets.make())
-    nets.current, nets.net_opt, show = net, sgd(net), lambda x: decode(x, shape['factor'])
-    return dict(selection=lambda: plain.select(net, data, shape['batch']), training=lambda: nets.train(nets.steps),
-                matching=lambda: plain.step(net, data, pixels, real, augment, draw, show))
+    data, schedule, to = learn.data, learn.network_cb.schedule, target(learn)
+    net = schedule.net = plain.plain_network(schedule.make())
+    schedule.opt, augment, show = sgd(net), learn.loss_func.match.augment, lambda x: decode(x, shape['factor'])
+    return dict(selection=lambda: plain.select(net, data, shape['batch']),
+                training=lambda: schedule.after_update(None, Key(0)),
+                matching=lambda: plain.step(net, data, learn.model.pixels, to.real, augment, to.draw, show))
+
+def fit(learn):
+    "All inner iterations of a Learner"
+    with learn.no_bar(): learn.fit(learn.dls.train.epochs)
 
 def calls_of(side, data, shape, device):
     "The parts of an inner iteration and a whole outer one, to be called"
@@ -106,7 +111,7 @@ def calls_of(side, data, shape, device):
     how = {name: value for name, value in dict(compiled=True, candidates=some).items() if side in (name, 'both')}
     learn, whole = (learner(data, device, **shape, **how) for _ in range(2))
     if side == 'plain': return plainly(learn, shape) | dict(outer=partial(whole_plain, shape, whole))
-    return ours(learn) | dict(outer=partial(whole.fit, whole.dls.epochs))
+    return ours(learn) | dict(outer=partial(fit, whole))
 
 class Untuned:
     "The plain loop in a process of its own, which leaves the allocator as it is"
@@ -140,28 +145,26 @@ def parts(shape, device, also):
 
 def whole_plain(shape, learn):
     "An outer iteration of the plain loop, under a fresh network"
-    data, nets, augment, pixels = learn.data, learn.net_cb, learn.loss_func.augment, learn.model.pixels
-    net = nets.current = plain.plain_network(nets.make())
-    nets.net_opt = sgd(net)
+    data, schedule, augment = learn.data, learn.network_cb.schedule, learn.loss_func.match.augment
+    net = schedule.net = plain.plain_network(schedule.make())
+    schedule.opt = sgd(net)
     learn.create_opt()
     for i in range(shape['inner']):
         if i % SERVES == 0: real = plain.select(net, data, shape['batch'])
-        draw = augment.draw(len(pixels), data.size, data.device)
-        plain.step(net, data, pixels, real, augment, draw, lambda x: decode(x, shape['factor']))
+        draw = augment.draw(data.n_classes, data.size, data.device)
+        plain.step(net, data, learn.model.pixels, real, augment, draw, lambda x: decode(x, shape['factor']))
         learn.opt.step()
         learn.opt.zero_grad()
-        nets.train(nets.steps)
+        schedule.after_update(None, Key(0, i))
 
 def point(shape, device):
     "Seconds of one selection and of one inner iteration without it, and the peak, in a process of its own"
     learn = learner(toy(**shape), device, **shape)
-    nets, loss, device = learn.net_cb, learn.loss_func, learn.data.device
-    sampler, classes = learn.sample_cb.sampler, learn.dls.classes
-    chosen, real = seconds(lambda: sampler(nets.current), device, 1), sampler(nets.current)
-    draw = loss.augment.draw(len(classes), learn.data.size, device)
+    device, calls, sample, to = learn.data.device, ours(learn), learn.sample_cb.sampler, target(learn)
+    chosen = seconds(lambda: sample(to.net, to.classes, Key(0)), device, 1)
     def inner():
-        loss(learn.model(classes), real, draw, nets.current).backward()
-        nets.train(nets.steps)
+        calls['matching']()
+        calls['training']()
     return dict(select=chosen, inner=seconds(inner, device), peak_mib=peak_mib(device))
 
 def growth(names, device):

@@ -16,19 +16,19 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from dreamplus.nets.augment import Augment
-from dreamplus.core import seeded, write_json
-from dreamplus.machine import keep_memory, pick_device
+from dreamplus.choose.kmeans import kmeans, representatives
+from dreamplus.choose.samplers import RandomSampler, RepresentativeSampler, class_table, embed_classes
+from dreamplus.core import Key, seeded, write_json
 from dreamplus.data.core import to_float
-from dreamplus.nets.convnet import ConvNet
-from dreamplus.judge.protocols import accuracy_on
-from dreamplus.choose.kmeans import (RandomSampler, RepresentativeSampler, _compiled, class_table, embed_classes, kmeans,
-                                representatives)
 from dreamplus.data.sources import load_data
+from dreamplus.judge.protocols import accuracy_on
+from dreamplus.machine import keep_memory, pick_device
+from dreamplus.nets.augment import Augment
+from dreamplus.nets.convnet import ConvNet
 from dreamplus.nets.train import Stream, fast_call, sgd, train
 
 from . import head, plain
-from .__main__ import learner, seconds
+from .__main__ import learner, seconds, target
 
 WAYS = 'bfloat16', 'channels_last', 'compiled', 'threads', 'vmap'
 BATCH, NETS, STEPS, IPC, KEPT = 64, 4, 150, 10, 128 # of a network's training; picks of a class
@@ -53,8 +53,9 @@ def timed(f, device):
 
 def embedded(net, data, way, batch):
     "All training images, sorted by class (N,D)"
-    if way == 'channels_last': net = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    f = _compiled(net, batch, data.device) if way == 'compiled' else cast(net.embed) if way == 'bfloat16' else net.embed
+    if way == 'channels_last' or way == 'compiled' and data.device.type == 'cpu': # as `embed_classes`
+        net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    f = cast(net.embed) if way == 'bfloat16' else fast_call(net.embed, compiled=way == 'compiled', sizes={batch})
     @torch.no_grad()
     def part(x):
         x = data.normalize(to_float(x))
@@ -108,7 +109,7 @@ def choosing(data, ways, width):
     samplers |= {f'{n} candidates': RepresentativeSampler(data, KEPT, candidates=n) for n in CANDIDATES}
     out = {}
     for way, sampler in samplers.items():
-        with seeded(0): took, chosen = timed(partial(sampler, net), data.device)
+        with seeded(0): took, chosen = timed(partial(sampler, net, data.class_batch(), Key(0)), data.device)
         found = spread(chosen)
         if way == 'own': whole = found
         out[way] = dict(seconds=took, spread=found/whole)
@@ -119,11 +120,10 @@ def matching(data, ways, width):
     "Seconds of a step for ten images a class, and how far from ours the gradient of the pixels is"
     own = dict(ipc=IPC, factor=1, width=width, batch=KEPT, n_data=500, inner=10)
     learn, out, grads = learner(data, data.device, **own), {}, {}
-    classes, net, loss = learn.dls.classes, learn.net_cb.current, learn.loss_func
-    with seeded(0): real, draw = learn.sample_cb.sampler(net), loss.augment.draw(len(classes), data.size, data.device)
+    to = target(learn)
     def step(way):
         with torch.autocast(data.device.type, torch.bfloat16, enabled=way == 'bfloat16'):
-            value = loss(learn.model(classes), real, draw, net)
+            value = learn.loss_func(learn.model(to.classes.index), to)
         return torch.autograd.grad(value, learn.model.pixels)[0]
     for way in ['own', *(w for w in ways if w == 'bfloat16')]:
         out[way], grads[way] = dict(seconds=seconds(lambda way=way: step(way), data.device)), step(way)

@@ -6,11 +6,11 @@ Random pixels in ten classes serve as images.
 """
 import argparse
 
-from dreamplus.core import seeded, write_json
+from dreamplus.core import write_json
 from dreamplus.machine import keep_memory, pick_device
 
 from . import head
-from .__main__ import learner, seconds, toy
+from .__main__ import learner, seconds, target, toy
 
 CHUNKS = 1, 2, 5, 10
 REST = dict(channels=1, images=2000, ipc=1, factor=1, n_data=64, inner=10)
@@ -21,11 +21,10 @@ SHAPES = [dict(size=size, batch=batch, width=width) for size, batch, width in (
 def step(shape, device):
     "Seconds with each chunk, and the chunk without one given"
     learn = learner(toy(**shape | REST), device, **shape | REST)
-    loss, net, classes = learn.loss_func, learn.net_cb.current, learn.dls.classes
-    chosen, times = loss.chunk, []
-    with seeded(0): real, draw = learn.sample_cb.sampler(net), loss.augment.draw(len(classes), learn.data.size, device)
-    for loss.chunk in CHUNKS:
-        times.append(seconds(lambda: loss(learn.model(classes), real, draw, net).backward(), learn.data.device, 5))
+    loss, to, match = learn.loss_func, target(learn), learn.loss_func.match
+    chosen, times = match.chunk, []
+    for match.chunk in CHUNKS:
+        times.append(seconds(lambda: loss(learn.model(to.classes.index), to).backward(), learn.data.device, 5))
     return dict(chosen=chosen, pixels=shape['batch']*shape['size']**2, seconds=dict(zip(map(str, CHUNKS), times)))
 
 def main():

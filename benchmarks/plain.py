@@ -51,13 +51,14 @@ def class_loss(net, real, syn, y, see):
             + (sides[0].mean(0).detach() - sides[1].mean(0)).square().sum())
 
 def step(net, data, pixels, real, augment, draw, decode):
-    "The loss of all classes; gradients gather in `pixels` and, as in the released codes, in the network"
-    total = 0.
-    for c in range(len(pixels)):
+    "The loss of all classes; gradients gather in `pixels` (C*n,ch,h,w) and, as in the released codes, in the network"
+    total, classes = 0., data.n_classes
+    for c in range(classes):
         row = {k: v[c:c + 1] for k, v in draw.items()}
         see = lambda x, row=row: augment(data.normalize(x)[None], row)[0]
         images = data.train.x[real[c]].float()/255
-        loss = class_loss(net, images, decode(pixels[c:c + 1])[0], c, see)
+        stored = pixels.view(classes, -1, *pixels.shape[1:])[c]
+        loss = class_loss(net, images, decode(stored), c, see)
         loss.backward()
         total += loss.item()
     return total

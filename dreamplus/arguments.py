@@ -113,8 +113,8 @@ class Registry(dict):
         "The part called `name`; `ValueError` with the nearest names if there is none"
         if name in self: return self[name]
         near = difflib.get_close_matches(str(name), self, 1)
-        raise ValueError(f'{self.argument}={name!r} is unknown; ' + (f'did you mean {near[0]!r}? ' if near else '') +
-                         f'Use one of {", ".join(self)}')
+        hint = f'did you mean {near[0]!r}? Use' if near else 'use'
+        raise ValueError(f'{self.argument}={name!r} is unknown; {hint} one of {", ".join(self)}')
 
 # %% ../nbs/02_arguments.ipynb #eaf8c5a8
 def union(
@@ -144,8 +144,8 @@ def check_arguments(
                              'not use; remove it')
         else:
             near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f'{name!r} is not an argument; ' + (f'did you mean {near[0]!r}? ' if near else '') +
-                             f'Use any of {", ".join(sorted(known))}')
+            hint = f'did you mean {near[0]!r}? Use' if near else 'use'
+            raise ValueError(f'{name!r} is not an argument; {hint} any of {", ".join(sorted(known))}')
 
 # %% ../nbs/02_arguments.ipynb #762512be
 def arguments_text(

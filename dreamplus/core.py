@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -111,8 +111,8 @@ def randint(self: Key, low: int, high: int, *shape, device='cpu') -> torch.Tenso
 
 @patch
 def seeded(self: Key):
-    "Seed torch's generators from this key inside the block"
-    return seeded(self.number)
+    "Seed torch's generators from this key inside the block; `Key()` leaves them as they are"
+    return nullcontext() if self.seed is None else seeded(self.number)
 
 # %% ../nbs/00_core.ipynb #625384f4
 @contextmanager

@@ -105,11 +105,12 @@ def recipe(
     for k in SELECTORS:
         if k in given and k not in choosers: raise ValueError(f"{k}={given[k]!r} has no effect with match={args['match']!r}; remove it")
     check_arguments({k: v for k, v in args.items() if k in own_parts or k in given and k not in SELECTORS}, parts, every)
-    check_effect(given, args, parts)
+    full = {k: args[k] for k in choosers} | {k: args.get(k, a.default) for k, a in own_parts.items()}
+    check_effect(given, full, parts)
     for name in stated: # a misspelt argument of a method of one's own
         if name not in SELECTORS and not any(name in arguments(p) for p in every.values()):
             raise ValueError(f'method={method!r} states {name!r}, which is not an argument of any part; correct its name')
-    return {k: args[k] for k in choosers} | {k: args.get(k, a.default) for k, a in own_parts.items()}
+    return full
 
 # %% ../nbs/56_recipes.ipynb #d0ccce9a
 def check_effect(

@@ -150,7 +150,8 @@ def start_pixels(
 ) -> torch.Tensor: # (C,ipc,ch,h,w), pixels in [0, 1] except for `gauss`
     "The pixels before the first iteration; `ValueError` for what cannot be started"
     check_start(data, ipc, factor, start)
-    key = (key or Key()).at(rows=torch.arange(data.n_classes, device=data.device))
+    key = key or Key()
+    if key.rows is None: key = key.at(rows=torch.arange(data.n_classes, device=data.device))
     return build(STARTS[start], args, data=data, ipc=ipc, factor=factor, net=net, key=key)
 
 # %% ../nbs/50_synthetic.ipynb #b4f6a84f
@@ -202,16 +203,16 @@ def forward(self: SyntheticSet,
     within = torch.cat([torch.arange(n) for n in counts]) if not even else torch.arange(counts[0]).repeat(len(counts))
     stored = stored + within.to(stored.device) # (N',)
     images, places = decode_classes(self.pixels[stored], counts, self.factor, self.decode)
-    if (some := self.subset(counts)) is not None: images, places = images[some], places[some]
+    if (some := self.subset(classes, counts)) is not None: images, places = images[some], places[some]
     return images if self.logits is None else (images, self.logits[stored[places]].softmax(1))
 
 @patch
-def subset(self: SyntheticSet, counts):
-    "Positions of at most `limit` random decoded images of each class; None where all are shown"
+def subset(self: SyntheticSet, classes, counts):
+    "Positions of at most `limit` random decoded images of each class, by a row of `key` each; None where all are shown"
     decoded = [sum((b - a)*g*g for g, a, b in cuts(n, self.factor, self.decode)) for n in counts]
     if max(decoded) <= self.limit: return None
     device, most = self.pixels.device, torch.tensor(decoded, device=self.pixels.device)[:, None] # (c,1)
-    order = self.key.rand(len(counts), max(decoded), device=device)
+    order = self.key.at(rows=classes).rand(len(counts), max(decoded), device=device)
     order = order.masked_fill(torch.arange(max(decoded), device=device) >= most, 2).argsort(1)[:, :self.limit]
     return (most.cumsum(0) - most + order)[torch.arange(self.limit, device=device) < most]
 

@@ -2,8 +2,8 @@
 
     python results/overview.py
 
-One real image of each class drawn at random, the k-means choice, and the distilled one of seed 0; beside each of them its
-accuracy from the record.
+One real image of each class drawn at random, the k-means choice, and the distilled one of seed 0. Beside each of them
+stands its accuracy from the record.
 """
 from pathlib import Path
 
@@ -25,8 +25,10 @@ folder = Path(__file__).parent/'digits-ipc1'
 data, dset = load_data('digits'), load_distilled(folder)
 p = protocol_args('quick', dset.evaluation, data.name, len(data.train)/data.n_classes, data.n_classes)
 chooser = train_fresh(data.train.x, data.train.y, data, dset.evaluation, p, record['seed'])
-images = {name: to_float(data.train.x[coreset(name, data, 1, chooser, key=Key(0, name))]) for name in ('random', 'k-means')}
-images['distilled'] = dset.pixels.unflatten(0, (data.n_classes, -1))[:, :1] # (C,1,ch,h,w)
+images = {}
+for name in 'random', 'k-means': # (C,1,ch,h,w)
+    images[name] = to_float(data.train.x[coreset(name, data, 1, chooser, key=Key(0, name))])
+images['distilled'] = dset.pixels.unflatten(0, (data.n_classes, -1))[:, :1]
 fig, axs = plt.subplots(3, 1, figsize=(8.4, 3.1))
 for ax, (name, x) in zip(axs, images.items()):
     acc = next(row['acc'] for row in record['rows'] if row['set'] == name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
+EXPORTS = {'export', 'exports', 'exporti'}
 # code first, so that nothing inside it is taken for a link; group 2 is the target of a link within the repository
 LINK = re.compile(r'```.*?```|`[^`\n]*`|(\]\(|(?:src|href)=")(?!\w+:|[#/])([^)\s"]+)', re.S)
 
@@ -22,6 +23,16 @@ def body(source):
     "A cell without its directives"
     return '\n'.join(line for line in source.split('\n') if not line.startswith('#|')).strip('\n')
 
+def definitions(source):
+    "The functions, classes and assigned names at the top of a cell, by name"
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AugAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {t.id: node for t in targets if isinstance(t, ast.Name)}
+    return found
+
 class Notebook:
     def __init__(self, path):
         self.path, self.name = path, path.relative_to(NBS).as_posix()
@@ -30,8 +41,8 @@ class Notebook:
         for cell in self.cells: cell['source'] = ''.join(cell['source'])
         self.prose = [c['source'] for c in self.cells if c['cell_type'] == 'markdown']
         self.code = [c['source'] for c in self.cells if c['cell_type'] == 'code']
-        self.exported = [body(s) for s in self.code if 'export' in directives(s)]
-        self.visible = [body(s) for s in self.code if not directives(s) & {'export', 'exporti', 'hide'}]
+        self.exported = [body(s) for s in self.code if directives(s) & EXPORTS]
+        self.visible = [body(s) for s in self.code if not directives(s) & (EXPORTS | {'hide'})]
 
     def __repr__(self): return self.name
 
@@ -54,5 +65,15 @@ class Notebook:
         lines = [line for s in self.visible for line in s.split('\n') if not line.lstrip().startswith(('!', '%'))]
         return {getattr(n, 'id', getattr(n, 'attr', None)) for n in ast.walk(ast.parse('\n'.join(lines)))}
 
+    @cached_property
+    def ideas(self):
+        "For each exported cell that defines something: its names, and whether the next code cell is an example of them"
+        found = []
+        for cell, after in zip(self.code, [*self.code[1:], '']):
+            if not directives(cell) & EXPORTS or not (names := [*definitions(body(cell))]): continue
+            example = not directives(after) & EXPORTS
+            found.append((names, example and any(re.search(rf'(?<!\w){re.escape(n)}(?!\w)', after) for n in names)))
+        return found
+
 PAGES = [Notebook(p) for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
-CHAPTERS = [nb for nb in PAGES if re.match(r'\d\d[a-z]?_', nb.name)] # each stands on those before it
+CHAPTERS = [nb for nb in PAGES if nb.name[0].isdigit()] # each stands on those before it

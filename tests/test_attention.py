@@ -77,13 +77,13 @@ NORMS = [('instance', 1), ('instance', 2), ('batch', C)] # and how many classes 
 
 @pytest.mark.parametrize('norm, chunk', NORMS)
 def test_spatial_attention(norm, chunk):
-    for channels, p in (1, 1), (3, 2.5), (3, 4):
+    for channels, p in (1, 2.5), (3, 4):
         same(AttentionMatcher(p, .02), network(norm, channels), *images(channels), chunk,
              p=p, p_channel=1, channel=0, balance=.02)
 
 @pytest.mark.parametrize('norm, chunk', NORMS)
 def test_mixed_attention(norm, chunk):
-    for channels, p, p_channel in (1, 1, 4), (3, 4, 1), (3, 2.5, 2.5):
+    for channels, p, p_channel in (1, 1, 4), (3, 4, 2.5):
         same(AttentionMixer(p, p_channel, .3, .02), network(norm, channels), *images(channels), chunk,
              p=p, p_channel=p_channel, channel=.3, balance=.02)
 
@@ -209,7 +209,7 @@ def test_float32_agrees_with_float64(see, p):
         assert (a - b).norm() <= 1e-4*b.norm()
 
 @pytest.mark.parametrize('p', POWERS)
-@pytest.mark.parametrize('norm', ['instance', 'batch', 'none', 'layer'])
+@pytest.mark.parametrize('norm', ['instance', 'batch', 'none'])
 def test_blank_images(norm, p):
     "all blank, and one blank image among others"
     net, (real, syn, y) = ConvNet(1, 5, 8, 6, 3, norm), images(dtype=torch.float32)

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamplus.nets.augment import OPS, Augment, cutmix
-from dreamplus.core import seeded
+from dreamplus.core import Key, seeded
+from dreamplus.nets.augment import OPS, Augment, augmentation, cutmix
 
 N = 4000
 COLORS = 'brightness', 'saturation', 'contrast'
@@ -120,6 +120,26 @@ def test_same_op_is_one_choice_with_independent_parameters():
         w = warps(m)[:, :3]
         assert w.any(0).sum() == 1 and len(m.unique(dim=0)) > 50
 
+def test_keyed_draws_have_the_same_distribution():
+    key = Key(0, 'draw', rows=torch.arange(N))
+    ops = 'color_crop_scale_rotate_cutout_flip'
+    keyed, other = (Augment(ops).draw(N, 32, key=k) for k in (key, None))
+    for name, p in keyed.items():
+        p, q, off = p.float(), other[name].float(), .35 if name == 'hole' else .03 # a hole is counted in pixels
+        torch.testing.assert_close(p.mean(0), q.mean(0), atol=off, rtol=.03)
+        torch.testing.assert_close(p.std(0), q.std(0), atol=.02, rtol=.04)
+
+@pytest.mark.parametrize('ops, pick', [('_'.join(OPS), 'stack'), ('_'.join(OPS), 'one'), ('imagenet', 'stack'),
+                                       ('stretch_turn_noise', 'stack')])
+@pytest.mark.parametrize('same_op', [False, True])
+def test_a_row_of_a_key_draws_alone_what_it_draws_among_others(ops, pick, same_op):
+    aug, rows = augmentation(ops, pick), torch.arange(12)
+    whole = aug.draw(12, 16, same_op=same_op, key=Key(0, 'draw', rows=rows))
+    part = aug.draw(5, 16, same_op=same_op, key=Key(0, 'draw', rows=rows[7:]))
+    assert all(torch.equal(part[name], whole[name][7:]) for name in whole)
+    other = aug.draw(12, 16, same_op=same_op, key=Key(1, 'draw', rows=rows))
+    assert any(not torch.equal(other[name], whole[name]) for name in whole)
+
 def test_unlisted_operations_draw_nothing():
     assert set(draw('color', n=2)) == set(COLORS)
     assert set(draw('crop_flip', n=2)) == {'matrix'}
@@ -174,6 +194,8 @@ def test_cutmix_gradient_goes_to_the_owner_of_each_pixel():
 def test_nothing_looks_at_values(pick):
     "The meta device has no values: a sync, a branch on a tensor or a boolean index would fail there"
     aug, x = Augment('_'.join(OPS), pick), torch.empty(4, 2, 3, 32, 32, device='meta')
-    for same_op in True, False: assert aug(x, aug.draw(4, 32, 'meta', same_op)).shape == x.shape
+    key = Key(0, 'draw', rows=torch.empty(4, dtype=torch.int64, device='meta'))
+    for same_op in True, False:
+        for k in None, key: assert aug(x, aug.draw(4, 32, 'meta', same_op, k)).shape == x.shape
     mixed, y2, weight = cutmix(x[:, 0], torch.empty(4, dtype=torch.int64, device='meta'), .5)
     assert mixed.shape == x[:, 0].shape and y2.shape == (4,) and weight.shape == ()

@@ -6,23 +6,26 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
 from processes import Process
 from torchvision.transforms.v2.functional import resized_crop
 
-from dreamplus import evaluate as ev
-from dreamplus import protocols
-from dreamplus.nets.augment import Augment
-from dreamplus.core import read_json, seeded, toy_images, write_json
-from dreamplus.data.core import to_float
-from dreamplus.loop.distill import distill, resume
-from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.judge.evaluate import LEGACY, ROWS, BestCB, evaluate_run, results_table, score
-from dreamplus.judge.protocols import _BASE, PROTOCOLS, _half, _thirds, protocol_args, train_fresh, training_steps
 from dreamplus.choose.coresets import coreset
-from dreamplus.judge.scores import cross, cross_table, robust, score_run
+from dreamplus.core import Key, read_json, seeded, toy_images, write_json
+from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
+from dreamplus.distilled import DistilledSet, load_distilled
+from dreamplus.judge import protocols
+from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, results_table, score
+from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training, protocol_args, train_fresh,
+                                       training_steps)
+from dreamplus.judge.scores import cross, cross_table, robust, score_run
+from dreamplus.judge.validate import BestCB, ValidAccuracy
+from dreamplus.loop.distill import distill, resume
+from dreamplus.nets.augment import Augment
 from dreamplus.nets.train import Stream, sgd
 from dreamplus.nets.zoo import create_net
+from dreamplus.recipes import METHODS
 
 BRIEF = dict(epochs=0, steps=3)
 NET = dict(arch='convnet', width=8)
@@ -41,10 +44,10 @@ def cache(tmp_path, monkeypatch):
     return tmp_path/'cache'
 
 @pytest.fixture(scope='module')
-def data(): return load_data(toy_images(classes=3, per_class=20))
+def data(): return load_data(toy_images(classes=3, per_class=20)) # 14 of each class to train on
 
 def make_set(data, ipc=1, factor=1, **provenance):
-    with seeded(0): pixels = to_float(data.train.x[coreset('random', data, ipc)])
+    pixels = to_float(data.train.x[coreset('random', data, ipc, key=Key(0))])
     mean, std = (s.flatten().tolist() for s in (data.mean, data.std))
     return DistilledSet(pixels, data.classes, mean, std, factor, evaluation=NET, provenance=provenance)
 
@@ -57,27 +60,35 @@ def accs(rows): return {r['set']: r['accs'] for r in rows}
 
 @pytest.mark.parametrize('method, epochs, batch, drops, gamma, pick', [
     ('dream+', 1000, 64, [666, 833], .2, 'stack'), ('idc', 1000, 64, [666, 833], .2, 'stack'),
-    ('dc', 301, 256, [152], .1, 'one'), ('dsa', 1001, 256, [502], .1, 'one'), ('dm', 1001, 256, [502], .1, 'one'),
-    ('datadam', 1801, 64, [902], .1, 'one'), ('mtt', 1001, 256, [502], .1, 'one')])
+    ('best', 1000, 64, [666, 833], .2, 'stack'), ('dc', 301, 256, [152], .1, 'one'), ('dsa', 1001, 256, [502], .1, 'one'),
+    ('dm', 1001, 256, [502], .1, 'one'), ('datadam', 1801, 64, [902], .1, 'one'), ('mtt', 1001, 256, [502], .1, 'one'),
+    ('tesla', 1001, 256, [502], .1, 'one'), ('atom', 1801, 64, [902], .1, 'one')])
 def test_paper(method, epochs, batch, drops, gamma, pick):
-    p = protocol_args('paper', dict(augment='color', mix=.5, lr=.03), method, 'cifar10', 10)
+    p = protocol_args('paper', dict(augment='color', mix=.5, lr=.03, paper=METHODS[method].family), 'cifar10', 10)
     assert (p['epochs'], p['batch'], p['gamma'], p['pick']) == (epochs, batch, gamma, pick)
     assert [round(share*epochs, 9) for share in p['drops']] == drops
     assert training_steps(p, 1000) == epochs*-(-1000//batch)
-    assert p['lr'] == (.03 if method == 'mtt' else .01) and p['rebuild'] == (pick == 'one')
+    assert p['lr'] == (.03 if method in ('mtt', 'tesla') else .01) and p['rebuild'] == (pick == 'one')
     assert p['mix'] == (.5 if pick == 'stack' else 0)
-    assert len(p['augment'].split('_')) == (0 if method == 'dc' else 1 if pick == 'stack' else 6) or method == 'dc'
+    assert len([op for op in p['augment'].split('_') if op]) == (0 if method == 'dc' else 1 if pick == 'stack' else 6)
+
+def test_old_sets_are_trained_by_the_paper_of_their_method(data):
+    "Sets of version 0.1 name no paper; a set that names one keeps it"
+    old = make_set(data, method='dsa')
+    assert evaluation_of(old) == NET | dict(paper='dsa')
+    assert evaluation_of(replace(old, evaluation=NET | dict(paper='mtt')))['paper'] == 'mtt'
+    assert evaluation_of(make_set(data)) == evaluation_of(make_set(data, method='unheard of')) == NET
 
 @pytest.mark.parametrize('classes, epochs', [
     (10, [3000, 2000, 1500, 1000, 500, 300]), (100, [2000, 1300, 1000, 600, 300, 200])])
 def test_imagenet_epochs(classes, epochs):
-    args = [protocol_args('paper', {}, 'dream', f'imagenet{classes}', n, classes) for n in (1, 10, 50, 200, 500, 501)]
+    args = [protocol_args('paper', {}, f'imagenet{classes}', n, classes) for n in (1, 10, 50, 200, 500, 501)]
     assert [p['epochs'] for p in args] == epochs
     assert {p['batch'] for p in args} == {128 if classes == 100 else 64}
 
 def test_dcbench_is_one_recipe():
-    args = [protocol_args('dcbench', e, method, 'cifar10', n) for e, method, n in (
-        ({}, 'dc', 1), (dict(augment='color', mix=1., lr=3.), 'mtt', 50))]
+    args = [protocol_args('dcbench', e, 'cifar10', n) for e, n in (
+        (dict(paper='dc'), 1), (dict(augment='color', mix=1., lr=3., paper='mtt'), 50))]
     assert args[0] == args[1]
 
 def plain_loop(data, x, y, epochs, batch, drop_after, gamma, rebuild):
@@ -97,51 +108,95 @@ def plain_loop(data, x, y, epochs, batch, drop_after, gamma, rebuild):
                 for group in opt.param_groups: group['lr'] = lr
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
-@pytest.mark.parametrize('p, plain', [
-    (_BASE | _thirds(9) | dict(batch=8), dict(epochs=9, batch=8, drop_after=[5, 6], gamma=.2, rebuild=False)),
-    (_half(6) | dict(augment='', batch=8), dict(epochs=7, batch=8, drop_after=[4], gamma=.1, rebuild=True))])
-def test_schedule_against_a_plain_loop(data, p, plain):
+@pytest.mark.parametrize('p, plain, soft', [
+    (idc_training(9) | dict(batch=8), dict(epochs=9, batch=8, drop_after=[5, 6], gamma=.2, rebuild=False), True),
+    (dc_training(6, augment='', batch=8), dict(epochs=7, batch=8, drop_after=[4], gamma=.1, rebuild=True), False)])
+def test_schedule_against_a_plain_loop(data, p, plain, soft):
     "Epochs 0 to E-1 with drops before 2E//3 and 5E//6; and 0 to E with one after E//2+1, the optimiser made anew"
     x, y = to_float(data.train.x[::3]), data.train.y[::3] # 14 images: the last batch is smaller
-    net = train_fresh(x, y, data, NET, _BASE | p)
+    if soft: y = torch.rand(len(y), 3).softmax(1)
+    net = train_fresh(x, y, data, NET, protocol_args('quick', {}, steps=0, **p))
     fast = torch.cat([p.detach().flatten() for p in net.parameters()])
     torch.testing.assert_close(fast, plain_loop(data, x, y, **plain), rtol=1e-5, atol=1e-7)
 
 def paper_score(folder):
     torch.set_num_threads(1)
     data = load_data(toy_images(classes=3, per_class=20))
-    return score(load_distilled(folder), data, 'paper', 1, ('distilled',), device='cpu')[0]['accs']
+    return score(load_distilled(folder), data, 'paper', 1, ('distilled',), device='cpu', epochs=30)[0]['accs']
 
 def test_paper_in_another_process(data, dset, tmp_path):
-    "The published protocol on a set that was saved: the same figures wherever it is loaded"
+    "The published protocol on a set that was saved: the same accuracy wherever it is loaded"
     dset.save(tmp_path/'set')
     theirs = Process(paper_score, tmp_path/'set')
-    mine = score(dset, data, 'paper', 1, ('distilled',), device='cpu')[0]['accs']
+    mine = score(dset, data, 'paper', 1, ('distilled',), device='cpu', epochs=30)[0]['accs']
     assert theirs.end() == (mine, 0)
 
 # Rows
 
 def test_rows_that_can_be_had(data):
-    need = ['distilled', 'random', 'k-means', 'herding', 'k-center', 'full']
+    "`ROWS` asks for what applies; a row that cannot be made is named in a warning"
+    need, one = ['distilled', 'random', 'k-means', 'herding', 'k-center', 'full'], make_set(data)
     names = lambda dset, **kw: [r['set'] for r in score(dset, data, n=1, **BRIEF, **kw)]
-    one = make_set(data)
-    assert names(one) == need
-    assert names(replace(one, factor=2), start=one.pixels) == list(ROWS)
-    assert names(replace(one, pixels=one.pixels.expand(-1, 20, -1, -1, -1))) == ['distilled', 'full'] # 14 a class
-    assert names(replace(make_set(data, 4), factor=2)) == need # 16 of 14 cannot be shrunk
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert names(one) == need
+        soft = replace(one, factor=2, y=torch.eye(3)*.9 + .05)
+        assert names(soft, start=one.pixels) == list(ROWS)
+    many = replace(one, pixels=one.pixels.repeat_interleave(20, 0), y=one.y.repeat_interleave(20))
+    with pytest.warns(UserWarning, match="random: class '0' has 14 of 20 real images; k-means"):
+        assert names(many) == ['distilled', 'full']
+    with pytest.warns(UserWarning, match="random-factor: class '0' has 14 of 16 real images"):
+        assert names(replace(make_set(data, 4), factor=2)) == need
+    with pytest.warns(UserWarning, match='start: no initialisation was kept; random-factor: the factor is 1'):
+        assert names(one, rows=('distilled', 'start', 'random-factor')) == ['distilled']
 
 def test_start_and_distilled_are_trained_alike(data, dset):
-    rows = accs(score(replace(dset, factor=2), data, n=2, rows=('distilled', 'start'), start=dset.pixels, **BRIEF))
-    assert rows['start'] == rows['distilled']
+    for start in dset.pixels, dset.pixels[:, None]: # (N,ch,h,w) and (C,n,ch,h,w)
+        rows = accs(score(replace(dset, factor=2), data, n=2, rows=('distilled', 'start'), start=start, **BRIEF))
+        assert rows['start'] == rows['distilled']
 
 def test_random_factor_shrinks_real_images(data):
-    bench = ev._Bench(replace(make_set(data, 2), factor=2), data, 'quick', 0, 'cpu', None, False, False, {})
-    with seeded(0): x, y = bench.images('random-factor')
-    with seeded(0): real = bench.random(8)
+    bench = Bench(replace(make_set(data, 2), factor=2), data, cache=False)
+    x, y = bench.images('random-factor')
     assert x.shape == (3*8, 1, 8, 8) and y.tolist() == [c for c in range(3) for _ in range(8)]
-    small = F.interpolate(to_float(real.flatten(0, 1)), 4, mode='nearest')
-    big = F.interpolate(small, 8, mode='bilinear').unflatten(0, (3, 8))
-    torch.testing.assert_close(x.unflatten(0, (3, 8)), big)
+    for c in range(3):
+        real = F.interpolate(to_float(data.train.x[data.train.y == c]), 4, mode='nearest')
+        big = F.interpolate(real, 8, mode='bilinear')
+        far = torch.cdist(x.unflatten(0, (3, 8))[c].flatten(1), big.flatten(1)).min(1)
+        assert far.values.max() < 1e-4 and len(far.indices.unique()) == 8
+
+def test_classes_of_different_size(data):
+    "A baseline has as many images of each class as the set, and is another one for each network"
+    even = make_set(data, 3)
+    keep = torch.tensor([0, 3, 4, 5, 6, 7])
+    uneven = replace(even, pixels=even.pixels[keep], y=even.y[keep], factor=2)
+    assert uneven.counts == [1, 3, 2] and uneven.ipc == 2
+    bench = Bench(uneven, data, cache=False)
+    for row in 'random', 'k-means', 'herding', 'k-center', 'random-factor':
+        x, y = bench.images(row)
+        times = 4 if row == 'random-factor' else 1
+        assert torch.bincount(y).tolist() == [n*times for n in uneven.counts]
+        if times == 1:
+            real = [data.train.x[data.train.y == c].flatten(1).tolist() for c in range(3)]
+            assert all(image.flatten().tolist() in real[c] for image, c in zip(x, y))
+    assert not torch.equal(bench.images('random', 0)[0], bench.images('random', 1)[0])
+    rows = score(uneven, data, n=1, start=uneven.pixels, **BRIEF)
+    assert [r['set'] for r in rows] == [r for r in ROWS if r != 'random-soft']
+    assert rows[0]['accs'] == rows[1]['accs'] # distilled and start
+
+def test_soft_labels(data):
+    "The set's probabilities train its networks; `random-soft` are the random images with the chooser's"
+    soft = replace(make_set(data, 2), y=(3*torch.eye(3).repeat_interleave(2, 0) + torch.rand(6, 3)).softmax(1))
+    bench, seen = Bench(soft, data, cache=False), []
+    teacher = bench.chooser
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('dreamplus.judge.evaluate.train_fresh', lambda x, y, *a: seen.append((x, y)) or teacher)
+        for row in 'distilled', 'random', 'random-soft': bench.test(row, 0)
+    (x, y), (real, hard), (same, probabilities) = seen
+    assert torch.equal(x, soft.pixels) and torch.equal(y, soft.y)
+    assert torch.equal(real, same) and hard.tolist() == [0, 0, 1, 1, 2, 2]
+    with torch.no_grad(): own = teacher(data.normalize(to_float(same))).softmax(1)
+    torch.testing.assert_close(probabilities, own)
 
 def test_equal_steps(data):
     steps = []
@@ -152,24 +207,26 @@ def test_equal_steps(data):
     assert [sum(steps[i:i + 3]) for i in (0, 3, 6)] == [1000]*3
 
 def test_best_on_test_is_never_below(data, dset):
-    rows = accs(score(dset, data, n=4, rows=('distilled', LEGACY), epochs=0, steps=12))
+    rows = accs(score(dset, data, n=3, rows=('distilled', LEGACY), epochs=0, steps=8))
     assert all(b >= a for a, b in zip(rows['distilled'], rows[LEGACY]))
 
 # The cache
 
 def test_cache(data, dset, cache):
-    ask = lambda **kw: score(dset, data, **dict(n=2, rows=('random', 'k-means', 'full'), **BRIEF) | kw)
-    assert not any('cached' in r for r in ask(cache=False)) and not cache.exists()
+    ask = lambda **kw: score(dset, data, **dict(n=1, rows=('random', 'k-means', 'full'), **BRIEF) | kw)
+    plain = ask(cache=False)
+    assert not any('cached' in r for r in plain) and not cache.exists()
     first, files = ask(), sorted((cache/'baselines').glob('*.json'))
-    assert len(files) == 6 and len([*(cache/'baselines').glob('*.safetensors')]) == 1 # and the network that chose
-    assert all(read_json(f)['versions']['torch'] for f in files)
+    assert len(files) == 3 and len([*(cache/'baselines').glob('*.safetensors')]) == 1 # and the network that chose
+    key = json.loads(files[0].read_text())
+    assert {'row', 'seed', 'data', 'network', 'training', 'stored', 'device', 'versions', 'result'} <= set(key)
     second = ask()
-    assert accs(second) == accs(first) == accs(ask(cache=False)) and all(r['cached'] for r in second)
+    assert accs(second) == accs(first) == accs(plain) and all(r['cached'] for r in second)
     for f in files: f.write_text('{')
     assert accs(ask()) == accs(first) # damaged files are made again
     assert all(r['cached'] for r in ask())
     for change in dict(steps=4), dict(lr=.02), dict(seed=5), dict(mix=.5):
-        assert not any('cached' in r for r in ask(**change)), change
+        assert 'cached' not in ask(rows=('random',), **change)[0], change
     wide = score(replace(dset, evaluation=NET | dict(width=12)), data, n=1, rows=('random',), **BRIEF)
     other = score(dset, load_data(toy_images(classes=3, per_class=20, seed=1)), n=1, rows=('random',), **BRIEF)
     assert 'cached' not in wide[0] and 'cached' not in other[0]
@@ -182,10 +239,12 @@ def test_cache_that_cannot_be_written(data, dset, cache):
 
 # Records
 
+SMALL = dict(width=8, n_data=8, batch_real=4, factor=1)
+
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    distill(data, out=folder, log=None, outer=1, inner=1, width=8, n_data=8, batch_real=4, factor=1)
+    distill(data, out=folder, log=None, outer=1, inner=1, **SMALL)
     return folder
 
 def test_the_test_split_is_used_once(data, run):
@@ -214,8 +273,10 @@ def test_scores_of_a_run(data, run):
     assert record['robust'][1]['ars'] == robust(dset, data, soft='mse', **own)['ars']
     assert {'versions', 'data', 'device', 'seed', 'protocol', 'test_uses'} <= set(record)
     before = (run/'scores.json').read_bytes()
-    for kw in dict(soft='hard'), dict(archs=('resnetap99',)), dict(protocol='fast'):
-        with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # nothing was tested that a warning could count
+        for kw in dict(soft='hard'), dict(archs=('resnetap99',)), dict(protocol='fast'):
+            with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
     assert (run/'scores.json').read_bytes() == before
 
 def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
@@ -229,7 +290,7 @@ def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
     monkeypatch.setattr(torch, 'compile', fails)
     before = (run/'result.json').read_bytes()
     with warnings.catch_warnings(), pytest.raises(ValueError, match='compiled=True needs a C'):
-        warnings.simplefilter('error') # nothing was tested that a warning could count
+        warnings.simplefilter('error')
         ask(compiled=True)
     assert (run/'result.json').read_bytes() == before
 
@@ -237,32 +298,48 @@ def test_start_of_a_run_is_a_row(data, run):
     rows = evaluate_run(run, data, n=1, rows=('start', 'distilled'), **BRIEF)['rows']
     assert [r['set'] for r in rows] == ['start', 'distilled']
 
-class ScriptedCB(BestCB):
-    "Says what each report was worth, and keeps what it saw"
-    def __init__(self, worth, stop=None):
-        super().__init__()
-        self.worth, self.stop, self.seen = worth, stop, {}
-    def measure(self, seed=0):
-        self.seen[self.dls.at] = self.model.pixels.detach().clamp(0, 1).clone()
-        return self.worth[self.dls.at]
-    def after_batch(self):
-        if self.dls.at == self.stop: self.learn.checkpoint_cb.stop = True
+# Validation
 
-@pytest.mark.parametrize('worth, best', [([.1, .3, .5, .2, .5], 2), ([.6, .3, .5, .2, .4], 0),
-                                         ([0., .1, .2, .3, .4], 4)])
-@pytest.mark.parametrize('stop', [None, 1, 3])
-def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop):
+class Scripted(ValidAccuracy):
+    "Gives accuracies from a list, and keeps the pixels that it saw"
+    def __init__(self, worth):
+        super().__init__()
+        self.worth, self.seen = worth, {}
+    def measure(self, learn, seed=0):
+        at = learn.dls.train.at
+        self.seen[at] = learn.model.pixels.detach().clamp(0, 1).clone()
+        return 1. - self.worth[at], self.worth[at]
+
+class StopCB(Callback):
+    order = 90
+    def __init__(self, at): self.at = at
+    def after_batch(self): self.learn.checkpoint_cb.stop = self.dls.train.at == self.at
+
+@pytest.mark.parametrize('worth, best, stop', [
+    ([.1, .3, .5, .2, .5], 2, 3), ([.6, .3, .5, .2, .4], 0, 1), ([0., .1, .2, .3, .4], 4, 3)])
+def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
+    "Also of a run that was stopped and resumed; the initialisation counts, the first of two equals wins, nothing is printed"
     held, out = data.hold_out(.25), tmp_path/'run'
-    args = dict(outer=2, inner=2, report=1, width=8, n_data=8, batch_real=4, factor=1, lr=.05)
-    whole, stopped = ScriptedCB(worth), ScriptedCB(worth, stop)
-    dset = distill(held, cbs=[whole], log=None, **args)
+    args = dict(outer=2, inner=2, report=1, lr=.05, log=None, **SMALL)
+    whole, stopped, again = (Scripted(worth) for _ in range(3))
+    dset = distill(held, cbs=[BestCB()], metrics=[whole], **args)
     assert len({x.sum().item() for x in whole.seen.values()}) == 5
     assert torch.equal(dset.pixels, whole.seen[best])
-    if stop is None: return
-    with pytest.raises(KeyboardInterrupt): distill(held, out=out, cbs=[stopped], log=None, **args)
-    with pytest.raises(ValueError, match='the run was begun with scripted_cb; pass such'): resume(out, held, log=None)
-    again = ScriptedCB(worth)
-    assert torch.equal(resume(out, held, [again], log=None).pixels, dset.pixels) and 0 not in again.seen
+    with pytest.raises(KeyboardInterrupt): distill(held, out=out, cbs=[BestCB(), StopCB(stop)], metrics=[stopped], **args)
+    with pytest.raises(ValueError, match='the run was begun with best_cb; pass such'): resume(out, held, log=None)
+    cb = BestCB()
+    assert torch.equal(resume(out, held, [cb], [again], log=None).pixels, dset.pixels) and 0 not in again.seen
+    assert cb.best == worth[best]
+    assert capsys.readouterr().out == ''
+
+def test_measuring_changes_no_pixel(data):
+    held, metric = data.hold_out(.25), ValidAccuracy(nets=2, **BRIEF)
+    args = dict(outer=1, inner=2, report=1, log=None, **SMALL)
+    assert torch.equal(distill(held, metrics=[metric], **args).pixels, distill(held, **args).pixels)
+    assert len(metric.accs) == 2
+    with pytest.raises(ValueError, match='data has no validation split'): distill(data, metrics=[ValidAccuracy()], **args)
+
+# Tables
 
 def record(folder, name, protocol, seed, distilled, full):
     (folder/name).mkdir()
@@ -292,21 +369,29 @@ def test_cross_pools_the_sets_of_a_method(data):
     both = torch.tensor(records[0]['accs'] + records[2]['accs'])*100
     assert lines[2].split('|')[4].strip() == f'{both.mean():.1f} ± {both.std():.1f}'
 
-def test_cross_refuses_before_any_work(data, dset):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocols, 'train', None) # no network may be trained
-        for archs, says in (('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'):
-            with pytest.raises(ValueError, match=says): cross([dset], data, archs, n=1)
+def test_cross_refuses_before_any_work(data, dset, monkeypatch):
+    monkeypatch.setattr(protocols, 'train', None) # no network may be trained
+    for archs, says in (('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'):
+        with pytest.raises(ValueError, match=says): cross([dset], data, archs, n=1)
 
-def test_robust_is_made_of_rows(data, dset):
-    soft = robust(dset, data, n=1, soft='mse', **BRIEF)
-    rows = 'distilled', 'random', 'full'
-    ask = lambda **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=rows, **BRIEF | kw)}
-    hard, any, plain = ask(), ask(soft='mse'), ask(soft='mse', augment='', mix=0.)
-    assert [soft[k] for k in ('real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain')] == [
-        hard['full'], hard['distilled'], any['distilled'], any['random'], plain['distilled'], plain['random']]
-    alpha = .5*(soft['syn_any'] - soft['random_any']) - .5*(soft['real_hard'] - soft['syn_hard'])
-    assert soft['lrs'] == pytest.approx((2.718281828**alpha - .367879441)/2.350402387)
+@pytest.mark.parametrize('soft, own', [('mse', False), (None, True)])
+def test_robust_is_made_of_rows(data, dset, soft, own):
+    if own: dset = replace(dset, y=torch.eye(3)*.7 + .1)
+    scores, rand = robust(dset, data, n=1, soft=soft, **BRIEF), 'random-soft' if own else 'random'
+    ask = lambda dset, **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=('distilled', rand, 'full'), **BRIEF | kw)}
+    classes = {r['set']: r['acc'] for r in score(replace(dset, y=torch.arange(3)), data, n=1, rows=('distilled', 'full'), **BRIEF)}
+    any, plain = ask(dset, soft=soft), ask(dset, soft=soft, augment='', mix=0.)
+    assert [scores[k] for k in ('real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain')] == [
+        classes['full'], classes['distilled'], any['distilled'], any[rand], plain['distilled'], plain[rand]]
+    alpha = .5*(scores['syn_any'] - scores['random_any']) - .5*(scores['real_hard'] - scores['syn_hard'])
+    assert scores['lrs'] == pytest.approx((2.718281828**alpha - .367879441)/2.350402387)
+    assert scores['soft'] == ('own' if own else 'mse')
+
+def test_robust_needs_random_images(data):
+    many = make_set(data)
+    many = replace(many, pixels=many.pixels.repeat_interleave(15, 0), y=many.y.repeat_interleave(15))
+    with pytest.raises(ValueError, match='has 14 of 15 real images; use a smaller set'): robust(many, data, n=1)
+    with pytest.raises(ValueError, match='has 14 of 15 real images; use a smaller set'): score(many, data, n=1, soft='kl')
 
 # ImageNet's augmentation
 
@@ -324,8 +409,3 @@ def test_zoom_against_torchvision():
 def test_imagenet_looks_at_no_value():
     aug, x = Augment('imagenet'), torch.empty(4, 3, 32, 32, device='meta')
     assert aug(x, aug.draw(4, 32, 'meta')).shape == x.shape
-
-def test_keys_are_json(data, dset, cache):
-    score(dset, data, n=1, rows=('k-means',), **BRIEF)
-    key = json.loads(next((cache/'baselines').glob('*.json')).read_text())
-    assert {'row', 'seed', 'data', 'network', 'training', 'stored', 'device', 'versions', 'result'} <= set(key)

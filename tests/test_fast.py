@@ -8,20 +8,22 @@ import sys
 import pytest
 import torch
 from benchmarks import alternatives, chunks, plain
+from benchmarks.__main__ import target
 from notebooks import ROOT
 
-from dreamplus.nets.augment import Augment
-from dreamplus.core import seeded
-from dreamplus.loop.distill import make_job, make_learner
-from dreamplus.nets.convnet import ConvNet
-from dreamplus.choose.kmeans import embed_classes, kmeans
+from dreamplus.choose.kmeans import kmeans
+from dreamplus.choose.samplers import embed_classes
+from dreamplus.core import Key, seeded
 from dreamplus.data.sources import load_data
-from dreamplus.synthetic import decode
+from dreamplus.loop.distill import distiller
+from dreamplus.nets.augment import Augment
+from dreamplus.nets.convnet import ConvNet
 from dreamplus.nets.train import fast_call, sgd, train_step
+from dreamplus.synthetic import decode
 
 def learner(d, ipc=1, factor=1, **own):
     "A Learner of DREAM+ without a warm epoch"
-    return make_learner(d, make_job(d, 'dream+', ipc, factor, 0, 'cpu', own | dict(warm_epochs=0.)))
+    return distiller(d, 'dream+', ipc, factor, device='cpu', **own | dict(warm_epochs=0., start='noise'))
 
 def data(counts, channels, size):
     "Random images, some classes smaller than a batch"
@@ -34,17 +36,15 @@ def data(counts, channels, size):
     ((30, 12, 5), 3, 16, 2, 2, 8, 'color_crop_cutout'), # unequal, one smaller than the batch
     ((20, 20), 1, 16, 3, 1, 6, 'color_crop'), # f = 3 with padding
     ((12, 40, 12, 12, 12), 3, 12, 1, 3, 5, 'color_scale_rotate')])
-@pytest.mark.parametrize('chunk', [1, 2, 0])
+@pytest.mark.parametrize('chunk', [1, 0])
 def test_matching_is_the_plain_loop(counts, channels, size, factor, ipc, batch, augment, chunk):
-    own = dict(width=8, batch_real=batch, start='noise', augment=augment, chunk=chunk)
-    with seeded(1):
-        learn = learner(data(counts, channels, size), ipc, factor, **own)
-        net = learn.net_cb.fresh(warm=False)
-        real, draw = learn.sample_cb.sampler(net), learn.loss_func.augment.draw(len(counts), size)
-    loss = learn.loss_func(learn.model(learn.dls.classes), real, draw, net)
+    own = dict(width=8, batch_real=batch, augment=augment, chunk=chunk)
+    learn = learner(data(counts, channels, size), ipc, factor, **own)
+    to, see = target(learn), learn.loss_func.match.augment
+    loss = learn.loss_func(learn.model(to.classes.index), to)
     ours, = torch.autograd.grad(loss, learn.model.pixels)
     pixels = learn.model.pixels.detach().clone().requires_grad_()
-    total = plain.step(net, learn.data, pixels, real, learn.loss_func.augment, draw, lambda x: decode(x, factor))
+    total = plain.step(to.net, learn.data, pixels, to.real, see, to.draw, lambda x: decode(x, factor))
     assert loss.item() == pytest.approx(total, rel=1e-4)
     assert (ours - pixels.grad).norm() <= 1e-4*pixels.grad.norm()
 
@@ -53,21 +53,20 @@ def test_no_gradient_is_wasted():
     d = data((9, 9, 9), 1, 8)
     for match in ('bidirectional', 'embedding'):
         learn, saved = learner(d, width=8, batch_real=4, match=match), []
-        net = learn.net_cb.current
-        real, draw = learn.sample_cb.sampler(net), learn.loss_func.augment.draw(3, 8)
-        images = learn.model(learn.dls.classes)
+        to = target(learn)
+        images = learn.model(to.classes.index)
         note = lambda t, saved=saved: saved.append(t.shape) or t
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            learn.loss_func(images, real, draw, net).backward()
-        assert all(p.grad is None for p in net.parameters())
-        kept = [s for s in saved if len(s) == 4 and s[0] == 4*learn.loss_func.chunk] # of four real images a class
+            learn.loss_func(images, to).backward()
+        assert all(p.grad is None for p in to.net.parameters())
+        kept = [s for s in saved if len(s) == 4 and s[0] == 4*learn.loss_func.match.chunk] # of four real images a class
         assert bool(kept) == (match == 'bidirectional')
 
 @pytest.mark.parametrize('k', [1, 12])
 def test_kmeans_is_the_plain_one(k):
     "From the same labels to the same centres as the one-hot clustering of the released codes"
     d = data((200, 150), 1, 8)
-    net = learner(d, width=16, start='noise').net_cb.fresh(warm=False)
+    with seeded(0): net = ConvNet(channels=1, classes=2, size=8, width=16)
     x, mask = embed_classes(net, d)
     x, labels = x.double(), torch.arange(mask.shape[1]) % k # float64: rounding moves no point to another centre
     found = kmeans(x, k, mask, start=labels.expand(mask.shape))
@@ -97,22 +96,20 @@ def test_a_compiled_network_is_the_network():
 @needs_compiler
 def test_a_compiled_run_is_the_run():
     "to rounding: the embeddings of a choice, the last ones in a batch of their own, and the networks' training"
-    d, compilations = data((80, 70), 1, 8), [frames()]
-    usual, fast = (learner(d, width=4, batch_real=6, n_data=24, start='noise', **how)
-                   for how in ({}, dict(compiled=True)))
+    d, compilations = data((80, 70), 1, 8), []
+    usual, fast = (learner(d, width=4, batch_real=6, n_data=24, **how) for how in ({}, dict(compiled=True)))
     for seed in 0, 1:
         for learn in usual, fast:
-            with seeded(seed):
-                learn.net_cb.fresh(warm=False)
-                learn.net_cb.train(3)
-        nets = usual.net_cb.current, fast.net_cb.current
+            learn.network_cb.schedule.begin(Key(seed, 'network'))
+            learn.network_cb.schedule.after_update(None, Key(seed, 'train'))
+        nets = [learn.network_cb.schedule.net for learn in (usual, fast)]
         for a, b in zip(*(net.parameters() for net in nets)): torch.testing.assert_close(a, b)
         expected, found = embed_classes(nets[0], d)[0], embed_classes(nets[0], d, compiled=True)[0]
         torch.testing.assert_close(found, expected)
-        chosen = fast.sample_cb.sampler(nets[1])
+        chosen = fast.sample_cb.sampler(nets[1], d.class_batch(), Key(seed))
         assert d.train.y[chosen].tolist() == [[0]*6, [1]*6]
         compilations.append(frames())
-    assert compilations[0] < compilations[1] == compilations[2] # made once, for all networks
+    assert 0 < compilations[0] == compilations[1] # made once, for all networks
 
 def test_bfloat16_rounds_the_network_and_nothing_else():
     x, y = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
@@ -131,7 +128,7 @@ import torch
 from dreamplus.machine import peak_mib, pick_device
 from dreamplus.loop.distill import distill
 from dreamplus.data.sources import load_data
-x, y = torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
+x, y = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
 data = load_data((x, y), test=(x[::2], y[::2]))
 dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=2, n_data=8, warm_epochs=0., log=None,
                device='cpu')
@@ -139,14 +136,14 @@ print(dset.pixels.shape[0], peak_mib(torch.device('cpu')))
 """
 
 def test_a_thousand_classes_fit():
-    "64 px, in far less than 24 GiB: a chunk is one class, and selection goes through in parts"
+    "in far less than 24 GiB: a chunk is one class, and selection goes through in parts"
     done = subprocess.run([sys.executable, '-c', MANY], cwd=ROOT, text=True, capture_output=True, check=True)
     classes, peak = done.stdout.split()
-    assert int(classes) == 1000 and float(peak) < 4096
+    assert int(classes) == 1000 and float(peak) < 1536
 
 def test_peak_memory_is_that_of_this_program_alone():
     "not of the one that started it, here with a GiB more"
-    code = "import torch; from dreamplus.core import peak_mib; print(peak_mib(torch.device('cpu')))"
+    code = "import torch; from dreamplus.machine import peak_mib; print(peak_mib(torch.device('cpu')))"
     child = f'import subprocess, sys, torch; x = torch.ones(2**28); {code}; '
     child += 'subprocess.run([sys.executable, "-c", sys.argv[1]])'
     said = subprocess.run([sys.executable, '-uc', child, code], text=True, capture_output=True, check=True).stdout
@@ -157,7 +154,7 @@ def test_benchmark_runs(tmp_path, monkeypatch):
     "The smallest shape, from the command to the record and the plot"
     out = tmp_path/'record.json'
     code = ("import benchmarks.__main__ as b; b.SHAPES['digits'] |= dict(images=200, width=4, batch=8); "
-            "b.GROWTH['ipc'] = 2,; b.SPAN = 0; b.main()")
+            "b.GROWTH['ipc'] = 2,; b.SMALL['images'] = 200; b.SPAN = 0; b.main()")
     command = [sys.executable, '-c', code, '--shapes', 'digits', '--growth', 'ipc', '--inner', '2', '--out', out,
                '--also', 'candidates,untuned']
     subprocess.run(command, cwd=ROOT, check=True)

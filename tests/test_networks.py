@@ -25,7 +25,7 @@ def test_depth_follows_size(size, depth, channels):
     net = ConvNet(channels, 10, size, width=4)
     assert len(net.features(torch.zeros(2, channels, size, size))) == depth
 
-@pytest.mark.parametrize('size', [4, 5, 7, 9, 12, 20, 48, 100])
+@pytest.mark.parametrize('size', [4, 5, 7, 9, 20, 100])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_odd_sizes(size, channels):
     assert ConvNet(channels, 5, size, width=4)(torch.randn(2, channels, size, size)).shape == (2, 5)
@@ -103,7 +103,7 @@ def test_seed_fixes_weights_and_leaves_the_generator():
     ('vgg', 3, 32, {}, 'use one of convnet, resnet10'), ('convnet', 0, 32, {}, 'channels=0 must be'),
     ('convnet', 3, 32., {}, 'size=32.0 must be'), ('convnet', 3, 3, {}, 'halves 3 pixels to none; use 1 or less'),
     ('convnet', 3, 32, dict(depth=0), 'depth=0 must be'), ('convnet', 3, 32, dict(act='gelu'), "act='gelu' is unknown"),
-    ('resnet10', 3, 4, {}, 'size=4 is too small'), ('resnet10', 1, 8, dict(norm='instance'), 'takes 16'),
+    ('resnet10', 3, 4, {}, 'size=4 is too small'), ('resnet10', 1, 8, dict(norm='instance'), 'needs 16 pixels'),
     ('resnet10', 3, 32, dict(width=0), 'width=0 must be'), ('resnet18', 3, 32, dict(norm='in'), 'use one of instance'),
     ('resnet18', 3, 32, dict(depth=3), "resnet18 takes no 'depth'; it takes norm, width")])
 def test_errors(arch, channels, size, kw, message):

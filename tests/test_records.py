@@ -1,27 +1,22 @@
-"Numbers, not prose: what the README and the pages of results show is drawn from the records under `results/`."
+"What the README and the pages of results say is drawn from the records under `results/`."
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from execnb.shell import CaptureShell
 from notebooks import CHAPTERS, PAGES, ROOT, body, directives
 
-from dreamplus.labs.reproduce import CELLS
+from dreamplus.labs.study import load_study
 
 RESULTS = ROOT/'results'
 SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('results/')]
-RUNS = sorted({*RESULTS.rglob('result.json'), *RESULTS.rglob('reproduced.json')})
-# the thousand numbers of these reach a page through its cells alone
-MANY = sorted({*RESULTS.glob('study-*/*.json'), *RESULTS.glob('compare-*/*-ipc*-seed*.json'),
-               *RESULTS.glob('scores-*/*.json')})
-SMALL = sorted(RESULTS.glob('*.json')) # of `python -m benchmarks...`
-# 91.3, and 5.4 or 5 where a unit says what it is; no part of a version or a longer decimal
-WHOLE = r'(?:%|points|per cent|seconds|minutes|times|(?:ms|s)\b)(?! interval)'
-UNIT = rf'(?:{WHOLE}|(?:MiB|GiB)\b)'
-NUMBER = re.compile(rf'(?<![\w.-])(\d\d\.\d|\d+\.\d(?=\s*{UNIT})|\d+(?=\s*{WHOLE}))(?![\d.])')
+FILES = [p for p in RESULTS.rglob('*') if p.is_file() and p.name != '.lock' and '__pycache__' not in p.parts]
+OPENED, WATCHING = set(), []
 
-def prose(page): return [c['source'] for c in page.cells if c['cell_type'] == 'markdown']
-def unquoted(text): return re.sub(r'```.*?```|`[^`\n]*`', '', text, flags=re.S)
+def watch(event, args):
+    if WATCHING and event == 'open' and isinstance(args[0], (str, Path)): OPENED.add(Path(args[0]).resolve())
 
 def said(outputs):
     "The text of outputs; a picture says nothing"
@@ -46,56 +41,55 @@ def run(page):
 
 @pytest.fixture(scope='module')
 def pages():
+    sys.addaudithook(watch)
     with pytest.MonkeyPatch.context() as patch:
+        WATCHING.append(True)
         ran = {}
         for page in SHOWN:
             patch.chdir(page.path.parent)
             ran[page] = run(page)
-        return ran
-
-def numbers(text): return {*re.findall(r'(?<![\w.])\d+(?:\.\d)?(?![\d.])', text)}
-
-@pytest.fixture(scope='module')
-def drawn(pages):
-    "What each page draws from the records as they are now"
-    return {page: numbers('\n'.join(now for now, _ in pairs)) for page, pairs in pages.items()}
+        WATCHING.clear()
+    return ran
 
 def test_pages_say_what_the_records_hold(pages):
     stale = [f'{page}\n--- stored\n{stored}\n--- from the records\n{now}'
              for page, pairs in pages.items() for now, stored in pairs if now != stored]
-    if stale: pytest.fail('build these pages anew:\n' + '\n'.join(stale), pytrace=False)
+    if stale: pytest.fail('run these pages again:\n' + '\n'.join(stale), pytrace=False)
 
-def undrawn(text, drawn):
-    published = {f'{c.value:.1f}' for c in CELLS.values()} if 'published' in text else set()
-    return [n for n in NUMBER.findall(unquoted(text)) if n not in drawn | published]
+def test_every_file_is_shown_by_a_page(pages):
+    chapters = '\n'.join(s for nb in CHAPTERS for s in nb.code)
+    used = {p for p in FILES if p in OPENED or f'results/{p.relative_to(RESULTS).as_posix()}' in chapters}
+    used |= {*RESULTS.glob('digits-ipc1/distilled.*')} # `overview.py` draws the picture of the README from them
+    assert sorted({p.name for p in {*FILES} - used}) == ['README.md', 'overview.py'], 'no page shows these; remove them'
 
-def test_prose_shows_no_number_that_no_record_holds(drawn):
-    texts = [(page, p, drawn[page]) for page in SHOWN for source in prose(page) for p in source.split('\n\n')]
-    texts += [(name, p, set().union(*drawn.values())) for name in ('README.md', 'results/README.md')
-              for p in (ROOT/name).read_text(encoding='utf-8').split('\n\n')]
-    found = [f'{page}: {", ".join(none)} in: {text}' for page, text, held in texts if (none := undrawn(text, held))]
-    if found: pytest.fail('no record holds\n' + '\n'.join(found), pytrace=False)
+@pytest.fixture(scope='module')
+def records():
+    "All records by file; those of a study have the entries of its first line, too"
+    studies = {p: load_study(p.parent) for p in FILES if p.name == 'records.jsonl'}
+    return studies | {p: [json.loads(p.read_text(encoding='utf-8'))] for p in RESULTS.glob('*.json')}
 
-@pytest.mark.parametrize('chapter', CHAPTERS, ids=str)
-def test_chapters_show_no_number_that_they_neither_compute_nor_read(chapter):
-    shown = '\n'.join(said(c['outputs']) for c in chapter.cells if c['cell_type'] == 'code')
-    computed = numbers(shown)
-    found = [f'{", ".join(none)} in: {text}' for text in chapter.prose if (none := undrawn(text, computed))]
-    if found: pytest.fail('no record holds\n' + '\n'.join(found), pytrace=False)
+def lacks(r):
+    "What a record should say of how it came about, and does not"
+    digests = r['data'].values() if isinstance(r.get('data'), dict) else [r.get('data', '')]
+    if not digests or not all(re.fullmatch(r'[0-9a-f]{16,}', d) for d in digests): yield 'data'
+    if not re.match(r'(OMP_NUM_THREADS=\d )?(dreamplus|python -m) ', r.get('command', '')): yield 'command'
+    if not {'dreamplus', 'torch'} <= {*r.get('versions', {})}: yield 'versions'
+    if not r.get('device'): yield 'device'
+    if 'seed' not in r and not r.get('seeds'): yield 'seed'
 
-def test_invented_numbers_are_found(drawn):
-    assert undrawn('It reaches 99.87 and scores 12.3 (`45.6` in code).', {'45.6'}) == ['12.3']
-    assert undrawn('torch 2.15.0 gains 7.7 points, width-32.5, at 0.25', set()) == ['7.7']
-    assert undrawn('12 sets gain 7 points; the 95 % interval', set()) == ['7']
-    assert undrawn('published: 69.4', set()) == [] and undrawn('claimed: 69.4', set()) == ['69.4']
-    assert numbers('| 91.3 ± 1.0 | 3 nets, torch 2.15.0') == {'91.3', '1.0', '3'}
+def test_records_say_how_they_came_about(records):
+    assert len(records) > 30
+    found = {(p.relative_to(RESULTS).as_posix(), what) for p, own in records.items() for r in own for what in lacks(r)}
+    assert sorted(found) == []
 
-@pytest.mark.parametrize('path', RUNS + MANY + SMALL, ids=lambda p: p.relative_to(RESULTS).as_posix())
-def test_records_say_how_they_came_about(path):
-    record = json.loads(path.read_text(encoding='utf-8'))
-    if 'command' not in record: record['command'] = (path.parent/'command.txt').read_text(encoding='utf-8')
-    assert record['command'].strip().startswith(('dreamplus ', 'OMP_NUM_THREADS', 'python -m benchmarks'))
-    assert {'dreamplus', 'torch'} <= set(record['versions'])
-    digests = record['data'].values() if isinstance(record['data'], dict) else [record['data']]
-    assert digests and all(re.fullmatch(r'[0-9a-f]{16,}', d) for d in digests)
-    assert record['device'] and ('seed' in record or record['seeds'])
+def test_records_do_not_repeat_what_they_share():
+    for p in FILES:
+        if p.name != 'records.jsonl': continue
+        head, *lines = [json.loads(line) for line in p.read_text(encoding='utf-8').splitlines()]
+        assert lines and not [k for line in lines for k in line if head.get(k, ...) == line[k]], p
+        same = [k for k in lines[0] if all(k in line and line[k] == lines[0][k] for line in lines)]
+        same = [k for k in same if len(lines) > 1 and len(json.dumps(lines[0][k])) > 60]
+        assert not same, f'{p}: move to the first line'
+
+def test_a_study_is_one_file():
+    assert len(FILES) < 60

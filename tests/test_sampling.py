@@ -1,4 +1,6 @@
 "Clusters, picks, samplers and coresets against slow oracles: one class, one point, one centre at a time, in float64."
+from functools import partial
+
 import pytest
 import torch
 
@@ -201,9 +203,9 @@ def test_random_sampler_is_a_stream_for_each_class(batch):
         if n > 1 and len(passes) > 3: assert len({tuple(p.tolist()) for p in passes}) > 1
         assert len(torch.cat(passes).unique()) == n # images of a dropped tail come in another pass
 
-MAKERS = {'random': RandomSampler, 'representative': RepresentativeSampler, 'tiny': lambda d, b: RepresentativeSampler(
-    d, b, rule='tiny'), 'subcluster': SubclusterSampler, 'candidates': lambda d, b: RepresentativeSampler(d, b, candidates=9),
-    'cold': lambda d, b: RepresentativeSampler(d, b, candidates=9, warm_rounds=0)}
+MAKERS = dict(random=RandomSampler, representative=RepresentativeSampler, subcluster=SubclusterSampler,
+              tiny=partial(RepresentativeSampler, rule='tiny'), candidates=partial(RepresentativeSampler, candidates=9),
+              cold=partial(RepresentativeSampler, candidates=9, warm_rounds=0))
 FRESH = True, False, True, False
 
 @pytest.mark.parametrize('name', MAKERS)
@@ -246,7 +248,7 @@ def test_warm_start():
     found = kmeans(x, 6, mask, start=sampler.labels.long(), max_iter=10, key=rows('centres'))
     expected = class_table(data.train)[0].gather(1, nearest(x, found.centres, mask))
     assert torch.equal(sampler(net, every, Key(0), fresh=False), expected)
-    assert torch.equal(sampler(net, every, Key(7)), anew(net, every, Key(7), fresh=False)) # one without clusters has no choice
+    assert torch.equal(sampler(net, every, Key(7)), anew(net, every, Key(7), fresh=False)) # has no clusters yet
     assert not torch.equal(anew(net, every, Key(0)), expected)
 
 def test_candidates():

@@ -1,5 +1,6 @@
 "Studies and reproductions at toy scale: equal initial images, resumed runs, and the analysis against plain loops."
 import statistics
+import time
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,8 @@ from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
 from dreamplus.data.core import subset
 from dreamplus.data.sources import load_data
-from dreamplus.judge import evaluate, protocols
+from dreamplus.judge import protocols, validate
+from dreamplus.judge.validate import ValidAccuracy
 from dreamplus.labs import study as st
 from dreamplus.labs.reproduce import PUBLISHED, operations, reproduce, tolerance
 from dreamplus.labs.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
@@ -44,14 +46,14 @@ def timeless(r): return [(p['outer'], p['acc'], p['accs']) for p in r['points']]
 class SeenCB(st.TraceCB):
     def before_fit(self):
         super().before_fit()
-        self.first = self.model.pixels.detach().clone()
+        self.initial = self.model.pixels.detach().clone()
 
 def test_all_runs_of_a_seed_and_start_begin_with_the_same_images(data):
     def first(start, sampler, warm, seed):
-        trace = SeenCB(start, seed, nets=1, epochs=0, steps=1)
-        distill(data.hold_out(.2), ipc=1, outer=1, sampler=sampler, warm_epochs=warm, seed=seed, cbs=[trace], log=None,
-                **TINY)
-        return trace.first
+        trace, metric = SeenCB(start, seed), ValidAccuracy(epochs=0, steps=1)
+        distill(data.hold_out(.2), ipc=1, outer=1, sampler=sampler, warm_epochs=warm, seed=seed, cbs=[trace],
+                metrics=[metric], log=None, **TINY)
+        return trace.initial
     for start in 'random', 'k-means':
         assert torch.equal(first(start, 'random', 0, 0), first(start, 'representative', 2, 0))
     assert not torch.equal(first('random', 'random', 0, 0), first('random', 'random', 0, 1))
@@ -73,13 +75,25 @@ def test_a_subset_is_other_data(data, tmp_path):
     with pytest.raises(ValueError, match='was made with another'): study(data, tmp_path, valid=.25, **ONE, **QUICK)
 
 def test_held_out_and_never_tested(data, tmp_path, monkeypatch):
-    looked, true = [], evaluate.accuracy_on
-    def look(net, split, d):
-        looked.append(split is d.valid)
-        return true(net, split, d)
-    monkeypatch.setattr(evaluate, 'accuracy_on', look)
+    looked, true = [], protocols.logits_on
+    def look(net, x, d):
+        looked.append(x is d.valid.x)
+        return true(net, x, d)
+    for module in protocols, validate: monkeypatch.setattr(module, 'logits_on', look)
     study(data, tmp_path, **ONE, **QUICK)
     assert looked == [True]*3
+
+def test_seconds_have_the_start_but_no_measurement(data, tmp_path, monkeypatch):
+    def slow(true, seconds):
+        def after(*args, **kw):
+            time.sleep(seconds)
+            return true(*args, **kw)
+        return after
+    monkeypatch.setattr(st, 'start_pixels', slow(st.start_pixels, .5))
+    monkeypatch.setattr(validate, 'train_fresh', slow(validate.train_fresh, 2))
+    [r] = study(data, tmp_path, **ONE, **QUICK | dict(outer=1))
+    first, last = (p['seconds'] for p in r['points'])
+    assert .5 < first < last < 2
 
 def test_a_killed_study_goes_on(data, done, tmp_path, monkeypatch):
     true, count, file = st.distill, iter(range(100)), tmp_path/'records.jsonl'

@@ -43,7 +43,7 @@ def die_at(call, path): # killed at that call of `train`, one an epoch
     experts_module.train = dying
     make(toys(), path)
 
-@pytest.mark.parametrize('call, finished', [(1, 0), (5, 1), (9, 2)])
+@pytest.mark.parametrize('call, finished', [(1, 0), (5, 1)])
 def test_killed_and_run_again(tmp_path, made, call, finished):
     path = tmp_path/'run'
     assert Process(die_at, call, path).end() == (None, -signal.SIGKILL)
@@ -134,7 +134,8 @@ def case(norm='instance', augment=''):
     lr = torch.tensor(.3, dtype=torch.float64)
     return ce, net, [t.requires_grad_() for t in (x, y)], [to_vector(start), to_vector(target)], lr.requires_grad_()
 
-def batches(steps, batch, augment='', seed=1): return draw_batches(6, 8, steps, batch, Augment(augment, 'one'), Key(seed))
+def batches(steps, batch, augment='', seed=1):
+    return draw_batches(6, 8, steps, batch, Augment(augment, 'one'), Key(seed))
 
 def gradients(loss, ce, images, weights, lr, drawn):
     value = loss(ce, *images, *weights, lr, drawn)
@@ -157,11 +158,11 @@ def unroll(net, aug, cut, ce, x, y, start, target, lr, drawn):
     end = torch.cat([w.flatten() for w in weights.values()])
     return ((end - target)**2).sum()/((start - target)**2).sum()
 
-@pytest.mark.parametrize('norm', NETS)
-@pytest.mark.parametrize('batch, augment', [(6, ''), (4, DSA), (2, 'crop')])
+@pytest.mark.parametrize('norm, batch, augment', [
+    ('instance', 6, ''), ('instance', 4, DSA), ('none', 2, 'crop'), ('layer', 4, DSA), ('batch', 4, '')])
 def test_forms(norm, batch, augment):
     ce, net, *args = case(norm, augment)
-    args.append(batches(7, batch, augment))
+    args.append(batches(5, batch, augment))
     ours = {name: gradients(form, ce, *args) for name, form in FORMS.items()}
     exact, cut = (gradients(partial(unroll, net, Augment(augment, 'one'), cut), ce, *args) for cut in (False, True))
     for name, expected in dict(plain=exact, rebuilt=exact, tesla=cut).items(): same(ours[name], expected)
@@ -181,7 +182,9 @@ def test_by_finite_differences():
     _, gx, gy, glr = gradients(form, ce, (x, y), weights, lr, drawn)
     dx, dy, h = torch.randn_like(x), torch.randn_like(y), 1e-6
     for changes, g in ((0, 0, 1), glr), ((dx, 0, 0), (gx*dx).sum()), ((0, dy, 0), (gy*dy).sum()):
-        def value(s): return form(ce, x + s*h*changes[0], y + s*h*changes[1], *weights, lr + s*h*changes[2], drawn).item()
+        def value(s, changes=changes):
+            moved = [t + s*h*change for t, change in zip((x, y, lr), changes)]
+            return form(ce, *moved[:2], *weights, moved[2], drawn).item()
         assert (value(1) - value(-1))/(2*h) == pytest.approx(g.item()/3, rel=1e-4)
 
 @pytest.mark.parametrize('form', FORMS)
@@ -197,7 +200,7 @@ def test_in_float32():
     net.float()
     single = [[t.detach().float() for t in part] for part in rest[:2]] + [rest[2].detach().float().requires_grad_()]
     for t in single[0]: t.requires_grad_()
-    same(*(gradients(FORMS[name], ce, *single, batches(20, 6)) for name in ('rebuilt', 'plain')), 1e-3)
+    same(*(gradients(FORMS[name], ce, *single, batches(10, 6)) for name in ('rebuilt', 'plain')), 1e-3)
 
 # The batches
 
@@ -230,9 +233,10 @@ def test_the_matcher_is_a_slow_unrolling(tmp_path, made, see):
     ours = matcher(path, data, syn_steps=4)
     x, lr = torch.rand(6, 1, 8, 8, requires_grad=True), torch.tensor(.05, requires_grad=True)
     value = ours.loss(x, LABELS, lr, Key(0))
-    found = [(k, Experts(path).pair(k, 0, 2)) for k in range(len(ours.experts))]
+    pairs = [Experts(path).pair(k, 0, 2) for k in range(len(ours.experts))]
     onehot, drawn = F.one_hot(LABELS, 3).float(), [(torch.arange(6), {})]*4
-    slow = [unroll(ours.student, Augment(''), False, None, data.normalize(x), onehot, *pair, lr, drawn) for _, pair in found]
+    exact = partial(unroll, ours.student, Augment(''), False, None, data.normalize(x), onehot)
+    slow = [exact(*pair, lr, drawn) for pair in pairs]
     expected = min(slow, key=lambda s: abs(s - value).item())
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
     same(*(torch.autograd.grad(v, (x, lr)) for v in (value, expected)), 1e-3)
@@ -241,7 +245,7 @@ def test_experts_and_epochs_are_drawn_from_the_key(made, monkeypatch):
     ours, seen, pair = matcher(made, max_start=2, expert_epochs=1, syn_steps=1), [], Experts.pair
     monkeypatch.setattr(Experts, 'pair', lambda self, *at: seen.append(at) or pair(self, *at))
     x, lr = torch.rand(6, 1, 8, 8), torch.tensor(.1)
-    values = [ours.loss(x, LABELS, lr, Key(0, 'matching', i)) for i in range(60)]
+    values = [ours.loss(x, LABELS, lr, Key(0, 'matching', i)) for i in range(24)]
     assert set(seen) == {(k, t, 1) for k in range(3) for t in range(2)}
     assert ours.loss(x, LABELS, lr, Key(0, 'matching', 7)) == values[7]
     with seeded(3): a = ours.loss(x, LABELS, lr)
@@ -256,7 +260,8 @@ def test_the_matcher_has_no_state(made):
 
 @pytest.mark.parametrize('kw, says', [
     (dict(experts=None), 'experts=None: name a folder'), (dict(syn_lr=None), 'syn_lr=None'),
-    (dict(syn_steps=0), 'syn_steps=0'), (dict(batch_syn=1.5), 'batch_syn=1.5'), (dict(form='fast'), "form='fast' must be one of"),
+    (dict(syn_steps=0), 'syn_steps=0'), (dict(batch_syn=1.5), 'batch_syn=1.5'),
+    (dict(form='fast'), "form='fast' must be one of"),
     (dict(max_start=0), 'max_start=0'), (dict(expert_epochs=0), 'expert_epochs=0'), (dict(lr_lr=-1.), 'lr_lr=-1.0'),
     (dict(max_start=3), 'max_start=3 and expert_epochs=2 reach epoch 4, but the experts have 3'),
     (dict(augment='sharpen'), 'sharpen'), (dict(experts='nowhere'), 'nowhere holds no experts'),
@@ -277,14 +282,14 @@ def test_no_expert_was_finished(tmp_path):
 def test_a_run_in_pixels_is_a_run_in_the_reference_s_space(tmp_path, made, see):
     "steps of preconditioned pixels are steps of normalised or whitened ones"
     data, start = see(toys()), torch.rand(6, 1, 8, 8)
-    ours = matcher(made if see is not whitened else make(data, tmp_path/'white').path, data, syn_steps=4)
+    ours = matcher(made if see is not whitened else make(data, tmp_path/'white').path, data, syn_steps=2)
     pixels = data.zca.inverse if see is whitened else lambda z: z*data.std + data.mean
     ends = []
     for inside in False, True: # optimise what `normalize` gives, or pixels
         x = (start.clone() if inside else data.normalize(start)).requires_grad_()
         lr = torch.tensor(.05, requires_grad=True)
         opt = torch.optim.SGD([dict(params=[x], lr=.5), dict(params=[lr], lr=1e-4)], momentum=.5)
-        for i in range(5):
+        for i in range(3):
             opt.zero_grad()
             ours.loss(x if inside else pixels(x), LABELS, lr, Key(5, i)).backward()
             if inside: x.grad = precondition(data, x.grad)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORESETS', 'herding', 'k_center', 'coreset', 'gradient_norms']
 
-# %% ../../nbs/34_choose.coresets.ipynb #5488da0d
+# %% ../../nbs/34_choose.coresets.ipynb #8ccce70a
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,11 +19,11 @@ from ..data.core import ImageData
 # %% ../../nbs/34_choose.coresets.ipynb #b361a658
 def herding(x, mask, n, key=None) -> torch.Tensor: # (C,N,D), (C,N) -> columns (C,n)
     "Greedy picks whose mean is closest to the mean of the class (Welling 2009)"
-    xx, target = x.norm(dim=-1).square(), (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) # (C,D)
-    free, total, picks = mask, torch.zeros_like(target), []
+    target = (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) # (C,D)
+    xx, free, total, picks = x.norm(dim=-1).square(), mask, torch.zeros_like(target), []
     for k in range(1, n + 1):
-        d = squared_distances(x, (k*target - total)[:, None], xx)[..., 0].masked_fill(~free, torch.inf)
-        picks.append(d.argmin(1, keepdim=True))
+        d = squared_distances(x, (k*target - total)[:, None], xx)[..., 0]
+        picks.append(d.masked_fill(~free, torch.inf).argmin(1, keepdim=True))
         total = total + torch.take_along_dim(x, picks[-1][..., None], 1)[:, 0]
         free = free.scatter(1, picks[-1], False)
     return torch.cat(picks, 1)
@@ -59,16 +59,18 @@ def coreset(
     raw_features: bool = False, # Embed pixels in [0, 1], as the released DREAM code does
     key: Key = None, # The purpose of this choice; None draws from torch's generator
 ) -> torch.Tensor: # Positions (C,n) in the training split
-    "Real images chosen by `name`; `ValueError` if there is no such coreset, or a class has fewer than `n` images"
+    "Real images chosen by `name`; `ValueError` for an unknown name or a class with fewer images"
     choose, least, picks = CORESETS.find(name), min(data.train.counts), []
     if n > least:
         few = data.classes[data.train.counts.index(least)]
-        raise ValueError(f'{n} images per class were asked for, but class {few!r} has {least}; use a smaller ipc or factor')
-    every = data.class_batch().index
+        raise ValueError(f'{n} images per class were asked for, but class {few!r} has {least}; '
+                         'use a smaller ipc or factor')
+    key = key or Key()
+    rows = data.class_batch().index if key.rows is None else key.rows # a part of a dataset keeps its classes' rows
     for ids in class_parts(data.train):
         place, mask = class_table(data.train, ids)
         x = None if name in ('random', 'first') else embed_classes(net or _Pixels, data, ids, raw_features)[0]
-        picks.append(place.gather(1, choose(x, mask, n, (key or Key()).at(rows=every[ids]))))
+        picks.append(place.gather(1, choose(x, mask, n, key.at(rows=rows[ids]))))
     return torch.cat(picks)
 
 # %% ../../nbs/34_choose.coresets.ipynb #37bfc3a7
@@ -77,7 +79,7 @@ def gradient_norms(
     x: torch.Tensor, # Normalised images (N,ch,h,w)
     y: torch.Tensor, # Labels (N,)
 ) -> torch.Tensor: # (N,)
-    "Norm of the gradient of each image's cross-entropy with respect to all weights; needs memory for N gradients"
+    "Norm of the gradient of each image's cross-entropy; needs memory for N gradients"
     weights = {n: p.detach() for n, p in net.named_parameters()}
     loss = lambda w, x, y: F.cross_entropy(torch.func.functional_call(net, w, (x[None],)), y[None])
     grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, y)

@@ -21,7 +21,7 @@ def random_columns(
     k: int, # Points of each class
     key: Key = None, # One row for each class; None draws from torch's generator
 ) -> torch.Tensor: # Columns (C,k)
-    "Random points of each class without replacement; a class with fewer than `k` points repeats them"
+    "Random points of each class without replacement; a class with fewer than `k` repeats them"
     number = (key or Key()).rand(*mask.shape, device=mask.device).masked_fill(~mask, 2)
     order = number.argsort(dim=1, stable=True)
     return order.gather(1, torch.arange(k, device=mask.device) % mask.sum(1, keepdim=True))
@@ -34,7 +34,8 @@ def squared_distances(
 ) -> torch.Tensor: # (C,N,K)
     "Squared Euclidean distances within each class"
     xx = x.norm(dim=-1).square() if xx is None else xx # `norm` makes no copy of x
-    return torch.baddbmm(xx[..., None] + y.norm(dim=-1).square()[:, None], x, y.mT, alpha=-2).clamp_min_(0)
+    both = xx[..., None] + y.norm(dim=-1).square()[:, None]
+    return torch.baddbmm(both, x, y.mT, alpha=-2).clamp_min_(0)
 
 # %% ../../nbs/30_choose.kmeans.ipynb #7638e21a
 def _closeness(
@@ -43,12 +44,12 @@ def _closeness(
 ) -> Callable: # Centres y (C,k,D) -> x·y - |y|^2/2 (C,N,k)
     "How close each point is to each centre, up to a number that depends on the point alone"
     def bias(y): return -y.norm(dim=-1).square()[:, None]/2
-    large = x[0].numel()*k >= 2**23 and torch.backends.mkldnn.is_available()
-    if not large or x.device.type != 'cpu' or x.dtype != torch.float32: return lambda y: torch.baddbmm(bias(y), x, y.mT)
+    fits = x.device.type == 'cpu' and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not fits or x[0].numel()*k < 2**23: return lambda y: torch.baddbmm(bias(y), x, y.mT)
     points = [p.to_mkldnn() for p in x]
     def product(y):
-        parts = zip(points, y, bias(y)[:, 0])
-        return torch.stack([F.linear(p, q.to_mkldnn(), b.to_mkldnn()).to_dense() for p, q, b in parts])
+        parts = [(p, q.to_mkldnn(), b.to_mkldnn()) for p, q, b in zip(points, y, bias(y)[:, 0])]
+        return torch.stack([F.linear(*part).to_dense() for part in parts])
     return product
 
 # %% ../../nbs/30_choose.kmeans.ipynb #9827b117
@@ -70,7 +71,7 @@ def _means(x, mask, label, k):
     return total/count.clamp_min(1), count
 
 def _farthest(x, mask, distance, empty):
-    "A far point (C,k,D) for each empty centre (C,k), by the distance of points to their own centres (C,N)"
+    "A far point (C,k,D) for each empty centre (C,k); `distance` (C,N) is to the own centre"
     far = distance.masked_fill(~mask, -1).topk(min(empty.shape[1], x.shape[1]), 1).indices
     rank = (empty.cumsum(1) - 1).clamp_min(0) % mask.sum(1, keepdim=True).clamp_max(far.shape[1])
     return torch.take_along_dim(x, far.gather(1, rank)[..., None], 1)
@@ -86,23 +87,25 @@ def lloyd(x, mask, centres, max_iter=100, tol=1e-4) -> Clusters: # (C,N,D), (C,N
         new = torch.where(done[:, None, None], centres, new)
         done |= (new - centres).pow(2).sum((1, 2)) <= tol
         centres = new
-        if (rounds % 5 == 0 or x.device.type == 'cpu') and done.all(): break # a GPU is asked only now and then
+        if (rounds % 5 == 0 or x.device.type == 'cpu') and done.all(): break # a GPU is asked rarely
     most, label = close(centres).max(2)
     return Clusters(centres, label, (xx - 2*most).clamp_min(0), rounds)
 
 # %% ../../nbs/30_choose.kmeans.ipynb #7285db89
-def _weighted(weight, n, key):
-    "Columns (C,n) drawn with replacement and a probability proportional to `weight` (C,N), by the inverse of its sum"
+def _weighted(weight, number):
+    "Columns (C,n) with a probability proportional to `weight` (C,N), from uniform numbers (C,n)"
     total = weight.cumsum(1)
-    return torch.searchsorted(total, key.rand(len(weight), n, device=weight.device)*total[:, -1:])
+    return torch.searchsorted(total, number*total[:, -1:])
 
 def _plusplus(x, mask, k, key):
     "Columns (C,k): starts of greedy k-means++ (Arthur and Vassilvitskii 2007)"
-    picks, xx = [_weighted(mask.float(), 1, key)], x.norm(dim=-1).square()
+    t, xx = 2 + int(math.log(k)), x.norm(dim=-1).square()
     def near(i): return squared_distances(x, torch.take_along_dim(x, i[..., None], 1), xx) # (C,N,t)
+    first, *numbers = key.rand(len(x), 1 + t*(k - 1), device=x.device).split([1] + [t]*(k - 1), 1)
+    picks = [_weighted(mask.float(), first)]
     d = near(picks[0])[..., 0]*mask # (C,N), to the nearest start
-    for _ in range(k - 1):
-        tries = _weighted(d.clamp_min(1e-30)*mask, 2 + int(math.log(k)), key) # (C,t)
+    for number in numbers:
+        tries = _weighted(d.clamp_min(1e-30)*mask, number) # (C,t)
         closer = torch.minimum(d[..., None], near(tries)) # (C,N,t)
         best = closer.sum(1).argmin(1, keepdim=True) # (C,1)
         d = torch.take_along_dim(closer, best[:, None], 2)[..., 0]
@@ -117,22 +120,23 @@ def kmeans(
     start: str | torch.Tensor = 'sample', # sample, ++, or labels found earlier (C,N)
     max_iter: int = 100, # Rounds at most
     tol: float = 1e-4, # Stop when the squared movements of a class's centres sum to no more
-    chunk: int | None = None, # Classes in one call; None: one on a CPU, on a GPU as many as need 1 GiB of distances
+    chunk: int | None = None, # Classes in one call; None: one on a CPU, 1 GiB of distances on a GPU
     key: Key = None, # One row for each class; None draws from torch's generator
 ) -> Clusters:
     "Batched k-means over classes; `ValueError` for no clusters or an unknown start"
     if k < 1: raise ValueError(f'{k=} must be at least 1; k-means needs a cluster')
     warm, key = torch.is_tensor(start), key or Key()
-    if not warm and start not in ('sample', '++'): raise ValueError(f'{start=} is unknown; use sample or ++')
+    plus = not warm and start == '++'
+    if not (warm or plus or start == 'sample'): raise ValueError(f'{start=} is unknown; use sample or ++')
     if mask is None: mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    columns = _plusplus(x, mask, k, key) if not warm and start == '++' else random_columns(mask, k, key)
+    columns = _plusplus(x, mask, k, key) if plus else random_columns(mask, k, key)
     centres = torch.take_along_dim(x, columns[..., None], 1)
     if warm:
         mean, count = _means(x, mask, start, k)
         centres = torch.where(count > 0, mean, centres) # those without points start anew
     chunk = chunk or (1 if x.device.type == 'cpu' else max(1, 2**28//(x.shape[1]*k)))
-    found = (lloyd(*part, max_iter, tol) for part in zip(*(t.split(chunk) for t in (x, mask, centres))))
-    *tensors, rounds = zip(*found)
+    parts = zip(*(t.split(chunk) for t in (x, mask, centres)))
+    *tensors, rounds = zip(*(lloyd(*part, max_iter, tol) for part in parts))
     return Clusters(*map(torch.cat, tensors), max(rounds))
 
 # %% ../../nbs/30_choose.kmeans.ipynb #a55445ff

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLERS', 'class_table', 'embed_classes', 'class_parts', 'Sampler', 'RandomSampler', 'RepresentativeSampler',
            'SubclusterSampler']
 
-# %% ../../nbs/32_choose.samplers.ipynb #3e4a9bab
+# %% ../../nbs/32_choose.samplers.ipynb #817bc8eb
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import groupby
@@ -26,11 +26,12 @@ from ..nets.train import fast_call
 # %% ../../nbs/32_choose.samplers.ipynb #763cf93c
 def class_table(
     split: Split, # Images sorted by class
-    classes: Sequence | slice = slice(None), # Class numbers (Python integers), or a slice of all classes
+    classes: Sequence | slice = slice(None), # Class numbers (Python integers), or a slice
 ) -> tuple[torch.Tensor, torch.Tensor]: # Positions (c,Nmax) into the split, mask (c,Nmax)
     "Where the images of each class are"
     ids = range(len(split.counts))[classes] if isinstance(classes, slice) else classes
-    counts, starts = (torch.tensor([t[c] for c in ids], device=split.x.device)[:, None] for t in (split.counts, split.starts))
+    numbers = ([t[c] for c in ids] for t in (split.counts, split.starts))
+    counts, starts = (torch.tensor(n, device=split.x.device)[:, None] for n in numbers)
     column = torch.arange(max(split.counts[c] for c in ids), device=split.x.device)
     return starts + column % counts, column < counts
 
@@ -40,10 +41,10 @@ def embed_classes(
     net: nn.Module, # Answers `embed`; used in the mode it is in
     data: ImageData,
     classes: Sequence | slice = slice(None), # As in `class_table`
-    raw: bool = False, # Give the network pixels in [0, 1], as the released DREAM code does, instead of normalised ones
-    batch: int | None = None, # Images in one forward pass; None: 128 on a CPU (compiled: 32), 2048 on a GPU
+    raw: bool = False, # Pixels in [0, 1] as in the released DREAM code; False: normalised ones
+    batch: int | None = None, # Images in a pass; None: 128 on a CPU (compiled: 32), 2048 on a GPU
     compiled: bool = False, # Use compiled code
-    table: tuple | None = None, # Positions and mask (c,N) of some images of each class; None: all of `classes`
+    table: tuple | None = None, # Positions and mask (c,N) of some images; None: all of `classes`
 ) -> tuple[torch.Tensor, torch.Tensor]: # Embeddings (c,N,D), mask (c,N)
     "Embeddings of training images of each class"
     (place, mask), cpu = table or class_table(data.train, classes), data.device.type == 'cpu'
@@ -72,7 +73,7 @@ def class_parts(
         part, total = [*part, c], total + n
     if part: yield part
 
-# %% ../../nbs/32_choose.samplers.ipynb #166d2607
+# %% ../../nbs/32_choose.samplers.ipynb #e76d439a
 class Sampler:
     "Chooses real images of each class"
     interval = 1 # Inner iterations for which a choice is used
@@ -80,7 +81,7 @@ class Sampler:
                  net: nn.Module, # The matching network
                  classes: ClassBatch, # Whose images to choose
                  key: Key = None, # The purpose of this call; None draws from torch's generator
-                 fresh: bool = True, # The network is new; False: it is the last one, trained further
+                 fresh: bool = True, # The network is new; False: the last one, trained further
                 ) -> torch.Tensor: # Positions (c,B) in the training split
         "Positions of the chosen images"
         raise NotImplementedError
@@ -95,17 +96,19 @@ class RandomSampler(Sampler):
     "Random images of each class, without replacement within a pass (IDC 2022)"
     def __init__(self,
                  data: ImageData,
-                 batch_real: Count = 64): # Real images of each class; a smaller class repeats its own
-        if batch_real < 1: raise ValueError(f'{batch_real=} must be at least 1; each class shows an image')
+                 batch_real: Count = 64): # Real images of each class; a smaller one repeats its own
+        if batch_real < 1: raise ValueError(f'{batch_real=} must be at least 1; use one image or more')
         self.place, self.mask = class_table(data.train)
-        self.order, self.count, self.batch_real = self.place.clone(), self.mask.sum(1, keepdim=True), batch_real
-        self.calls, self.passes = [0]*data.n_classes, [max(n//batch_real, 1) for n in data.train.counts]
+        self.order, self.batch_real = self.place.clone(), batch_real
+        self.count, self.calls = self.mask.sum(1, keepdim=True), [0]*data.n_classes
+        self.passes = [max(n//batch_real, 1) for n in data.train.counts] # calls in a pass
 
     def __call__(self, net, classes, key=None, fresh=True):
         turns = [self.calls[c] % self.passes[c] for c in classes.ids]
         if begin := [i for i, turn in enumerate(turns) if turn == 0]: # these classes begin a pass
             rows = classes.index[begin]
-            columns = random_columns(self.mask[rows], self.mask.shape[1], (key or Key()).at(rows=rows))
+            key = (key or Key()).at(rows=rows)
+            columns = random_columns(self.mask[rows], self.mask.shape[1], key)
             self.order[rows] = self.place[rows].gather(1, columns)
         for c in classes.ids: self.calls[c] += 1
         device, B = self.place.device, self.batch_real
@@ -121,25 +124,27 @@ SAMPLERS['random'] = RandomSampler
 
 # %% ../../nbs/32_choose.samplers.ipynb #2829ef8f
 class RepresentativeSampler(Sampler):
-    "Images nearest to the centres of each class's clusters under the current network (DREAM, DREAM+ 2023)"
+    "Images nearest to the centres of each class's clusters (DREAM, DREAM+ 2023)"
     def __init__(self,
                  data: ImageData,
                  batch_real: Count = 64, # Real images of each class
                  interval: Count = 10, # Inner iterations between two choices
                  rule: Literal['nearest', 'tiny'] = 'nearest', # As in representatives
                  subsample: Count = 1, # Picks for each centre
-                 raw_features: bool = False, # Embed pixels in [0, 1], as the released code does
-                 warm_rounds: Natural = 10, # Rounds from the last clusters; 0: start from new points, as the released code
+                 raw_features: bool = False, # Embed pixels in [0, 1], as the released code
+                 warm_rounds: Natural = 10, # Rounds from the last clusters; 0: from new points, as released
                  compiled: bool = False, # Embed by compiled code
                  candidates: Count | None = None): # Images of each class to look at; None: all
+        if batch_real % subsample: raise ValueError(f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre')
         check_picks(batch_real, rule, subsample)
         if candidates is not None and candidates < batch_real:
-            raise ValueError(f'{candidates=} is below {batch_real=}, the images to choose of each class; use more candidates')
-        self.data, self.batch_real, self.interval, self.rule, self.subsample = data, batch_real, interval, rule, subsample
-        self.raw_features, self.warm_rounds, self.compiled, self.candidates = raw_features, warm_rounds, compiled, candidates
-        most = min(max(data.train.counts), candidates or max(data.train.counts))
-        self.labels = torch.full((data.n_classes, most), -1, dtype=torch.int32, device=data.device) # cluster of each image
-        self.columns = self.labels.long() if candidates else None # which images of a class are its candidates
+            raise ValueError(f'{candidates=} is below {batch_real=}, the images to choose; use more candidates')
+        self.data, self.batch_real, self.interval = data, batch_real, interval
+        self.rule, self.subsample, self.raw_features = rule, subsample, raw_features
+        self.warm_rounds, self.compiled, self.candidates = warm_rounds, compiled, candidates
+        shape = data.n_classes, min(max(data.train.counts), candidates or max(data.train.counts))
+        self.labels = torch.full(shape, -1, dtype=torch.int32, device=data.device) # cluster of each image
+        self.columns = self.labels.long() if candidates else None # which images are the candidates
         self.known = set() # classes that have labels
 
     def __call__(self, net, classes, key=None, fresh=True):
@@ -153,11 +158,13 @@ class RepresentativeSampler(Sampler):
 
     def state_dict(self):
         if not self.known: return {}
-        return dict(known=sorted(self.known), labels=self.labels) | (dict(columns=self.columns) if self.candidates else {})
+        candidates = dict(columns=self.columns) if self.candidates else {}
+        return dict(known=sorted(self.known), labels=self.labels) | candidates
 
     def load_state_dict(self, state):
         self.known = set(state.get('known', ()))
-        for name in {'labels', 'columns'} & set(state): setattr(self, name, state[name].to(self.data.device, copy=True))
+        for name in {'labels', 'columns'} & set(state):
+            setattr(self, name, state[name].to(self.data.device, copy=True))
 
 # %% ../../nbs/32_choose.samplers.ipynb #4440d5d2
 @patch
@@ -176,17 +183,20 @@ def table(self: RepresentativeSampler,
 
 @patch
 def _choose(self: RepresentativeSampler, net, ids, index, kept, key):
-    "Positions (c,B) for some classes; `kept`: they keep their candidates, and start from their clusters"
+    "Positions (c,B); `kept`: the classes keep their candidates and start from their clusters"
     place, mask = self.table(ids, index, kept, key)
-    x, _ = embed_classes(net, self.data, raw=self.raw_features, compiled=self.compiled, table=(place, mask))
-    old = dict(start=self.labels[index, :mask.shape[1]].long(), max_iter=self.warm_rounds) if kept and self.warm_rounds else {}
+    x, _ = embed_classes(net, self.data, raw=self.raw_features, compiled=self.compiled,
+                         table=(place, mask))
+    N, warm = mask.shape[1], kept and self.warm_rounds
+    old = dict(start=self.labels[index, :N].long(), max_iter=self.warm_rounds) if warm else {}
     found = kmeans(x, self.batch_real//self.subsample, mask, key=key.at('centres'), **old)
-    self.labels[index, :mask.shape[1]] = found.labels.int()
-    return place.gather(1, representatives(x, self.batch_real, mask, self.rule, self.subsample, found))
+    self.labels[index, :N] = found.labels.int()
+    picks = representatives(x, self.batch_real, mask, self.rule, self.subsample, found)
+    return place.gather(1, picks)
 
 SAMPLERS['representative'] = RepresentativeSampler
 
-# %% ../../nbs/32_choose.samplers.ipynb #50d9c9cf
+# %% ../../nbs/32_choose.samplers.ipynb #f6ba9942
 @delegates()
 class SubclusterSampler(RepresentativeSampler):
     "Several images nearest to each of fewer centres (sub-clusters of DREAM+ 2023)"
@@ -194,7 +204,8 @@ class SubclusterSampler(RepresentativeSampler):
                  batch_real: Count = 64, # Real images of each class
                  subsample: Annotated[int, Bounds(2)] = 2, # Picks for each centre
                  **kwargs):
-        if subsample < 2: raise ValueError(f"{subsample=} must be at least 2; use sampler='representative' for one pick a centre")
+        if subsample < 2: raise ValueError(
+            f"{subsample=} must be at least 2; use sampler='representative' for 1 pick for each centre")
         super().__init__(data, batch_real, subsample=subsample, **kwargs)
 
 SAMPLERS['subcluster'] = SubclusterSampler

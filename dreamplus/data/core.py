@@ -262,3 +262,22 @@ def subset(
     kept = order[torch.arange(len(y)) - starts[y] < n].sort().values.to(data.device)
     train = Split(_pick(x, kept), data.train.y[kept], data.n_classes)
     return ImageData(data.name, train, data.test, data.classes, data.mean, data.std)
+
+# %% ../../nbs/11_data.core.ipynb #bd9597f0
+@patch
+def select(self: ImageData,
+           ids, # Class numbers, each once
+          ) -> ImageData:
+    "The same data with some of the classes only; `ValueError` for a class that is not there or is named twice"
+    ids = self.class_batch(ids).ids # or its error
+    if len(set(ids)) < len(ids) or not ids: raise ValueError(f'{ids=} must name one class or more, each once')
+    def part(split):
+        at = torch.cat([torch.arange(split.starts[c], split.starts[c] + split.counts[c]) for c in ids])
+        y = torch.arange(len(ids)).repeat_interleave(torch.tensor([split.counts[c] for c in ids]))
+        return Split(_pick(split.x, at.to(self.device)), y.to(self.device), len(ids))
+    out = copy(self)
+    out.train, out.test, out.valid = (s and part(s) for s in (self.train, self.test, self.valid))
+    out.classes, out.origin = [self.classes[c] for c in ids], None
+    out.digest = fingerprint(self.digest, [*ids])
+    vars(out).pop('_all_classes', None)
+    return out

@@ -26,7 +26,7 @@ from ..data.datasets import DATASETS
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..nets.zoo import create_net
-from ..recipes import recipe
+from ..recipes import METHODS, recipe
 from ..loop.distill import distill, make_job, resume
 from ..judge.evaluate import evaluate_run
 from ..judge.protocols import protocol_args, training_steps
@@ -157,11 +157,10 @@ def _matching_units(a, classes, syn):
 
 def _distilling(a, row, syn, flops, length):
     "Operations of the whole run with the arguments `a`"
-    units = _matching_units(a, row.classes, syn) + 3*a['warm_epochs']*row.train/a['inner']
-    if a['net_on'] == 'real': units += 3*a['n_data']
-    else: units += 3*a['net_epochs']*syn
+    units = _matching_units(a, row.classes, syn) + 3*a.get('warm_epochs', 0)*row.train/a['inner']
+    units += 3*a.get('n_data', 0) + 3*a.get('net_epochs', 0)*syn
     each = units*flops # inner iteration
-    if a['sampler'] != 'random':
+    if 'warm_rounds' in a: # a sampler that clusters
         clustering = 2*row.train*a['batch_real']*length*a['warm_rounds']
         each += (row.train*flops + clustering)/a['interval']
     return a['outer']*a['inner']*each
@@ -175,8 +174,8 @@ def operations(
     a, row = recipe(*published[:4]), DATASETS[published.dataset]
     flops, length = _net_flops(a['arch'], a['width'], a['norm'], row.channels, row.size, row.classes)
     per_class = published.ipc*a['factor']**2
-    syn, net = row.classes*per_class, dict(arch=a['arch'], norm=a['norm'])
-    p = protocol_args('paper', net, published.method, published.dataset, per_class, row.classes)
+    syn, e = row.classes*per_class, dict(arch=a['arch'], norm=a['norm'], paper=METHODS[published.method].family)
+    p = protocol_args('paper', e, published.dataset, per_class, row.classes)
     seen = training_steps(p, syn)*min(p['batch'], syn) # images
     experts = 100*50*3*row.train*flops if 'trajectory' in a['match'] else 0
     return dict(distil=_distilling(a, row, syn, flops, length), experts=experts,

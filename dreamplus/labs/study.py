@@ -10,7 +10,6 @@ __all__ = ['LEVELS', 'TraceCB', 'steadiness', 'load_study', 'study', 'times_fewe
 import json
 import math
 import statistics
-import time
 from itertools import product
 from pathlib import Path
 
@@ -18,51 +17,51 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from ..core import seeded
+from ..arguments import arguments, build
+from ..core import Key
 from ..machine import versions
 from ..tables import interval, markdown_table
 from ..runs import RunFolder, append_record, read_records
 from ..data.core import ImageData, subset
-from ..loop.distill import distill, make_job
-from ..judge.evaluate import EvalCB, _label
-from ..loop.loops import _check_sampler, idle, make_matcher
-from ..recipes import recipe
+from ..nets.zoo import network
 from ..synthetic import check_start, start_pixels
+from ..parts import all_parts
+from ..recipes import recipe
+from ..loop.callbacks import LoopCB
+from ..loop.distill import distill, make_job
+from ..judge.evaluate import label_of
+from ..judge.validate import ValidAccuracy
 
 # %% ../../nbs/84_labs.study.ipynb #94a16a77
-class TraceCB(EvalCB):
+class TraceCB(LoopCB):
     "Set the initial images from `seed` alone; record accuracy, losses and gradient norms"
+    order, run_valid = 90, True
     def __init__(self,
                  start: str, # As in `distill`
                  seed: int, # Of the initial images
-                 nets: int = 2, # Networks trained at each report
-                 raw: bool = False, # `raw_features` of the sampler
-                 protocol: str = 'quick', # Of those networks
-                 **change): # Changes of the protocol, as in `score`
-        super().__init__(protocol, **change)
-        self.start, self.seed, self.nets, self.raw = start, seed, nets, raw
-        self.points, self.losses, self.norms, self.spent = [], [], [], 0.
+                 **args): # Arguments of the initialisation
+        self.start, self.seed, self.args = start, seed, args
+        self.points, self.losses, self.norms = [], [], []
 
     def before_fit(self):
-        super().before_fit()
-        self.clock, m, nets = time.monotonic(), self.model, self.learn.net_cb
-        with seeded(self.seed):
-            n, net = m.pixels.shape[1], nets.make()
-            m.pixels.data.copy_(start_pixels(nets.data, n, m.factor, self.start, net, self.raw))
-        nets.fresh() # a second time, so that the clock includes it
+        data, args, key = self.learn.data, self.learn.job['args'], Key(self.seed, 'study')
+        with key.seeded(): net = build(network, args, data=data)()
+        x = start_pixels(data, self.learn.job['ipc'], args['factor'], self.start, net, key, **self.args)
+        with torch.no_grad(): self.model.pixels.copy_(x.flatten(0, 1))
+        self.clock_cb.before_validate()
+        self.learn.metrics[0].validate(self.learn)
+        self.clock_cb.after_validate()
         self.after_epoch()
 
-    def after_loss(self): self.losses.append(self.loss.detach())
-    def before_step(self): self.norms.append(self.model.pixels.grad.flatten(1).norm(dim=1)) # (C,)
+    def after_loss(self):
+        if self.training: self.losses.append(self.loss.detach())
+    def before_step(self): # norms (C,)
+        self.norms.append(self.model.pixels.grad.view(self.learn.data.n_classes, -1).norm(dim=1))
 
     def after_epoch(self):
-        if self.dls.device.type == 'cuda': torch.cuda.synchronize(self.dls.device)
-        self.spent += time.monotonic() - self.clock
-        accs = [self.measure(seed) for seed in range(self.nets)]
-        self.learn.valid_acc = statistics.mean(accs)
-        point = dict(step=self.dls.at, seconds=self.spent, acc=self.learn.valid_acc, accs=accs)
-        self.points.append(point)
-        self.clock = time.monotonic()
+        metric = self.learn.metrics[0]
+        self.points.append(dict(step=self.dls.train.at, seconds=self.clock_cb.seconds,
+                                acc=metric.value, accs=[*metric.accs]))
 
 # %% ../../nbs/84_labs.study.ipynb #2c7565ce
 def steadiness(
@@ -79,17 +78,14 @@ def steadiness(
 LEVELS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
               warm=(0, 1, 3)) # ingredient to its levels
 
-def _check_levels(data, ipc, factor, starts, samplers, matches, warms, overrides, **counts):
-    "Raise `ValueError` for an unknown level, an argument that is studied, or a count below 1"
+def _check_levels(warms, overrides, **counts):
+    "Raise `ValueError` for a wrong number, or an argument that is studied"
     for name, value in counts.items():
         if value is not None and value < 1: raise ValueError(f'{name}={value!r} must be at least 1')
     for warm in warms:
         if not 0 <= warm < math.inf: raise ValueError(f'{warm=} must be at least 0 epochs')
     for name in {'start', 'sampler', 'match', 'warm_epochs'} & {*overrides}:
         raise ValueError(f'{name}={overrides[name]!r} is studied; pass its levels instead')
-    for start in starts: check_start(data, ipc, factor, start)
-    for sampler in samplers: _check_sampler(sampler, 1, 1)
-    for match in matches: make_matcher(match)
 
 # %% ../../nbs/84_labs.study.ipynb #5c6a7489
 def _header(data, device, levels, fixed, overrides):
@@ -102,29 +98,36 @@ def _header(data, device, levels, fixed, overrides):
     return dict(study='iterations', dataset=data.name, data=data.digest,
                 command=' '.join(['dreamplus study iterations', data.name, *options]),
                 **{k: fixed[k] for k in ('images', 'valid', 'ipc', 'every', 'nets')},
-                protocol=_label('quick', dict(epochs=0, steps=fixed['steps'])), device=device,
+                protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=device,
                 threads=torch.get_num_threads(), versions=versions(),
                 args=args | dict(outer=fixed['outer']))
 
-def _job(data, setting, fixed, overrides):
-    "What `run.json` would hold for one run; `ValueError` for an argument that does not exist"
-    ipc, factor, device = (fixed[k] for k in ('ipc', 'factor', 'device'))
+def _changes(data, setting, fixed, overrides):
+    "The overrides of one run: its levels, and the others that have an effect with them"
     levels = {k: setting[k] for k in ('start', 'sampler', 'match')}
     levels |= dict(warm_epochs=setting['warm'], outer=fixed['outer'])
-    idle_here = idle(recipe('dream+', data.name, ipc, factor) | overrides | levels)
-    used = {k: v for k, v in overrides.items() if k not in idle_here} # random samples: no interval
-    return make_job(data, 'dream+', ipc, factor, setting['seed'], device, used | levels)
+    own = recipe('dream+', data.name, fixed['ipc'], fixed['factor'], **levels)
+    every = {name for part in all_parts().values() for name in arguments(part)}
+    return levels | {k: v for k, v in overrides.items() if k in own or k not in every}
 
-def _measure(data, setting, job, fixed):
+def _job(data, setting, fixed, overrides):
+    "What `run.json` would hold for one run; `ValueError` for what cannot be run"
+    changes = _changes(data, setting, fixed, overrides)
+    job = make_job(data, 'dream+', fixed['ipc'], fixed['factor'], setting['seed'], fixed['device'], changes)
+    check_start(data, fixed['ipc'], job['args']['factor'], setting['start'])
+    return job
+
+def _measure(data, setting, job, fixed, overrides):
     "Distil once; the levels with the curve, the oscillation and the unevenness"
-    args, seed = job['args'], setting['seed']
-    trace = TraceCB(setting['start'], seed, fixed['nets'], args['raw_features'],
-                    epochs=0, steps=fixed['steps'])
-    args = args | dict(start='random', report=fixed['every']*args['inner']) # `trace` sets its start
-    distill(data, 'dream+', fixed['ipc'], seed=seed, device=job['device'], cbs=[trace], log=None, **args)
-    points = [dict(outer=p.pop('step')/args['inner'], **p) for p in trace.points]
-    steady = steadiness(torch.stack(trace.losses), torch.stack(trace.norms), args['inner'])
-    return setting | dict(points=points) | steady
+    inner, own = job['args']['inner'], {k: v for k, v in job['args'].items() if k not in ('start', 'factor')}
+    trace = TraceCB(setting['start'], setting['seed'], **own)
+    metric = ValidAccuracy(nets=fixed['nets'], epochs=0, steps=fixed['steps'])
+    changes = _changes(data, setting | dict(start='random'), fixed, overrides) # `trace` sets the start
+    changes['report'] = fixed['every']*inner
+    distill(data, 'dream+', fixed['ipc'], fixed['factor'], seed=setting['seed'], device=fixed['device'],
+            cbs=[trace], metrics=[metric], log=None, **changes)
+    points = [dict(outer=p.pop('step')/inner, **p) for p in trace.points]
+    return setting | dict(points=points) | steadiness(torch.stack(trace.losses), torch.stack(trace.norms), inner)
 
 # %% ../../nbs/84_labs.study.ipynb #b021a51a
 def load_study(
@@ -153,7 +156,7 @@ def study(
 ) -> list: # One record for each run
     "Run every combination that `out` has no record of"
     counts = dict(outer=outer, every=every, nets=nets, steps=steps, images=images)
-    _check_levels(data, ipc, factor or 1, starts, samplers, matches, warms, overrides, **counts)
+    _check_levels(warms, overrides, **counts)
     fixed = counts | dict(ipc=ipc, factor=factor, valid=valid, device=device)
     if images: data = subset(data, images)
     held = {seed: data.hold_out(valid, seed) for seed in seeds}
@@ -162,11 +165,12 @@ def study(
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports much, which no run should be charged for
     with RunFolder(out).acquire():
         own = _continue(out/'records.jsonl', head)
         for i, (setting, job) in enumerate(zip(settings, jobs)):
             if load_study(out, **setting): continue
-            record = _measure(held[setting['seed']], setting, job, fixed) | own
+            record = _measure(held[setting['seed']], setting, job, fixed, overrides) | own
             append_record(out/'records.jsonl', record)
             name = '{start}-{sampler}-{match}-warm{warm}-seed{seed}'.format(**setting)
             if log: log(f'{i + 1:4}/{len(jobs)}  {name:55} {record["points"][-1]["acc"]:.3f}')
@@ -296,7 +300,7 @@ def plot_study(
     colours = dict(random='tab:gray', representative='tab:blue')
     styles = dict(gradient='--', bidirectional='-')
     fig, axs = plt.subplots(len(starts), len(warms), sharey=True, squeeze=False, layout='constrained',
-                            figsize=(3.4*len(warms) + .6, 2.7*len(starts) + .5))
+                            figsize=(3.1*len(warms) + .5, 2.1*len(starts) + .8))
     for (start, sampler, match, warm), own in _settings(records).items():
         ax, c = axs[starts.index(start), warms.index(warm)], colours.get(sampler, 'tab:red')
         (_, acc, std), x = _curve(own), _curve(own, axis)[1]
@@ -305,5 +309,6 @@ def plot_study(
         ax.set_title(f'{start} start, {warm:g} warm epochs', fontsize=11)
     fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds', fontsize=11)
     fig.supylabel('validation accuracy, %', fontsize=11)
-    axs[0, 0].legend(fontsize=10, frameon=False)
+    entries = {label: h for ax in axs.flat for h, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(entries.values(), entries, loc='outside upper center', ncols=4, fontsize=10, frameon=False)
     return fig

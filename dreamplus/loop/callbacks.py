@@ -11,8 +11,10 @@ import math
 
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
-from fastcore.basics import patch
+from fastai.torch_core import TensorCategory, TensorImage, TitledStr, show_images
+from fastcore.foundation import L
 
 from ..core import Key
 from ..data.core import ImageData
@@ -23,8 +25,11 @@ from ..parts import Iterations, Target
 # %% ../../nbs/60_loop.callbacks.ipynb #dd599f7b
 class ClassLoader:
     "Batches of classes; an epoch ends at the next report"
-    def __init__(self, data: ImageData, iterations: Iterations, seed: int = 0):
-        self.data, self.total, self.seed, self.at, self.now = data, iterations.total, seed, 0, None
+    def __init__(self, data: ImageData, iterations: Iterations, seed: int = 0,
+                 shown: list | None = None): # Decoded images of each class; None: one
+        self.data, self.total, self.seed, self.at = data, iterations.total, seed, 0
+        self.iteration, self.now = -1, None # the inner iteration and the classes of the last batch
+        self.shown = shown or [1]*data.n_classes
         self.size = min(iterations.class_batch or data.n_classes, data.n_classes)
         self.report = iterations.report or max(1, self.total//20)
         self.device, self.bs, self.n_inp, self.dataset = data.device, self.size, 1, range(data.n_classes)
@@ -32,9 +37,13 @@ class ClassLoader:
     def __len__(self): return max(1, min(self.report - self.at % self.report, self.total - self.at if self.at < self.total else self.report))
     def __iter__(self):
         for _ in range(len(self)):
-            self.now = self.classes(self.at)
             self.at += 1
-            yield self.now.index, self.now.index # input, and the target until `TargetCB` says more
+            yield self.batch(self.at - 1)
+
+    def batch(self, iteration: int):
+        "The input of an inner iteration, and its target until `TargetCB` says more"
+        self.iteration, self.now = iteration, self.classes(iteration)
+        return self.now.index, self.now.index
 
     def classes(self, iteration: int): # -> ClassBatch
         "The classes of an inner iteration"
@@ -47,24 +56,39 @@ class ClassLoader:
     @property
     def epochs(self) -> int:
         "Epochs that are left"
-        return max(0, math.ceil(self.total/self.report) - self.at//self.report)
+        return math.ceil(self.total/self.report) - self.at//self.report if self.at < self.total else 0
 
     def one_batch(self):
         "The classes of the next inner iteration, without counting it"
-        index = self.classes(self.at).index
-        return index, index
+        return self.batch(self.at)
+    def new(self, **kw): # fastai asks for a loader to predict on
+        "A loader of one batch of all classes"
+        return ValidLoader(self.data, True, self.shown)
     def to(self, device): return self
 
 class ValidLoader(ClassLoader):
-    "One batch of all classes if there is something to validate, none otherwise"
-    def __init__(self, data, validates: bool): super().__init__(data, Iterations(1, 1)); self.validates = validates
-    def __len__(self): return int(self.validates)
+    "One batch of all classes if there is something to validate, none otherwise; its targets are the classes of the decoded images"
+    def __init__(self, data, validates: bool, shown=None):
+        super().__init__(data, Iterations(1, 1), shown=shown)
+        self.validates = validates
+    def __len__(self): return 1 # fastai divides by it
+    def __iter__(self): return iter([self.batch(0)] if self.validates else [])
+    def batch(self, iteration):
+        index, counts = self.data.class_batch().index, torch.tensor(self.shown, device=self.device)
+        return index, index.repeat_interleave(counts)
+
+    def show_results(self, b, out, max_n=9, show=True, **kw): # A batch, what the model makes of it, images at most
+        "Show synthetic images under the names of their classes, or return them as fastai's loggers take them"
+        x, y = (t[:max_n].cpu() for t in (out[0] if isinstance(out, tuple) else out, b[1]))
+        images, names = TensorImage(x.clamp(0, 1)), L(TitledStr(self.data.classes[c]) for c in y)
+        if show: return show_images(images, titles=names, **kw)
+        return images, TensorCategory(y), L(zip(images, names)), L(zip(names))
 
 class DistillLoaders(DataLoaders):
     "The loaders of a distillation: classes to learn, and one batch to validate on"
-    def __init__(self, data, iterations, seed=0, validates=False):
+    def __init__(self, data, iterations, seed=0, validates=False, shown=None): # As in the loaders
         self.names = data.classes
-        super().__init__(ClassLoader(data, iterations, seed), ValidLoader(data, validates), device=data.device)
+        super().__init__(ClassLoader(data, iterations, seed, shown), ValidLoader(data, validates, shown), device=data.device)
 
     def new_empty(self): return DataLoaders() # what `Learner.export` keeps
     def show_batch(self, **kw): return picture(self.train.data.train.x[:8*len(self.names)].float()[None]/255, ['real images'], **kw)
@@ -80,7 +104,7 @@ class KeyCB(LoopCB):
     def __init__(self, seed: int): self.seed, self.before = seed, None
 
     def before_batch(self):
-        self.learn.iteration, self.learn.classes = self.dls.train.at - 1, self.dls.train.now
+        self.learn.iteration, self.learn.classes = self.dls.train.iteration, self.dls.train.now
         self.learn.key = Key(self.seed, self.learn.iteration, rows=self.learn.classes.index)
         self.model.key = self.learn.key.at('subset')
 
@@ -170,10 +194,11 @@ class ClampCB(LoopCB):
     "Pixels into [0, 1] at the start of each outer iteration, as the reference does"
     def __init__(self, inner: int): self.inner = inner
     def before_batch(self):
-        if (self.dls.train.at - 1) % self.inner == 0: self.model.clamp_()
+        if self.learn.iteration % self.inner == 0: self.model.clamp_()
 
 class PreconditionCB(LoopCB):
     "Steps as if the pixels were kept as `data.normalize` gives them (DC, DM, MTT)"
+    order = GradientAccumulation.order + 1 # once for each step, not for each batch
     def __init__(self, data: ImageData): self.data = data
     def before_step(self):
         if self.model.pixels.grad is not None: self.model.pixels.grad = precondition(self.data, self.model.pixels.grad)

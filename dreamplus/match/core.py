@@ -179,7 +179,7 @@ class Sum(Matcher):
             for name, t in m.terms(real, syn).items(): out[name] = out.get(name, 0) + w*t
         return out
 
-# %% ../../nbs/40_match.core.ipynb #94af15d5
+# %% ../../nbs/40_match.core.ipynb #3c84ad6c
 MATCHERS = Registry('match') # Name to matcher; each notebook of this folder registers its own
 
 def match_terms(
@@ -200,11 +200,11 @@ def match_terms(
 
 def make_matcher(
     match: str, # A name in `MATCHERS`, or a weighted sum such as `gradient + 0.5*embedding`
-    args: dict = {}, # Arguments of the recipe; each matcher takes its own
+    args: dict | None = None, # Arguments of the recipe; each matcher takes its own
     **supplied # What the run supplies to parts, such as `data`
 ) -> Matcher:
     "The matcher that `match` spells; `ValueError` if it cannot be read"
-    made = [(w, build(MATCHERS[name], args, **supplied)) for w, name in match_terms(match)]
+    made = [(w, build(MATCHERS[name], args or {}, **supplied)) for w, name in match_terms(match)]
     return made[0][1] if len(made) == 1 and made[0][0] == 1 else Sum(*made)
 
 # %% ../../nbs/40_match.core.ipynb #98ea69e9
@@ -246,12 +246,10 @@ def _chunks(counts, chunk):
 def by_class(
     loss: Callable, # (parts, slice of classes) -> (c,); a part is an input of c classes (c,M,...)
     inputs: tuple, # Tensors (n,...), sorted by class: synthetic images, and soft labels if any
-    counts: list = None, # How many of the n images each class has, integers
+    counts: list, # How many of the n images each class has, integers
     chunk: int = 1, # Greatest number of classes in one pass
 ) -> torch.Tensor: # (C,), once differentiable with respect to `inputs`
     "`loss` of all classes, a chunk at a time; each chunk's graph is freed before the next begins"
-    if torch.is_tensor(inputs): # REMOVE when the loop calls it as documented
-        return by_class(lambda p, s: loss(p[0], s), (inputs.flatten(0, 1),), [inputs.shape[1]]*len(inputs), counts or chunk)
     ends, (first, *_) = [0, *accumulate(counts)], inputs
     if min(counts) < 1 or ends[-1] != len(first):
         raise ValueError(f'{counts=} must be at least 1 each and sum up to the {len(first)} images')

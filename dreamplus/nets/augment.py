@@ -30,7 +30,7 @@ class Draw:
                  n: int, # Rows
                  size: int, # Height and width of the images, in pixels
                  device: torch.device | str = 'cpu', # Where the images are
-                 key: Key = None): # One row for each row of images; None draws from torch's generator
+                 key: Key = None): # One row for each row of images; None: torch's generator
         self.n, self.size, self.device, self.key = n, size, device, key or Key()
 
     def rand(self, *shape): # Numbers of each row
@@ -62,7 +62,8 @@ def _color(x, brightness, saturation, contrast):
     b, s, k = (p.to(x.dtype)[:, None, None, None, None] for p in (brightness, saturation, contrast))
     grey = x.mean(2, keepdim=True)
     mean = grey.mean((3, 4), keepdim=True)
-    return torch.addcmul(k*(1 - s)*grey + ((1 - k)*mean + b), k*s, x) # one image-sized tensor is written
+    rest = k*(1 - s)*grey + ((1 - k)*mean + b)
+    return torch.addcmul(rest, k*s, x) # one image-sized tensor is written
 
 # %% ../../nbs/24_nets.augment.ipynb #c6affe49
 @patch
@@ -70,11 +71,13 @@ def flip(self: Draw, on): return self.matrix(xx=1 - 2*self.whole(on, 0, 1, 0))
 
 @patch
 def crop(self: Draw, on):
-    most, pixel = int(self.size/8 + .5), 2/self.size
-    return self.matrix(x1=self.whole(on, -most, most, 0)*pixel, y1=self.whole(on, -most, most, 0)*pixel)
+    most = int(self.size/8 + .5)
+    x1, y1 = (self.whole(on, -most, most, 0)*2/self.size for _ in range(2))
+    return self.matrix(x1=x1, y1=y1)
 
 @patch
-def scale(self: Draw, on): return self.matrix(xx=self.uniform(on, 1/1.2, 1.2, 1), yy=self.uniform(on, 1/1.2, 1.2, 1))
+def scale(self: Draw, on):
+    return self.matrix(xx=self.uniform(on, 1/1.2, 1.2, 1), yy=self.uniform(on, 1/1.2, 1.2, 1))
 
 @patch
 def rotate(self: Draw, on, most=math.pi/12): # Radians
@@ -82,7 +85,8 @@ def rotate(self: Draw, on, most=math.pi/12): # Radians
     return self.matrix(xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
 
 @patch
-def stretch(self: Draw, on): return self.matrix(xx=1/self.uniform(on, .8, 1.2, 1), yy=1/self.uniform(on, .8, 1.2, 1))
+def stretch(self: Draw, on):
+    return self.matrix(xx=1/self.uniform(on, .8, 1.2, 1), yy=1/self.uniform(on, .8, 1.2, 1))
 
 @patch
 def turn(self: Draw, on): return self.rotate(on, math.pi/4)
@@ -94,7 +98,8 @@ def zoom(self: Draw, on):
     area, ratio = (1 + area)/2, (4/3)**(2*ratio - 1)
     sides = (torch.stack([area*ratio, area/ratio]).sqrt()*self.size).round() # (2,n,10)
     first = (sides <= self.size).all(0).int().argmax(1, keepdim=True).expand(2, -1, -1)
-    sides = torch.where(on, sides.gather(2, first)[..., 0].clamp(max=self.size), self.size) # (2,n): width, height
+    sides = sides.gather(2, first)[..., 0].clamp(max=self.size)
+    sides = torch.where(on, sides, self.size) # (2,n): width, height
     corner = (self.rand(2).T*(self.size - sides + 1)).floor()
     (w, h), (x1, y1) = sides/self.size, (2*corner + sides)/self.size - 1
     return self.matrix(xx=w, x1=x1, yy=h, y1=y1)
@@ -127,12 +132,13 @@ def _cutout(x, centre):
     "Set a square of images (n,m,ch,h,w) to zero"
     size = x.shape[-1]
     side = int(size/2 + .5)
-    at = torch.arange(size, device=x.device) - (centre[..., None] - side//2) # (n,2,size), 0 at the first pixel of the hole
+    first = centre[..., None] - side//2 # pixel of the hole
+    at = torch.arange(size, device=x.device) - first # (n,2,size)
     rows, cols = ((at >= 0) & (at < side)).unbind(1) # (n,size) each
     return x*~(rows[:, :, None] & cols[:, None])[:, None, None]
 
 # %% ../../nbs/24_nets.augment.ipynb #62da491f
-_AXES = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203) # rows: red, green, blue
+_AXES = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203) # red, green, blue
 _LENGTHS = .2175, .0188, .0045
 
 @patch
@@ -141,14 +147,16 @@ def jitter(self: Draw, on):
     p, q, t = torch.eye(3, device=self.device)[0][:, None].expand(3, self.n)
     for turn in self.rand(3).argsort(1).T: # 0 brightness, 1 saturation, 2 contrast
         a = self.uniform(on, -.4, .4, 0)
-        grey, mean = torch.where(turn == 1, q + a*p, (1 - a)*q), torch.where(turn == 2, t + a*(p + q), t)
-        p, q, t = (1 - a)*p, grey, torch.where(turn == 0, (1 - a)*t, mean)
+        grey = torch.where(turn == 1, q + a*p, (1 - a)*q)
+        mean = torch.where(turn == 0, (1 - a)*t, torch.where(turn == 2, t + a*(p + q), t))
+        p, q, t = (1 - a)*p, grey, mean
     return torch.stack([p, q, t], 1)
 
 @patch
 def light(self: Draw, on):
     "(n,3): red, green, blue"
-    steps = [torch.where(on, self.key.randn(self.n, device=self.device)*.1*length, 0) for length in _LENGTHS]
+    drawn = [self.key.randn(self.n, device=self.device)*.1*length for length in _LENGTHS]
+    steps = [torch.where(on, d, 0) for d in drawn]
     return torch.stack([sum(a*s for a, s in zip(axes, steps)) for axes in _AXES], 1)
 
 @patch
@@ -158,7 +166,8 @@ def noise(self: Draw, on):
     return torch.where(on[:, None, None, None], drawn*.001, 0)
 
 # %% ../../nbs/24_nets.augment.ipynb #884a08d4
-_STATS = tuple(torch.tensor(s).view(3, 1, 1) for s in ((.485, .456, .406), (.229, .224, .225))) # of ImageNet
+_STATS = (.485, .456, .406), (.229, .224, .225) # of ImageNet
+_STATS = tuple(torch.tensor(s).view(3, 1, 1) for s in _STATS)
 
 def _photo(x, params, mean, std):
     "Apply jitter and light to images (n,m,3,h,w), normalised by mean and std"
@@ -173,18 +182,21 @@ def _photo(x, params, mean, std):
 
 # %% ../../nbs/24_nets.augment.ipynb #92307333
 class Augment:
-    "Augmentation drawn once and applied as often as needed (DSA, Zhao & Bilen 2021; IDC, Kim et al. 2022)"
+    "Augmentation drawn once and applied as often as needed (DSA 2021, IDC 2022)"
     def __init__(self,
-        ops: str = 'color_crop_cutout', # Names of operations joined by _; '' leaves images as they are
-        pick: str = 'stack', # stack: all, but one of crop, scale, rotate, stretch, turn; one: one of all
-        stats: tuple | None = None, # Mean and std (3,1,1) of the images, for jitter and light; None: ImageNet's
+        ops: str = 'color_crop_cutout', # Operations joined by _; '' leaves images as they are
+        pick: str = 'stack', # stack: all, but one of crop, scale, rotate, ...; one: one of all
+        stats: tuple | None = None, # Mean and std (3,1,1), for jitter and light; None: ImageNet's
     ):
-        names = 'zoom_flip_jitter_light'.split('_') if ops == 'imagenet' else ops.split('_') if ops else []
+        if ops == 'imagenet': ops = 'zoom_flip_jitter_light'
+        names = ops.split('_') if ops else []
         unknown = [o for o in names if o not in _ALL]
-        if unknown: raise ValueError(f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(_ALL)} by _, or imagenet')
+        if unknown: raise ValueError(
+            f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(_ALL)} by _, or use imagenet')
         if pick not in ('stack', 'one'): raise ValueError(f"{pick=} must be 'stack' or 'one'")
-        self.ops, self.pick, self.stats = tuple(o for o in _ALL if o in names), pick, stats or _STATS
-        self.choices = tuple(o for o in self.ops if pick == 'one' or o in ('crop', 'scale', 'rotate', 'stretch', 'turn'))
+        self.ops, self.pick, self.stats = [o for o in _ALL if o in names], pick, stats or _STATS
+        rivals = self.ops if pick == 'one' else ('crop', 'scale', 'rotate', 'stretch', 'turn')
+        self.choices = [o for o in self.ops if o in rivals]
 
     def __repr__(self): return f"Augment('{'_'.join(self.ops)}', pick='{self.pick}')"
 
@@ -192,49 +204,54 @@ class Augment:
         n: int, # Independent draws
         size: int, # Height and width of the images, in pixels
         device: torch.device | str = 'cpu', # Where the images are
-        same_op: bool = False, # All draws use the same choice of operation (IDC: training a network)
+        same_op: bool = False, # One choice of operation for all draws (IDC: training a network)
         key: Key = None, # One row for each draw; None draws from torch's generator of the device
     ) -> dict: # Name to tensor (n,...)
         "Draw parameters; `ValueError` for no draws"
         if n < 1: raise ValueError(f'{n=} must be at least 1')
         draw = Draw(n, size, device, key)
         key = draw.key if not same_op else Key(draw.key.seed, *draw.key.purpose, 'operation')
-        choice = key.randint(0, max(1, len(self.choices)), 1 if same_op else n, device=device).expand(n)
-        always = torch.ones(n, dtype=torch.bool, device=device)
-        drawn = {o: getattr(draw, o)(choice == self.choices.index(o) if o in self.choices else always) for o in self.ops}
+        choices = max(1, len(self.choices))
+        choice = key.randint(0, choices, 1 if same_op else n, device=device).expand(n)
+        on = dict.fromkeys(self.ops, torch.ones(n, dtype=torch.bool, device=device))
+        on |= {o: choice == i for i, o in enumerate(self.choices)}
+        drawn = {o: getattr(draw, o)(rows) for o, rows in on.items()}
         params = drawn.pop('color', {})
         if 'cutout' in drawn: params['hole'] = drawn.pop('cutout')
-        if maps := [drawn.pop(o) for o in _WARPS if o in drawn]: params['matrix'] = reduce(_compose, maps)
+        maps = [drawn.pop(o) for o in _WARPS if o in drawn]
+        if maps: params['matrix'] = reduce(_compose, maps)
         return params | drawn
 
 # %% ../../nbs/24_nets.augment.ipynb #83328602
 @patch
 def __call__(self: Augment,
-    x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w) where the m images of a row share its draw
+    x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w): m images share a draw
     params: dict, # What `draw` returned
 ) -> torch.Tensor: # Shaped like x
-    "Apply draw i to row i; `ValueError` if x is not such images, or rows and draws differ in number"
+    "Apply draw i to row i; `ValueError` if x is not such images, or has another number of rows"
     photo = params.keys() & {'jitter', 'light'}
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
         raise ValueError(f'{tuple(x.shape)=} must be (n,ch,h,w) or (n,m,ch,h,w) with h equal to w')
     if photo and x.shape[-3] != 3:
         raise ValueError(f'{x.shape[-3]=} channels; jitter and light need red, green and blue: use color')
-    if 'noise' in params and x.shape[-3] > 3: raise ValueError(f'{x.shape[-3]=} channels; noise is drawn for at most 3')
+    if 'noise' in params and x.shape[-3] > 3:
+        raise ValueError(f'{x.shape[-3]=} channels; noise is drawn for at most 3')
     if draws := {len(p) for p in params.values()} - {len(x)}:
         raise ValueError(f'{len(x)=} rows cannot take {draws.pop()} draws; use draw({len(x)}, ...)')
     y = x.reshape(len(x), -1, *x.shape[-3:])
-    if 'contrast' in params: y = _color(y, *(params[k] for k in ('brightness', 'saturation', 'contrast')))
+    color = {k: params[k] for k in ('brightness', 'saturation', 'contrast') if k in params}
+    if color: y = _color(y, **color)
     if 'matrix' in params: y = warp(y, params['matrix'], 'border' if 'zoom' in self.ops else 'zeros')
     if photo: y = _photo(y, params, *(s.to(y) for s in self.stats))
     if 'hole' in params: y = _cutout(y, params['hole'])
     if 'noise' in params: y = y + params['noise'][:, None, :y.shape[2]].to(y.dtype)
     return y.reshape(x.shape)
 
-# %% ../../nbs/24_nets.augment.ipynb #9fb094e0
+# %% ../../nbs/24_nets.augment.ipynb #a0a66096
 def augmentation(
-    augment: str = 'color_crop_cutout', # Operations joined by _ that real and synthetic images share; '' for none
-    pick: Pick = 'stack', # stack: all operations, but one of crop, scale and rotate; one: a single operation of the list
+    augment: str = 'color_crop_cutout', # Operations that real and synthetic images share, joined by _
+    pick: Pick = 'stack', # stack: all, but one of crop, scale, rotate, ...; one: one of all
 ) -> Augment:
     "The augmentation under which images are matched"
     return Augment(augment, pick)
@@ -244,13 +261,14 @@ def cutmix(
     x: torch.Tensor, # Images (N,ch,h,w), augmented already
     y: torch.Tensor, # Labels (N,) or (N,C)
     prob: float, # Probability that this batch is mixed, from 0 to 1
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # Mixed images, the partners' labels, the weight of `y` as ()
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # Mixed images, partners' labels, weight () of `y`
     "CutMix (Yun et al., ICCV 2019) as IDC uses it; `ValueError` unless `prob` is a probability"
     if not 0 <= prob <= 1: raise ValueError(f'{prob=} must be a probability, from 0 to 1')
     size, device = x.shape[-1], x.device
     gate, lam = torch.rand(2, device=device)
     half = (size*(1 - lam).sqrt()).long()//2
-    at = torch.arange(size, device=device) - torch.randint(size, (2, 1), device=device) # (2,size) from the centre
+    centre = torch.randint(size, (2, 1), device=device)
+    at = torch.arange(size, device=device) - centre # (2,size)
     rows, cols = ((at >= -half) & (at < half)).unbind()
     box = rows[:, None] & cols & (gate < prob) # (h,w)
     partner = torch.randperm(len(x), device=device)

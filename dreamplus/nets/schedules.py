@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'momentum_state', 'load_momentum', 'NetworkSchedule', 'RealNetworks', 'SyntheticNetworks']
 
-# %% ../../nbs/28_nets.schedules.ipynb #c42e039b
+# %% ../../nbs/28_nets.schedules.ipynb #eb796178
 import math
 from collections.abc import Callable
 
@@ -20,8 +20,8 @@ from .augment import Augment, Pick
 from .train import Stream, fast_call, sgd, train
 from .zoo import freeze_norms, has_batch_norm
 
-# %% ../../nbs/28_nets.schedules.ipynb #04284634
-def momentum_state(opt: torch.optim.SGD) -> dict: # Number of the parameter (a string) to its momentum
+# %% ../../nbs/28_nets.schedules.ipynb #066992fb
+def momentum_state(opt: torch.optim.SGD) -> dict: # Number of a parameter, as text, to its momentum
     "The momentum of each parameter that has one"
     states = [opt.state[p].get('momentum_buffer') for g in opt.param_groups for p in g['params']]
     return {str(i): m for i, m in enumerate(states) if m is not None}
@@ -31,24 +31,24 @@ def load_momentum(opt: torch.optim.SGD, state: dict): # What `momentum_state` re
     for i, p in enumerate(p for g in opt.param_groups for p in g['params']):
         if str(i) in state: opt.state[p]['momentum_buffer'] = state[str(i)].to(p.device, copy=True)
 
-# %% ../../nbs/28_nets.schedules.ipynb #92b6b5ec
+# %% ../../nbs/28_nets.schedules.ipynb #530adfc1
 class NetworkSchedule:
     "The matching network of each outer iteration"
     def __init__(self,
                  data: ImageData, # On the device
                  make: Callable, # () -> a new network on the device
                  inner: int, # Inner iterations for which a network is used
-                 net_batch: Count | None = None, # Images in a batch of the network's training; None: batch_real
+                 net_batch: Count | None = None, # Batch size of its training; None: batch_real
                  net_lr: Positive = .01, # Learning rate of the network
                  net_momentum: Momentum = .9, # Momentum of the network's SGD
                  net_wd: Positive = 5e-4, # Weight decay of the network, on every parameter
-                 net_augment: str = 'color_crop', # Augmentation of the images that the network is trained on
+                 net_augment: str = 'color_crop', # Augmentation of its training images
                  net_mix: Share = .5, # Probability of CutMix for a batch
                  pick: Pick = 'stack', # As in Augment
                  batch_real: Count = 64, # Real images of each class
                  compiled: bool = False): # Train by compiled code
-        self.data, self.make, self.inner, self.net, self.compiled = data, make, inner, None, compiled
-        self.batch, self.augment, self.mix = net_batch or batch_real, Augment(net_augment, pick), net_mix
+        self.data, self.make, self.inner, self.compiled, self.net = data, make, inner, compiled, None
+        self.batch, self.mix, self.augment = net_batch or batch_real, net_mix, Augment(net_augment, pick)
         self.optimiser = dict(lr=net_lr, momentum=net_momentum, wd=net_wd)
 
     def new(self):
@@ -65,14 +65,16 @@ class NetworkSchedule:
         "Make the network of an outer iteration"
         with key.seeded(): self.new()
 
-    def after_update(self, images: Callable, key: Key): # images: () -> decoded images (n,ch,h,w) in [0, 1], labels (n,) or (n,C)
-        "Train the network after an inner iteration, unless that was the last one of the outer iteration"
+    def after_update(self,
+                     images: Callable, # () -> decoded images (n,ch,h,w) in [0, 1], labels (n,) or (n,C)
+                     key: Key):
+        "Train the network after an inner iteration that was not the last of its outer iteration"
 
-    def settle(self, net: nn.Module, key: Key):
-        "Prepare `net` for an inner iteration"
+    def settle(self, net: nn.Module, key: Key): "Prepare `net` for an inner iteration"
 
     def state_dict(self) -> dict: # {} before the first network
-        return {} if self.net is None else dict(net=self.net.state_dict(), momentum=momentum_state(self.opt))
+        if self.net is None: return {}
+        return dict(net=self.net.state_dict(), momentum=momentum_state(self.opt))
 
     def load_state_dict(self, state: dict):
         "Continue from what `state_dict` returned"
@@ -81,41 +83,50 @@ class NetworkSchedule:
         self.net.load_state_dict(state['net'])
         load_momentum(self.opt, state.get('momentum', {}))
 
-SCHEDULES = Registry('net_on')
-
-# %% ../../nbs/28_nets.schedules.ipynb #9351f046
+# %% ../../nbs/28_nets.schedules.ipynb #dd772ed6
 @delegates()
 class RealNetworks(NetworkSchedule):
-    "Networks that are trained on real images (IDC, Kim et al. 2022; DREAM, DREAM+, Liu et al. 2023)"
+    "Networks that are trained on real images (IDC 2022; DREAM, DREAM+ 2023)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
-                 n_data: Natural = 2000, # Real images that the network is trained on after each update
+                 n_data: Natural = 2000, # Real images to train the network on after each update
                  warm_epochs: Positive = 0., # Epochs on real images before the first update
                  **kwargs):
         super().__init__(data, make, inner, **kwargs)
         self.stream = Stream(len(data.train), self.batch, data.device)
-        self.steps, self.warm_steps = (math.ceil(n/self.stream.size) for n in (n_data, warm_epochs*len(data.train)))
+        self.steps = math.ceil(n_data/self.stream.size)
+        self.warm_steps = math.ceil(warm_epochs*len(data.train)/self.stream.size)
 
-    def _get(self, i): return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
+    @staticmethod
+    def without_effect(args): # All arguments of a method; name to reason
+        "Arguments that change nothing beside the others"
+        reasons = {} if args['inner'] > 1 else dict(n_data='each network serves for one inner iteration (inner=1)')
+        trained = args['n_data'] and args['inner'] > 1 or args['warm_epochs']
+        return reasons | ({} if trained else dict(compiled='its networks are not trained'))
+
+    def batch_of(self, i: torch.Tensor): # Positions (B,)
+        "Normalised real images (B,ch,h,w) and their labels"
+        return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
 
     def begin(self, key):
         with key.seeded():
             self.new()
-            self.train(self._get, self.stream, self.warm_steps)
+            self.train(self.batch_of, self.stream, self.warm_steps)
 
     def after_update(self, images, key):
-        with key.seeded(): self.train(self._get, self.stream, self.steps)
+        with key.seeded(): self.train(self.batch_of, self.stream, self.steps)
 
     def state_dict(self): return super().state_dict() | dict(stream=self.stream.state_dict())
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.stream.load_state_dict(state.get('stream'))
 
+SCHEDULES = Registry('net_on')
 SCHEDULES['real'] = RealNetworks
 
-# %% ../../nbs/28_nets.schedules.ipynb #68540c42
+# %% ../../nbs/28_nets.schedules.ipynb #798f1f30
 @delegates()
 class SyntheticNetworks(NetworkSchedule):
-    "Networks that are trained on the synthetic images (DC and DSA, Zhao et al., ICLR and ICML 2021)"
+    "Networks that are trained on the synthetic images (DC, ICLR 2021; DSA, ICML 2021)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
                  net_epochs: Natural = 0, # Epochs over the synthetic images after each update
                  **kwargs):
@@ -126,8 +137,8 @@ class SyntheticNetworks(NetworkSchedule):
         if not self.epochs: return
         x, y = images()
         stream = Stream(len(x), self.batch, self.data.device, tail=True)
-        with key.seeded():
-            self.train(lambda i: (self.data.normalize(x[i]), y[i]), stream, self.epochs*math.ceil(len(x)/stream.size))
+        def get(i): return self.data.normalize(x[i]), y[i]
+        with key.seeded(): self.train(get, stream, self.epochs*math.ceil(len(x)/stream.size))
 
     def settle(self, net, key):
         "Set the statistics of batch norms by 16 real images of each class, and keep them"

@@ -76,7 +76,8 @@ def _renorm(net, norm):
     if norm == 'batch': return net
     for module in list(net.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d): setattr(module, name, NORMS[norm](child.num_features))
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, NORMS[norm](child.num_features))
     return net
 
 def _densenet(channels, classes, size, norm='batch'):
@@ -116,7 +117,8 @@ class Hooked(nn.Module):
     @torch.no_grad()
     def _find(self, x):
         "The name of the linear layer that gives the logits"
-        calls, names = [], {m: name for name, m in self.module.named_modules() if isinstance(m, nn.Linear)}
+        names = {m: name for name, m in self.module.named_modules() if isinstance(m, nn.Linear)}
+        calls = []
         with _hooked(names, lambda m, i, o: calls.append((m, i[0], o))): out = self.module.eval()(x)
         self.module.train()
         if not calls or calls[-1][2] is not out or calls[-1][1].ndim != 2:
@@ -157,7 +159,7 @@ def freeze_norms(
     net: nn.Module,
     x: torch.Tensor, # Normalised images (N,ch,h,w)
 ):
-    "Let the batch norms of `net` see `x` once and keep these statistics until it is trained again (DC and DSA)"
+    "Set the statistics of batch norms by `x`, and keep them until the next training (DC and DSA)"
     net.train()(x)
     for m in net.modules():
         if isinstance(m, _BatchNorm): m.eval()
@@ -190,7 +192,8 @@ def torchvision_net(
     first, conv = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if conv.in_channels != channels:
         own = {k: getattr(conv, k) for k in ('kernel_size', 'stride', 'padding')}
-        net.set_submodule(first, nn.Conv2d(channels, conv.out_channels, bias=conv.bias is not None, **own))
+        new = nn.Conv2d(channels, conv.out_channels, bias=conv.bias is not None, **own)
+        net.set_submodule(first, new)
     least = min(w.meta['min_size'][0] for w in models.get_model_weights(name))
     return Hooked(_Enlarged(_renorm(net, norm), least), channels, size)
 
@@ -224,7 +227,7 @@ def create_net(
     net = make(channels=channels, classes=classes, size=size, **kw)
     return net if hasattr(net, 'embed') and hasattr(net, 'logits') else Hooked(net, channels, size)
 
-# %% ../../nbs/22_nets.zoo.ipynb #3d8deb35
+# %% ../../nbs/22_nets.zoo.ipynb #56ff3ad9
 def network(
     data, # The networks are for its images
     arch: str = 'convnet', # Architecture: a name of ARCHS or of torchvision
