@@ -1,11 +1,11 @@
-"""Seconds of each part of DREAM+ against the plain loop, in one run; and how time and memory grow.
+"""Seconds of each part of DREAM+ and of the plain loop, measured in turns; and how time and memory grow.
 
     python -m benchmarks                       digits, MNIST and CIFAR-10 shapes, and growth
     python -m benchmarks --also compiled,candidates --shapes mnist --growth none
     python -m benchmarks --device cuda --shapes paper,paper100 --inner 100 --growth none
-                                               on a GPU: the papers' CIFAR settings, an outer iteration as they have it
+                                               on a GPU: the papers' settings for CIFAR
 
-Random pixels serve as images. Writes a JSON record and a plot. A benchmark, not a test: nothing fails when it is slow.
+The images are random pixels. The command writes a JSON record and a plot.
 """
 import argparse
 import json
@@ -27,7 +27,7 @@ from dreamplus.nets.train import sgd
 from dreamplus.parts import Target
 from dreamplus.synthetic import decode
 
-from . import head, plain
+from . import head, make_parser, plain
 
 SHAPES = dict(
     digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64),
@@ -39,24 +39,27 @@ SHAPES = dict(
                   classes=100))
 SMALL = dict(size=8, channels=1, images=10_000, ipc=1, factor=1, width=8, batch=16, n_data=64, inner=10, classes=10)
 ALSO = 'compiled', 'candidates', 'both', 'untuned'
-CANDIDATES = 3 # of three images of a class, one
-SERVES = 10 # inner iterations, a choice of real images
-SPAN = 2 # seconds at least for which a part is timed
-REST = .05 # seconds after which the threads of the last one sleep
+CANDIDATES = 3 # one in so many images of a class is a candidate
+SERVES = 10 # inner iterations for which a choice of real images is used
+SPAN = 2 # least seconds for which a part is timed
+REST = .05 # seconds until the threads of the previous call sleep
 GROWTH = dict(classes=(10, 50, 100, 200), ipc=(1, 10, 50), images=(1_000, 10_000, 100_000, 1_000_000),
               width=(16, 32, 64, 128))
 
 def toy(size, channels, images, classes=10, **_) -> ImageData:
+    "Random pixels"
     with seeded(0): x = torch.randint(0, 256, (images, channels, size, size), dtype=torch.uint8)
     y = torch.arange(images)*classes//images
     return load_data((x, y), test=(x[::images//classes], y[::images//classes]))
 
 def learner(data, device, ipc, factor, width, batch, n_data, inner, compiled=False, candidates=None, **_):
+    "A Learner of DREAM+ for one outer iteration, without warming"
     own = dict(width=width, batch_real=batch, n_data=n_data, outer=1, inner=inner, start='random', warm_epochs=0.,
                compiled=compiled, candidates=candidates)
     return distiller(data, 'dream+', ipc, factor, device=str(device), **own)
 
 def seconds(f, device, n=3, first=True):
+    "The least seconds of `n` calls; `first`: after another one that does not count"
     if first: f()
     times = []
     for _ in range(n):
@@ -68,7 +71,7 @@ def seconds(f, device, n=3, first=True):
     return min(times)
 
 def in_turn(calls, device, n=3):
-    "The least seconds of each of `calls`, which take turns `n` times, or more until `SPAN` seconds went by"
+    "The least seconds of each call; they take turns, `n` times and until `SPAN` seconds have passed"
     for f in calls.values(): f()
     rounds = []
     while len(rounds) < n or sum(sum(r.values()) for r in rounds) < SPAN:
@@ -86,14 +89,14 @@ def target(learn) -> Target:
     return Target(classes, learn.model.shown(classes.ids), net, learn.sample_cb.sampler(net, classes, key), draw)
 
 def ours(learn):
-    "The parts of an inner iteration, to be called"
+    "Functions that do the parts of an inner iteration"
     schedule, sample, to = learn.network_cb.schedule, learn.sample_cb.sampler, target(learn)
     return dict(selection=lambda: sample(schedule.net, to.classes, Key(0), fresh=False),
                 training=lambda: schedule.after_update(None, Key(0)),
                 matching=lambda: learn.loss_func(learn.model(to.classes.index), to).backward())
 
 def plainly(learn, shape):
-    "The same of the plain loop"
+    "The same for the plain loop"
     data, schedule, to = learn.data, learn.network_cb.schedule, target(learn)
     net = schedule.net = plain.plain_network(schedule.make())
     schedule.opt, augment, show = sgd(net), learn.loss_func.match.augment, lambda x: decode(x, shape['factor'])
@@ -101,17 +104,13 @@ def plainly(learn, shape):
                 training=lambda: schedule.after_update(None, Key(0)),
                 matching=lambda: plain.step(net, data, learn.model.pixels, to.real, augment, to.draw, show))
 
-def fit(learn):
-    "All inner iterations of a Learner"
-    with learn.no_bar(): learn.fit(learn.dls.train.epochs)
-
 def calls_of(side, data, shape, device):
-    "The parts of an inner iteration and a whole outer one, to be called"
+    "Functions that do the parts of an inner iteration, and a whole outer iteration"
     some = max(shape['images']//data.n_classes//CANDIDATES, shape['batch'])
     how = {name: value for name, value in dict(compiled=True, candidates=some).items() if side in (name, 'both')}
     learn, whole = (learner(data, device, **shape, **how) for _ in range(2))
     if side == 'plain': return plainly(learn, shape) | dict(outer=partial(whole_plain, shape, whole))
-    return ours(learn) | dict(outer=partial(fit, whole))
+    return ours(learn) | dict(outer=lambda: whole.fit(whole.dls.train.epochs))
 
 class Untuned:
     "The plain loop in a process of its own, which leaves the allocator as it is"
@@ -124,13 +123,14 @@ class Untuned:
         if not self.process.stdout.readline(): raise RuntimeError('the process with the untuned allocator has ended')
 
 def serve(shape, device):
+    "Do the parts whose names are read from the standard input"
     calls = calls_of('plain', toy(**shape), shape, device)
     for name in sys.stdin:
         calls[name.strip()]()
         print('done', flush=True)
 
 def parts(shape, device, also):
-    "Seconds of each part, of all of them and of an outer iteration: ours, plain, and what else is asked for"
+    "Seconds of each part, of an inner and of an outer iteration: ours, the plain loop's, and others"
     data, device = toy(**shape), pick_device(device)
     sides = {side: calls_of(side, data, shape, device) for side in ('ours', *also, 'plain') if side != 'untuned'}
     if 'untuned' in also: sides['untuned'] = Untuned(shape, device)
@@ -158,7 +158,7 @@ def whole_plain(shape, learn):
         schedule.after_update(None, Key(0, i))
 
 def point(shape, device):
-    "Seconds of one selection and of one inner iteration without it, and the peak, in a process of its own"
+    "Seconds of a selection and of an inner iteration without it, and the peak memory of this process"
     learn = learner(toy(**shape), device, **shape)
     device, calls, sample, to = learn.data.device, ours(learn), learn.sample_cb.sampler, target(learn)
     chosen = seconds(lambda: sample(to.net, to.classes, Key(0)), device, 1)
@@ -168,6 +168,7 @@ def point(shape, device):
     return dict(select=chosen, inner=seconds(inner, device), peak_mib=peak_mib(device))
 
 def growth(names, device):
+    "What `point` measures as the classes, the images or the width grow"
     out = {}
     for name in names:
         out[name] = []
@@ -183,6 +184,7 @@ def growth(names, device):
 AXIS = .01, 100 # seconds and GiB, one scale for all
 
 def draw(record, path):
+    "The plot of a record"
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -199,15 +201,15 @@ def draw(record, path):
                                label=name if i == n == 0 else None)
                 left += r[side][name]
             axs[0, 0].text(left, at, f' {side}', fontsize=6, va='center')
-    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='s an inner iteration')
+    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='seconds of an inner iteration')
     axs[0, 0].margins(x=.15)
     axs[0, 0].invert_yaxis()
     axs[0, 0].legend(fontsize=7, loc='upper right')
     for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
         x = [r[name] for r in rows]
-        ax.loglog(x, [r['inner'] for r in rows], 'o-', label='s an inner iteration')
-        ax.loglog(x, [r['select'] for r in rows], 's-', label='s a selection')
-        ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak GiB')
+        ax.loglog(x, [r['inner'] for r in rows], 'o-', label='seconds of an inner iteration')
+        ax.loglog(x, [r['select'] for r in rows], 's-', label='seconds of a selection')
+        ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak memory, GiB')
         ax.set_xticks(x, [f'{v:,}' for v in x], fontsize=8)
         ax.set_xlabel(name)
         ax.minorticks_off()
@@ -217,14 +219,12 @@ def draw(record, path):
     fig.savefig(path, dpi=90)
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('benchmarks', __doc__, 'benchmarks.json')
     parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES) + '; or none')
     parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')
-    parser.add_argument('--also', default='none', help='beside ours and plain, of ' + ', '.join(ALSO))
-    parser.add_argument('--inner', type=int, default=20, help='inner iterations of the outer one timed whole [20]')
+    parser.add_argument('--also', default='none', help='also, of ' + ', '.join(ALSO))
+    parser.add_argument('--inner', type=int, default=20, help='inner iterations of the outer iteration [20]')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', default='benchmarks.json')
     parser.add_argument('--point', help=argparse.SUPPRESS)
     parser.add_argument('--untuned', help=argparse.SUPPRESS)
     a = parser.parse_args()

@@ -1,12 +1,11 @@
-"""Other ways to embed, cluster, choose, match and train, against the usual ones: seconds, and what they change.
+"""Other ways to embed, cluster, choose, match and train: seconds, and what they change.
 
     python -m benchmarks.alternatives --root DATA mnist DATA/cifar10-jpeg
     python -m benchmarks.alternatives --root DATA --device cuda --width 128 --ways bfloat16,compiled,vmap cifar10
 
-What training gains, compiled embedding and a choice among fewer are offered; the rest is left out of the package, and
-this is why.
+The package offers bfloat16 and compiled training, compiled embedding, and a choice among fewer candidates. The other
+ways are left out, and the record shows why.
 """
-import argparse
 import copy
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from dreamplus.nets.augment import Augment
 from dreamplus.nets.convnet import ConvNet
 from dreamplus.nets.train import Stream, fast_call, sgd, train
 
-from . import head, plain
+from . import head, make_parser, plain
 from .__main__ import learner, seconds, target
 
 WAYS = 'bfloat16', 'channels_last', 'compiled', 'threads', 'vmap'
@@ -182,14 +181,12 @@ def training(data, ways, width):
     return out
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.alternatives', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('benchmarks.alternatives', __doc__, 'alternatives.json')
     parser.add_argument('data', nargs='+')
     parser.add_argument('--root')
     parser.add_argument('--width', type=int, default=32)
     parser.add_argument('--ways', default=','.join(WAYS), help='of ' + ', '.join(WAYS))
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', default='alternatives.json')
     a = parser.parse_args()
     keep_memory()
     device, found, ways = pick_device(a.device), {}, a.ways.split(',')

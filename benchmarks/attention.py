@@ -1,55 +1,44 @@
-"""Which powers of attention maps, and how much of the channels?
+"""Powers of attention maps, and the weight of the channel maps.
 
-Ten handwritten digits, moved by each kind of map at three rates, three seeds.
+Ten handwritten digits are learned with each kind of map at three learning rates and three seeds.
 
-    python -m benchmarks.attention --out attention.json
+    python -m benchmarks.attention
 
-Nothing is chosen by the test split: accuracies are those on a held-out part of train.
+Accuracies are those on a validation split; the test split is not used.
 """
-import argparse
 from itertools import product
 
 from dreamplus.core import write_json
-from dreamplus.loop.distill import distill
-from dreamplus.judge.evaluate import EvalCB
-from dreamplus.loop.loops import MATCHERS
-from dreamplus.match.attention import AttentionMatcher, AttentionMixer
 from dreamplus.data.sources import load_data
+from dreamplus.judge.validate import ValidAccuracy
+from dreamplus.loop.distill import distiller
 
-from . import head
+from . import head, make_parser
 
-# argument names that no recipe has: it would fill them in
-KINDS = {'spatial, p=1': lambda: AttentionMatcher(1.), 'spatial, p=4': lambda: AttentionMatcher(4.),
-         **{f'and channels, p={p}, p_c={q}': lambda a=p, b=q: AttentionMixer(a, b) for p in (1, 4) for q in (1, 4)},
-         **{f'and channels, p=4, p_c=4, {w} times': lambda w=w: AttentionMixer(channel=w) for w in (.1, 10.)}}
+KINDS = {'spatial, p=1': dict(match='attention', p=1.), 'spatial, p=4': dict(match='attention', p=4.)}
+KINDS |= {f'and channels, p={p:.0f}, p_c={q:.0f}': dict(match='atom', p=p, p_channel=q)
+          for p, q in product((1., 4.), repeat=2)}
+KINDS |= {f'and channels, p=4, p_c=4, {w} times': dict(match='atom', p=4., channel=w) for w in (.1, 10.)}
 RATES, SEEDS = (.01, .003, .001), (0, 1, 2)
 
-class EndCB(EvalCB):
-    "Accuracies at the end only"
-    def __init__(self, nets):
-        super().__init__()
-        self.nets = nets
-    def after_epoch(self): pass
-    def after_fit(self): self.accs = [self.measure(k) for k in range(self.nets)]
-
-def cell(kind, lr, seed, steps, nets):
-    end, data = EndCB(nets), load_data('digits', seed=seed).hold_out(.3, seed)
-    MATCHERS['kind'] = KINDS[kind]
-    distill(data, 'datadam', seed=seed, cbs=[end], log=None, match='kind', width=16, depth=3, outer=steps, lr=lr)
-    return dict(kind=kind, lr=lr, seed=seed, accs=end.accs)
+def measure(kind, lr, seed, steps, nets):
+    "Accuracy of networks trained on the images after so many inner iterations"
+    data = load_data('digits', seed=seed).hold_out(.3, seed)
+    learn = distiller(data, 'datadam', seed=seed, width=16, depth=3, outer=steps, lr=lr, **KINDS[kind])
+    learn.fit(learn.dls.train.epochs)
+    metric = ValidAccuracy(nets=nets)
+    metric.validate(learn)
+    return dict(kind=kind, lr=lr, seed=seed, accs=list(metric.accs))
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.attention', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=100)
-    parser.add_argument('--nets', type=int, default=2)
-    parser.add_argument('--out', default='attention.json')
+    parser = make_parser('benchmarks.attention', __doc__, 'tuning-attention.json')
+    parser.add_argument('--steps', type=int, default=100, help='inner iterations [100]')
+    parser.add_argument('--nets', type=int, default=2, help='networks for each accuracy [2]')
     a = parser.parse_args()
     record = head({f'digits, seed {s}': load_data('digits', seed=s).digest for s in SEEDS}, SEEDS)
-    starts = [cell('spatial, p=1', 0., seed, 1, a.nets) for seed in SEEDS]
-    cells = []
+    starts, cells = [measure('spatial, p=1', 0., seed, 1, a.nets) for seed in SEEDS], []
     for kind, lr, seed in product(KINDS, RATES, SEEDS):
-        cells.append(cell(kind, lr, seed, a.steps, a.nets))
+        cells.append(measure(kind, lr, seed, a.steps, a.nets))
         print(cells[-1], flush=True)
         write_json(a.out, record | dict(starts=starts, cells=cells))
 

@@ -1,15 +1,14 @@
-"""Classes in one pass: seconds of a step of DREAM+ for images of several sizes, and what the package chooses.
+"""Classes in one pass: seconds of an inner iteration of DREAM+ for several image sizes, and what the package chooses.
 
-    python -m benchmarks.chunks --out chunks.json
+    python -m benchmarks.chunks
 
-Random pixels in ten classes serve as images.
+The images are random pixels in ten classes.
 """
-import argparse
 
 from dreamplus.core import write_json
 from dreamplus.machine import keep_memory, pick_device
 
-from . import head
+from . import head, make_parser
 from .__main__ import learner, seconds, target, toy
 
 CHUNKS = 1, 2, 5, 10
@@ -28,10 +27,8 @@ def step(shape, device):
     return dict(chosen=chosen, pixels=shape['batch']*shape['size']**2, seconds=dict(zip(map(str, CHUNKS), times)))
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.chunks', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('benchmarks.chunks', __doc__, 'chunks.json')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', default='chunks.json')
     a = parser.parse_args()
     keep_memory()
     sizes = {s['size'] for s in SHAPES}

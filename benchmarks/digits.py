@@ -1,20 +1,21 @@
-"""The numbers of the digits' recipe, and variations of them.
+"""The arguments of the digits' recipe, and variations of them.
 
-    python -m benchmarks.digits --out tuning-digits.json
+    python -m benchmarks.digits
 
-Images that are training images under all three seeds; a third of them is held out, and nothing else is tested on.
+The data are the images that are training images under all three seeds. About a third of them is the validation split,
+which takes the place of the test split.
 """
-import argparse
-from copy import copy
+from dataclasses import replace
 
 import torch
+
 from dreamplus.core import write_json
 from dreamplus.data.core import Split
-from dreamplus.loop.distill import distill
-from dreamplus.judge.evaluate import score
 from dreamplus.data.sources import load_data
+from dreamplus.judge.evaluate import score
+from dreamplus.loop.distill import distill
 
-from . import head
+from . import head, make_parser
 
 SEEDS = 0, 1, 2
 PLAIN = dict(eval_augment='', eval_mix=0.)
@@ -26,30 +27,28 @@ CHANGES = [{}, dict(lr=6e-3), dict(augment='color_crop_scale_rotate', net_augmen
 def common():
     "The digits' training images under every seed, as training images"
     loaded = [load_data('digits', seed=s) for s in SEEDS]
-    data, train = copy(loaded[0]), loaded[0].train
+    data, train = loaded[0], loaded[0].train
     flat = [d.train.x.flatten(1) for d in loaded]
     kept = torch.stack([(flat[0][:, None] == other).all(2).any(1) for other in flat[1:]]).all(0)
-    data.train = Split(train.x[kept], train.y[kept], data.n_classes)
-    return data
+    return replace(data, train=Split(train.x[kept], train.y[kept], data.n_classes))
 
-def cell(data, change, seed, nets):
+def measure(data, change, seed, nets):
+    "Accuracies on the validation split"
     held = data.hold_out(.35, seed)
-    held.test = held.valid # the real test images stay out of it
+    held = replace(held, test=held.valid)
     dset = distill(held, ipc=1, seed=seed, log=None, **change)
     rows = score(dset, held, n=nets, rows=('distilled', 'random', 'k-means'), seed=1000*seed)
     return dict(change=change, seed=seed, accs={r['set']: r['accs'] for r in rows})
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.digits', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--nets', type=int, default=3, help='of each seed [3]')
-    parser.add_argument('--out', default='tuning-digits.json')
+    parser = make_parser('benchmarks.digits', __doc__, 'tuning-digits.json')
+    parser.add_argument('--nets', type=int, default=3, help='networks for each accuracy [3]')
     a = parser.parse_args()
     data, cells = common(), []
     record = head({'digits, common': data.digest}, SEEDS) | dict(images=len(data.train))
     for change in CHANGES:
         for seed in SEEDS:
-            cells.append(cell(data, change, seed, a.nets))
+            cells.append(measure(data, change, seed, a.nets))
             print(cells[-1], flush=True)
         write_json(a.out, record | dict(cells=cells))
 

@@ -1,30 +1,29 @@
-"""A folder of images: decoded the first time, from the cache later; seconds, and peak memory of a fresh process.
+"""Seconds to load a folder of images, decoded or from the cache, and the peak memory of the process.
 
-    python -m benchmarks.loading DATA/cifar10-jpeg --out loading.json
+    python -m benchmarks.loading DATA/cifar10-jpeg
 """
-import argparse
 import os
 import tempfile
 import time
 
 import torch
+
 from dreamplus.core import write_json
-from dreamplus.machine import peak_mib
 from dreamplus.data.sources import load_data
+from dreamplus.machine import peak_mib
 
-from . import head
+from . import head, make_parser
 
-def load(folder): # -> seconds, data
+def load(folder):
+    "Seconds, and the data"
     start = time.perf_counter()
     data = load_data(folder)
     return time.perf_counter() - start, data
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.loading', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('benchmarks.loading', __doc__, 'loading.json')
     parser.add_argument('folder')
     parser.add_argument('--later', type=int, default=5, help='loads from the cache [5]')
-    parser.add_argument('--out', default='loading.json')
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         os.environ['DREAMPLUS_CACHE'] = cache

@@ -1,11 +1,10 @@
-"""Plans against what runs then took: seconds, and peak memory of the process.
+"""Seconds and peak memory as planned, divided by those of the run.
 
     python -m benchmarks.plans --out plans.json digits
     python -m benchmarks.plans --root DATA mnist,width=32,outer=2,inner=10 DATA/cifar10-jpeg,width=32,outer=1,inner=10
 
-Each argument is a dataset and arguments of `distill`. Plan and run have a process each; no cache is used.
+Each argument is a dataset and arguments of `distill`. Plan and run have a process each and no cache.
 """
-import argparse
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import tempfile
 
 from dreamplus.core import write_json
 
-from . import head
+from . import head, make_parser
 
 SETUP = """
 import json, os, sys, time
@@ -42,10 +41,12 @@ print(json.dumps(dict(seconds=dict(distill=distilled - start, evaluate=time.perf
 """
 
 def value(text):
+    "A number, or text"
     try: return json.loads(text)
     except ValueError: return text
 
 def check(job, root):
+    "Plan and run a job, and compare"
     name, *pairs = job.split(',')
     args = {k: value(v) for k, v in (p.split('=') for p in pairs)}
     said = {}
@@ -59,11 +60,9 @@ def check(job, root):
     return dict(job=job.split('/')[-1], ratio=ratio | dict(total=total, peak=peak), **said)
 
 def main():
-    parser = argparse.ArgumentParser('python -m benchmarks.plans', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('benchmarks.plans', __doc__, 'plans.json')
     parser.add_argument('jobs', nargs='+')
-    parser.add_argument('--root')
-    parser.add_argument('--out', default='plans.json')
+    parser.add_argument('--root', help='folder of downloaded datasets')
     a = parser.parse_args()
     checks = []
     for job in a.jobs:

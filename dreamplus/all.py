@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #965421ac
+# %% ../nbs/99_all.ipynb #9b3cc877
 from .arguments import Count, Momentum, Natural, Positive, Share
-from .choose.samplers import SAMPLERS, Sampler
+from .choose.samplers import SAMPLERS
 from .core import Key, toy_images
 from .data.core import ImageData
 from .data.datasets import DATASETS, Dataset
 from .data.sources import load_data
-from .distilled import DistilledSet, load_distilled, picture
+from .distilled import DistilledSet, load_distilled
 from .judge.evaluate import evaluate_run, format_row, results_table, score
 from .judge.protocols import PROTOCOLS
-from .judge.scores import cross, cross_table, robust, robust_table
+from .judge.scores import robust
 from .judge.validate import BestCB, ValidAccuracy
 from .labs.compare import compare, compare_figures, compare_table
 from .labs.plan import format_plan, plan
@@ -32,5 +32,5 @@ from .parts import OPTIMISERS
 from .recipes import METHODS, Method, methods_table, recipe
 from .synthetic import STARTS, SyntheticSet
 
-# %% ../nbs/99_all.ipynb #9d22460d
+# %% ../nbs/99_all.ipynb #9ebc394f
 __all__ = [name for name in globals() if name[0] != '_' and name not in ('annotations',)]

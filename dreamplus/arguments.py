@@ -133,13 +133,13 @@ def union(
 def check_arguments(
     given: dict, # Name to value
     chosen: dict, # Parts of the method by label, as `union` takes them
-    others: dict = {}, # Parts that the method does not use
+    others: dict | None = None, # Parts that the method does not use
 ):
     "Raise `ValueError` for an argument that is unknown, has no effect with these parts, or has a wrong value"
     known = union(chosen)
     for name, value in given.items():
         if name in known: known[name].check(value)
-        elif used := [label for label, part in others.items() if name in arguments(part)]:
+        elif used := [label for label, part in (others or {}).items() if name in arguments(part)]:
             raise ValueError(f'{name!r} has no effect here: it is an argument of {" and ".join(used[:3])}, which this method does '
                              'not use; remove it')
         else:

@@ -38,8 +38,8 @@ def set_rng_state(state: dict): # What `rng_state` returned
 def seeded(seed: int): # Any integer from 0
     "Draw from `seed` inside the block; outside, the generators go on as if nothing had happened"
     if not isinstance(seed, int) or seed < 0: raise ValueError(f'{seed=} must be an integer of at least 0')
-    before = rng_state()
-    torch.manual_seed(seed)
+    before, plain = rng_state(), not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    (torch.default_generator.manual_seed if plain else torch.manual_seed)(seed) # the latter also traces its caller
     try: yield
     finally: set_rng_state(before)
 
@@ -71,6 +71,10 @@ class Key:
     def at(self, *purpose, rows=None):
         "The key of a part of this purpose, or of other rows"
         return Key(self.seed, *self.purpose, *purpose, rows=self.rows if rows is None else rows)
+
+    def seeded(self):
+        "Seed torch's generators from this key inside the block; `Key()` leaves them as they are"
+        return nullcontext() if self.seed is None else seeded(self.number)
 
     def part(self, rows: slice):
         "The same numbers for some of the rows; ask before the first draw"
@@ -109,11 +113,6 @@ def randint(self: Key, low: int, high: int, *shape, device='cpu') -> torch.Tenso
     if self.seed is None: return torch.randint(low, high, shape, device=device)
     return (self.rand(*shape, device=device)*(high - low)).long().clamp_(max=high - low - 1) + low
 
-@patch
-def seeded(self: Key):
-    "Seed torch's generators from this key inside the block; `Key()` leaves them as they are"
-    return nullcontext() if self.seed is None else seeded(self.number)
-
 # %% ../nbs/00_core.ipynb #625384f4
 @contextmanager
 def atomic(path: str | Path): # The file to write; its folder must exist
@@ -135,7 +134,6 @@ def write_json(path: str | Path, # Where to
     "Write `obj` atomically as JSON that people can read"
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #94d0dd6f
 def read_json(path: str | Path): # A JSON file
     "Read `path`; `ValueError` that names the file if it is missing or damaged"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
@@ -145,11 +143,13 @@ def read_json(path: str | Path): # A JSON file
 
 # %% ../nbs/00_core.ipynb #aa66cdc5
 def _flatten(d, prefix=''):
+    "Pairs of path and leaf of a nested dictionary"
     for k, v in d.items():
         if isinstance(v, dict): yield from _flatten(v, f'{prefix}{k}/')
         else: yield f'{prefix}{k}', v
 
 def _nest(flat):
+    "The nested dictionary of paths and leaves"
     out = {}
     for key, v in flat.items():
         *path, leaf = key.split('/')
@@ -158,7 +158,6 @@ def _nest(flat):
         d[leaf] = v
     return out
 
-# %% ../nbs/00_core.ipynb #3bbebd3b
 def save_state(path: str | Path, # Where to
                state: dict): # Nested; keys are strings without `/`, leaves tensors or JSON values
     "Write a nested dictionary atomically as one safetensors file"
@@ -170,7 +169,6 @@ def save_state(path: str | Path, # Where to
         except SafetensorError as e: raise OSError(errno.EIO, f'could not be written ({e})', str(path)) from None
         tmp.chmod(0o644) # safetensors keeps its files to their owner
 
-# %% ../nbs/00_core.ipynb #351f309b
 def load_state(path: str | Path, # What `save_state` wrote
               ) -> dict: # As it was saved, tensors on the CPU
     "Read a nested dictionary back; `ValueError` that names the file if it is damaged"

@@ -20,7 +20,7 @@ from .choose.samplers import SAMPLERS
 from .core import Key
 from .data.core import ImageData, to_float
 from .data.whiten import whitened
-from .machine import pick_device
+from .machine import pick_device, to_device
 from .match.attention import AttentionMatcher
 from .match.bidirectional import Bidirectional
 from .match.core import MATCHERS, View, by_class, match_terms
@@ -117,7 +117,7 @@ class DistillLoss:
         total = self.match(shown, target) if self.match else 0.
         images, soft = shown if isinstance(shown, tuple) else (shown, None)
         for weight, matcher in self.whole:
-            counts = torch.tensor(target.counts, device=images.device)
+            counts = to_device(target.counts, images.device)
             y = target.classes.index.repeat_interleave(counts, output_size=len(images)) if soft is None else soft
             total = total + weight*matcher.loss(images, y, target.lr, target.key)
         return total

@@ -18,6 +18,7 @@ from .arguments import Count, Positive, Registry, build
 from .choose.coresets import CORESETS, coreset
 from .core import Key
 from .data.core import ImageData, to_float
+from .machine import to_device
 
 # %% ../nbs/50_synthetic.ipynb #c375f235
 def cut(x: torch.Tensor, # Stored images (...,n,ch,h,w), any leading axes
@@ -82,7 +83,7 @@ def decode_classes(
         images = torch.cat([decode(part, factor, mode) for part in parts])
         firsts = torch.tensor([0, *counts]).cumsum(0).tolist()
         places = torch.cat([first + index(n) for first, n in zip(firsts, counts) if n])
-    return images, places.to(x.device)
+    return images, to_device(places, x.device)
 
 # %% ../nbs/50_synthetic.ipynb #6d546d35
 def mosaic(
@@ -157,6 +158,7 @@ def start_pixels(
 # %% ../nbs/50_synthetic.ipynb #b4f6a84f
 class SyntheticSet(nn.Module):
     "Learnable images in [0, 1], not normalised, with their labels; `ValueError` if they cannot be decoded so"
+    batch = None # `ClassBatch` of the next call, if the host knows it
     def __init__(self,
                  pixels: torch.Tensor, # Stored images (N,ch,h,w) class after class, or (C,n,ch,h,w)
                  labels, # (N,) int64, (N,C) probabilities, or None: pixels are (C,n,ch,h,w)
@@ -180,7 +182,7 @@ class SyntheticSet(nn.Module):
     def labels(self) -> torch.Tensor: # (N,) int64 or (N,C) probabilities
         "The labels of the stored images, as they are now"
         if self.logits is not None: return self.logits.detach().softmax(1)
-        return torch.repeat_interleave(torch.tensor(self.counts)).to(self.pixels.device)
+        return to_device(torch.repeat_interleave(torch.tensor(self.counts)), self.pixels.device)
 
 # %% ../nbs/50_synthetic.ipynb #e51ee042
 @patch
@@ -197,11 +199,13 @@ def forward(self: SyntheticSet,
            ): # Decoded images (n,ch,h,w); with soft labels also their probabilities (n,C)
     "The images of `classes`, ready for augmentation; gradients flow to pixels and soft labels"
     classes = classes.to(self.pixels.device)
-    even = len({*self.counts}) == 1 # then the host need not know which classes they are
-    counts = self.counts[:1]*len(classes) if even else [self.counts[c] for c in classes.tolist()]
-    stored = self.first[classes].repeat_interleave(torch.tensor(counts, device=classes.device), output_size=sum(counts))
-    within = torch.cat([torch.arange(n) for n in counts]) if not even else torch.arange(counts[0]).repeat(len(counts))
-    stored = stored + within.to(stored.device) # (N',)
+    if len({*self.counts}) == 1: counts = self.counts[:1]*len(classes) # whichever classes they are
+    else:
+        known = self.batch is not None and self.batch.index is classes # else the device is asked
+        counts = [self.counts[c] for c in (self.batch.ids if known else classes.tolist())]
+    owner = torch.repeat_interleave(torch.tensor(counts)) # (N',), which of `classes`
+    within = torch.arange(len(owner)) - torch.tensor([0, *counts]).cumsum(0)[owner]
+    stored = self.first[classes][to_device(owner, classes.device)] + to_device(within, classes.device) # (N',)
     images, places = decode_classes(self.pixels[stored], counts, self.factor, self.decode)
     if (some := self.subset(classes, counts)) is not None: images, places = images[some], places[some]
     return images if self.logits is None else (images, self.logits[stored[places]].softmax(1))
@@ -211,10 +215,11 @@ def subset(self: SyntheticSet, classes, counts):
     "Positions of at most `limit` random decoded images of each class, by a row of `key` each; None where all are shown"
     decoded = [sum((b - a)*g*g for g, a, b in cuts(n, self.factor, self.decode)) for n in counts]
     if max(decoded) <= self.limit: return None
-    device, most = self.pixels.device, torch.tensor(decoded, device=self.pixels.device)[:, None] # (c,1)
+    device, most = self.pixels.device, to_device(decoded, self.pixels.device)[:, None] # (c,1)
     order = self.key.at(rows=classes).rand(len(counts), max(decoded), device=device)
     order = order.masked_fill(torch.arange(max(decoded), device=device) >= most, 2).argsort(1)[:, :self.limit]
-    return (most.cumsum(0) - most + order)[torch.arange(self.limit, device=device) < most]
+    seen = [i*self.limit + torch.arange(min(n, self.limit)) for i, n in enumerate(decoded)]
+    return (most.cumsum(0) - most + order).flatten()[to_device(torch.cat(seen), device)]
 
 # %% ../nbs/50_synthetic.ipynb #95615e3b
 @patch

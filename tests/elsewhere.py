@@ -1,6 +1,7 @@
 """A device of the tests' own, for machines without a GPU: real numbers, kept apart from those of the CPU.
 
-As on a GPU, an operation takes tensors of one side, and the host waits where it asks for a value or sends one over.
+As on a GPU, an operation takes tensors of one side, and the host waits where it asks for a value, or sends one over
+unless it says `non_blocking`.
 """
 import torch
 from torch.overrides import TorchFunctionMode
@@ -11,6 +12,7 @@ AWAY = torch.device('meta') # which every torch knows and nothing else here live
 aten = torch.ops.aten
 ASKS = aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default
 MIXED = aten.copy_.default, aten.index.Tensor, aten._index_put_impl_.default # a GPU takes both sides, but waits
+INDEXING = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 
 class Away(torch.Tensor):
     "A tensor on that device; `here` is what it holds"
@@ -26,12 +28,15 @@ class _Lists(TorchFunctionMode): # From and to Python's numbers, which are no op
     def __torch_function__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if f is torch.Tensor.tolist: return f(args[0].cpu())
+        if f in INDEXING and isinstance(args[0], Away): # a list among the indices is sent over
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            args = args[0], tuple(torch.tensor(i).to(AWAY) if isinstance(i, list) else i for i in index), *args[2:]
         away = f is torch.tensor and torch.device(kwargs.get('device') or 'cpu') == AWAY
         return f(*args, **kwargs | dict(device='cpu')).to(AWAY) if away else f(*args, **kwargs)
 
 class Elsewhere(TorchDispatchMode):
     "The device is there inside of this; `waits` are the operations for which the host waited"
-    def __init__(self): super().__init__(); self.waits, self.lists = [], _Lists()
+    def __init__(self, note=str): super().__init__(); self.waits, self.lists, self.note = [], _Lists(), note
     def __enter__(self): self.lists.__enter__(); return super().__enter__()
     def __exit__(self, *e): super().__exit__(*e); self.lists.__exit__(*e)
 
@@ -42,7 +47,8 @@ class Elsewhere(TorchDispatchMode):
         mixed = away and not all(isinstance(t, Away) or t.ndim == 0 for t in tensors)
         if mixed and f not in MIXED: raise RuntimeError(f'{f}: some of its tensors are on another device')
         there = away if kwargs.get('device') is None else kwargs['device'] == AWAY
-        if mixed or away and f in ASKS or tensors and away != there: self.waits.append(str(f)) # both ways over the bus
+        over = tensors and away != there and not (there and kwargs.get('non_blocking')) # the bus
+        if mixed or away and f in ASKS or over: self.waits.append(self.note(f))
         if 'device' in kwargs: kwargs['device'] = torch.device('cpu')
         held, named = tree_map_only(Away, lambda t: t.here, (args, kwargs))
         out = f(*held, **named)

@@ -32,7 +32,8 @@ def data(): return load_data(toy_images(classes=3, per_class=20, size=8)).hold_o
 def make(data, tmp_path):
     "A Learner of 8 inner iterations with a report after every 2"
     def learner(method='dream', *cbs, **kw):
-        learn = distiller(data, method, cbs=cbs, **{k: v for k, v in SMALL.items() if method == 'dream' or k != 'interval'} | kw)
+        args = {k: v for k, v in SMALL.items() if method == 'dream' or k != 'interval'}
+        learn = distiller(data, method, cbs=cbs, **args | kw)
         learn.path = tmp_path
         return learn
     return learner
@@ -78,7 +79,8 @@ def test_show_graph(make, monkeypatch, metrics):
     assert len(losses[1]) == 4 and len(valid[1]) == 2 and x == (0, 4) and y[1] == max(losses[1])
 
 def test_display_in_distill(data, tmp_path, capsys):
-    distill(data, 'dream', out=tmp_path/'run', cbs=[ProgressCallback(), ShowGraphCallback(), CSVLogger('log.csv')], log=None, **SMALL)
+    cbs = [ProgressCallback(), ShowGraphCallback(), CSVLogger('log.csv')]
+    distill(data, 'dream', out=tmp_path/'run', cbs=cbs, log=None, **SMALL)
     assert 'Epoch 4/4' in capsys.readouterr().out
     assert (tmp_path/'run'/'log.csv').read_text().startswith('epoch,train_loss,valid_loss,time\n0,')
 
@@ -86,7 +88,8 @@ def test_csv_logger(make):
     learn = make('dream', CSVLogger('log.csv'), metrics=[Scripted(.1, .2)])
     learn.fit(2)
     log = learn.csv_logger.read_log()
-    assert [*log.columns] == ['epoch', 'train_loss', 'valid_loss', 'valid_acc', 'time'] and log.valid_acc.tolist() == [.1, .2]
+    assert [*log.columns] == ['epoch', 'train_loss', 'valid_loss', 'valid_acc', 'time']
+    assert log.valid_acc.tolist() == [.1, .2]
 
 def test_recorder(make):
     learn = make('dream', metrics=[Scripted(.1, .2)])
@@ -141,7 +144,8 @@ def test_wandb(make, monkeypatch):
     logged = {}
     def log(values, step=None): logged.update({k: [*logged.get(k, []), v] for k, v in values.items()})
     fake = ModuleType('wandb')
-    vars(fake).update(run=SimpleNamespace(step=0, summary={}), config=SimpleNamespace(update=lambda *a, **kw: None), log=log)
+    fake.run, fake.log = SimpleNamespace(step=0, summary={}), log
+    fake.config = SimpleNamespace(update=lambda *a, **kw: None)
     monkeypatch.setitem(sys.modules, 'wandb', fake)
     from fastai.callback import wandb
     monkeypatch.setattr(wandb, 'wandb', fake)
@@ -153,27 +157,28 @@ def test_wandb(make, monkeypatch):
 @pytest.mark.parametrize('run', [False, True])
 def test_save_model(make, data, tmp_path, run):
     "The set is the best one in the end"
-    keep, cbs = KeepCB(), [SaveModelCallback('valid_acc')]
+    keep, save, metrics = KeepCB(), SaveModelCallback('valid_acc'), [Scripted(.2, .5, .3, .4)]
     if run:
-        dset = distill(data, 'dream', out=tmp_path/'run', metrics=[Scripted(.2, .5, .3, .4)], cbs=[keep, *cbs], log=None, **SMALL)
+        distill(data, 'dream', out=tmp_path/'run', metrics=metrics, cbs=[keep, save], log=None, **SMALL)
         assert torch.equal(load_distilled(tmp_path/'run').pixels, keep.kept[1].clamp(0, 1))
     else:
-        learn = make('dream', keep, *cbs, metrics=[Scripted(.2, .5, .3, .4)])
+        learn = make('dream', keep, save, metrics=metrics)
         learn.fit(4)
         assert torch.equal(pixels(learn), keep.kept[1]) and (tmp_path/'models'/'model.pth').exists()
     assert len(keep.kept) == 4
 
 def test_early_stopping(data, tmp_path):
     "The last report is written, too"
-    distill(data, 'dream', out=tmp_path/'run', metrics=[Scripted(.2, .5, .3, .4)], cbs=[EarlyStoppingCallback('valid_acc', patience=1)],
-            log=None, **SMALL)
+    stop, metrics = EarlyStoppingCallback('valid_acc', patience=1), [Scripted(.2, .5, .3, .4)]
+    distill(data, 'dream', out=tmp_path/'run', metrics=metrics, cbs=[stop], log=None, **SMALL)
     assert [(r['step'], r['valid_acc']) for r in read_history(tmp_path/'run')] == [(2, .2), (4, .5), (6, .3)]
     assert load_distilled(tmp_path/'run').provenance['steps'] == 6
 
 @pytest.mark.parametrize('optimiser', ['sgd', 'adam'])
 def test_reduce_lr_on_plateau(make, optimiser):
     keep = KeepCB()
-    learn = make('dream', ReduceLROnPlateau('valid_acc', patience=1), keep, metrics=[Scripted(.2, .1, .3, .4)], optimiser=optimiser)
+    reduce, metrics = ReduceLROnPlateau('valid_acc', patience=1), [Scripted(.2, .1, .3, .4)]
+    learn = make('dream', reduce, keep, metrics=metrics, optimiser=optimiser)
     learn.fit(4)
     assert keep.lrs == [learn.lr[0]]*2 + [learn.lr[0]/10]*2
 
@@ -271,9 +276,10 @@ def test_a_second_fit_goes_on(make):
     assert twice.dls.train.at == 10 and not torch.equal(pixels(once), pixels(twice))
     assert once.dls.train.epochs == 0
 
-LOOKS = dict(validate=Learner.validate, summary=lambda l: str(l.summary()), show_results=Learner.show_results, get_preds=Learner.get_preds,
-             get_preds_of_train=lambda l: l.get_preds(ds_idx=0), one_batch=lambda l: l.one_batch(0, l.dls.one_batch()),
-             show_batch=lambda l: l.dls.show_batch(), save=lambda l: l.save('x'), export=lambda l: l.export('x.pkl'))
+LOOKS = dict(validate=Learner.validate, summary=lambda l: str(l.summary()), show_results=Learner.show_results,
+             get_preds=Learner.get_preds, get_preds_of_train=lambda l: l.get_preds(ds_idx=0),
+             one_batch=lambda l: l.one_batch(0, l.dls.one_batch()), show_batch=lambda l: l.dls.show_batch(),
+             save=lambda l: l.save('x'), export=lambda l: l.export('x.pkl'))
 
 @pytest.mark.parametrize('look', LOOKS.values(), ids=LOOKS)
 def test_looking_leaves_no_trace(make, look):

@@ -244,7 +244,7 @@ SMALL = dict(width=8, n_data=8, batch_real=4, factor=1)
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    distill(data, out=folder, log=None, outer=1, inner=1, **SMALL)
+    distill(data, out=folder, log=None, outer=1, inner=2, **SMALL)
     return folder
 
 def test_the_test_split_is_used_once(data, run):
@@ -265,9 +265,9 @@ def test_the_test_split_is_used_once(data, run):
     assert ask()['test_uses'] == 1
 
 def test_scores_of_a_run(data, run):
-    record = score_run(run, data, ('mlp',), n=2, soft='mse', **BRIEF)
+    record = score_run(run, data, ('mlp',), n=1, soft='mse', **BRIEF)
     assert record == read_json(run/'scores.json')
-    dset, own = load_distilled(run), dict(n=2, seed=0, cache=False, **BRIEF)
+    dset, own = load_distilled(run), dict(n=1, seed=0, cache=False, **BRIEF)
     assert [(r['arch'], r['set']) for r in record['cross']] == [('mlp', 'distilled'), ('mlp', 'random')]
     assert record['cross'][0]['accs'] == cross([dset], data, ('mlp',), **own)[0]['accs']
     assert record['robust'][1]['ars'] == robust(dset, data, soft='mse', **own)['ars']
@@ -282,8 +282,8 @@ def test_scores_of_a_run(data, run):
 def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
     "They keep to the accuracy here, share no table, and are refused before any work where nothing compiles"
     ask = lambda **kw: evaluate_run(run, data, n=1, rows=('distilled', 'full'), **kw)
-    slow, fast = ask(steps=40), ask(steps=40, bf16=True)
-    assert fast['protocol'] == 'quick, bf16=True, steps=40' and fast['training']['bf16'] is True
+    slow, fast = ask(steps=15), ask(steps=15, bf16=True)
+    assert fast['protocol'] == 'quick, bf16=True, steps=15' and fast['training']['bf16'] is True
     assert 'bf16' not in slow['training']
     for a, b in zip(slow['rows'], fast['rows']): assert abs(a['acc'] - b['acc']) < .2
     def fails(f): raise RuntimeError('no compiler')
@@ -315,8 +315,7 @@ class StopCB(Callback):
     def __init__(self, at): self.at = at
     def after_batch(self): self.learn.checkpoint_cb.stop = self.dls.train.at == self.at
 
-@pytest.mark.parametrize('worth, best, stop', [
-    ([.1, .3, .5, .2, .5], 2, 3), ([.6, .3, .5, .2, .4], 0, 1), ([0., .1, .2, .3, .4], 4, 3)])
+@pytest.mark.parametrize('worth, best, stop', [([.1, .3, .5, .2, .5], 2, 3), ([.6, .3, .5, .2, .4], 0, 1)])
 def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
     "Also of a run that was stopped and resumed; the initialisation counts, the first of two equals wins, nothing is printed"
     held, out = data.hold_out(.25), tmp_path/'run'

@@ -130,7 +130,7 @@ from dreamplus.loop.distill import distill
 from dreamplus.data.sources import load_data
 x, y = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
 data = load_data((x, y), test=(x[::2], y[::2]))
-dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=2, n_data=8, warm_epochs=0., log=None,
+dset = distill(data, ipc=1, factor=1, width=8, outer=1, inner=1, batch_real=2, warm_epochs=0., log=None,
                device='cpu')
 print(dset.pixels.shape[0], peak_mib(torch.device('cpu')))
 """

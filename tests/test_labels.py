@@ -1,4 +1,4 @@
-"Labels are data: class numbers or probabilities, learned or fixed, with as many images of a class as it likes, from the loss to the file."
+"Labels are data, from the loss to the file: class numbers or probabilities, learned or fixed, any number of images."
 import json
 
 import pytest
@@ -15,8 +15,8 @@ from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.match.experts import train_experts
 from dreamplus.synthetic import SyntheticSet, decode
 
-TINY = dict(outer=2, inner=3, width=8, factor=1, batch_real=4, n_data=8, net_batch=8, augment='', net_augment='', net_mix=0.,
-            distance='mse', per_class_steps=False, momentum=0., lr_base=None, lr=.01)
+TINY = dict(outer=2, inner=3, width=8, factor=1, batch_real=4, n_data=8, net_batch=8, augment='', net_augment='',
+            net_mix=0., distance='mse', per_class_steps=False, momentum=0., lr_base=None, lr=.01)
 UNEVEN = [1, 3, 2]
 
 @pytest.fixture(scope='module')
@@ -68,8 +68,7 @@ def test_distilled_set_keeps_images_and_labels_together(tmp_path, counts, soft):
             owner = labels.argmax(1) if soft else labels
             assert torch.equal(owner, hard.repeat_interleave(4 if decoded else 1)) # sorted by class
             assert torch.equal((images[:, 0, 0, 0]*10).round().long(), owner)
-    (image, label), n = s.dataset()[5], len(s.dataset())
-    assert n == 4*len(hard) and torch.equal(label, s.labels()[5])
+    assert len(s.dataset()) == 4*len(hard) and torch.equal(s.dataset()[5][1], s.labels()[5])
     s.to_imagefolder(tmp_path/'images')
     assert [len([*(tmp_path/'images'/c).iterdir()]) for c in 'abc'] == [4*n for n in counts]
     assert s.show(decoded=True).size[0] > 0
@@ -78,8 +77,8 @@ def test_distilled_set_keeps_images_and_labels_together(tmp_path, counts, soft):
 
 # Files
 
-INFO = dict(classes=['cat', 'dog', 'fox'], mean=[.5], std=[.2], factor=2, decode='single', evaluation=dict(arch='convnet'),
-            provenance=dict(method='dm'))
+INFO = dict(classes=['cat', 'dog', 'fox'], mean=[.5], std=[.2], factor=2, decode='single',
+            evaluation=dict(arch='convnet'), provenance=dict(method='dm'))
 
 def written(folder, format, **tensors):
     "A file as a version of this package wrote it"
@@ -115,7 +114,8 @@ def test_format_2(tmp_path):
 @pytest.mark.parametrize('labels, said', [
     (torch.tensor([0, 1, 2]), 'do not fit together'), (torch.tensor([0, 0, 1, 1, 2, 3]), 'whole numbers from 0 to 2'),
     (torch.tensor([0, 0, 1, 1, 2, -1]), 'whole numbers from 0 to 2'), (torch.rand(6), 'whole numbers from 0 to 2'),
-    (torch.rand(6, 4), 'are not for 3 classes'), (torch.full((6, 3), float('nan')), 'not finite')], ids=lambda v: str(v)[:20])
+    (torch.rand(6, 4), 'are not for 3 classes'), (torch.full((6, 3), float('nan')), 'not finite')],
+    ids=lambda v: str(v)[:20])
 def test_labels_that_fit_nothing_are_refused(tmp_path, labels, said):
     with pytest.raises(ValueError, match=said): written(tmp_path, 2, pixels=torch.rand(6, 1, 8, 8), labels=labels)
 
@@ -130,7 +130,8 @@ class PlainLoopCB(Callback):
         weights, loss = [p for p in target.net.parameters() if p.ndim == 4], 0
         hard = torch.repeat_interleave(torch.tensor(model.counts))
         for c in target.classes.ids:
-            real = F.cross_entropy(target.net(data.normalize(to_float(data.train.x[target.real[c]]))), torch.full((4,), c))
+            images = data.normalize(to_float(data.train.x[target.real[c]]))
+            real = F.cross_entropy(target.net(images), torch.full((4,), c))
             answers = target.net(data.normalize(pixels[hard == c])).log_softmax(1)
             y = F.one_hot(hard[hard == c], data.n_classes) if logits is None else logits[hard == c].softmax(1)
             syn = -(y*answers).sum(1).mean()
@@ -158,8 +159,8 @@ def test_methods_take_uneven_classes_and_learned_labels(data, method):
 
 def test_trajectories_take_uneven_classes_and_learned_labels(data, tmp_path):
     folder = train_experts(data, tmp_path, n=1, epochs=3, width=8, log=None).path
-    dset = distill(data, 'mtt', UNEVEN, experts=str(folder), max_start=1, syn_steps=2, expert_epochs=1, zca=False, width=8, outer=3,
-                   label_lr=.001, syn_lr=.1, log=None)
+    dset = distill(data, 'mtt', UNEVEN, experts=str(folder), max_start=1, syn_steps=2, expert_epochs=1, zca=False,
+                   width=8, outer=3, label_lr=.001, syn_lr=.1, log=None)
     assert dset.counts == UNEVEN
     assert (dset.y.max(1).values - (.9 + .1/3)).abs().max() > .001 # labels moved
 

@@ -21,6 +21,7 @@ from ..arguments import Bounds, Count, Natural, Registry
 from .kmeans import check_picks, kmeans, random_columns, representatives
 from ..core import Key
 from ..data.core import ClassBatch, ImageData, Split, to_float
+from ..machine import to_device
 from ..nets.train import fast_call
 
 # %% ../../nbs/32_choose.samplers.ipynb #763cf93c
@@ -31,7 +32,7 @@ def class_table(
     "Where the images of each class are"
     ids = range(len(split.counts))[classes] if isinstance(classes, slice) else classes
     numbers = ([t[c] for c in ids] for t in (split.counts, split.starts))
-    counts, starts = (torch.tensor(n, device=split.x.device)[:, None] for n in numbers)
+    counts, starts = (to_device(n, split.x.device)[:, None] for n in numbers)
     column = torch.arange(max(split.counts[c] for c in ids), device=split.x.device)
     return starts + column % counts, column < counts
 
@@ -106,13 +107,13 @@ class RandomSampler(Sampler):
     def __call__(self, net, classes, key=None, fresh=True):
         turns = [self.calls[c] % self.passes[c] for c in classes.ids]
         if begin := [i for i, turn in enumerate(turns) if turn == 0]: # these classes begin a pass
-            rows = classes.index[begin]
+            rows = classes.index[to_device(begin, self.place.device)]
             key = (key or Key()).at(rows=rows)
             columns = random_columns(self.mask[rows], self.mask.shape[1], key)
             self.order[rows] = self.place[rows].gather(1, columns)
         for c in classes.ids: self.calls[c] += 1
         device, B = self.place.device, self.batch_real
-        column = torch.tensor(turns, device=device)[:, None]*B + torch.arange(B, device=device)
+        column = to_device(turns, device)[:, None]*B + torch.arange(B, device=device)
         return self.order[classes.index[:, None], column % self.count[classes.index]]
 
     def state_dict(self): return dict(calls=self.calls, order=self.order)

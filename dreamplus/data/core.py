@@ -23,6 +23,7 @@ from fastcore.basics import patch
 
 from ..core import seeded
 from .datasets import named_stats
+from ..machine import to_device
 
 # %% ../../nbs/11_data.core.ipynb #9726d9b5
 def to_float(
@@ -207,7 +208,7 @@ def class_batch(self: ImageData,
     ids = tuple(map(int, ids))
     wrong = [c for c in ids if not 0 <= c < self.n_classes]
     if wrong: raise ValueError(f'class {wrong[0]} is not in 0 to {self.n_classes - 1}; give numbers of classes')
-    return ClassBatch(ids, torch.tensor(ids, dtype=torch.int64, device=self.device))
+    return ClassBatch(ids, to_device(ids, self.device))
 
 # %% ../../nbs/11_data.core.ipynb #97511cde
 def _measure(x):

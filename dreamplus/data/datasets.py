@@ -78,8 +78,9 @@ def known(
     name: str, # As `ImageData.name` has it
 ) -> Dataset: # `like` is the name whose published arguments apply
     "The row of a dataset, of the original of a copy called NAME-jpeg, or a row of defaults"
-    like = name.removesuffix('-jpeg')
-    return DATASETS.get(like, Dataset())._replace(like=like)
+    original = name.removesuffix('-jpeg')
+    row = DATASETS.get(original, Dataset())
+    return row._replace(like=row.like or original)
 
 # %% ../../nbs/10_data.datasets.ipynb #00b8e8c1
 def named_stats(

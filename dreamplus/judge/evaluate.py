@@ -319,20 +319,22 @@ def _table(records):
     lines, about = {}, ('dataset', 'method', 'ipc', 'factor')
     for r in records:
         key = *(r[k] for k in about), f'{r["arch"]} {r["width"] or ""}', r['protocol']
-        lines.setdefault((key, json.dumps(r['args'])), []).append(r)
+        lines.setdefault((key, json.dumps(r.get('args'))), []).append(r)
     there = {row['set'] for r in records for row in r['rows']}
     names = [name for name in (*ROWS, LEGACY) if name in there]
     head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
     return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])
 
 def results_table(
-    folders: list, # Run folders with a `result.json`
+    folders: list, # Run folders with a `result.json`, or records like it
 ) -> str: # Markdown
     "Test accuracy in per cent, a line for each method on a dataset, a table for each protocol"
     tables = {}
-    for folder in map(Path, folders):
-        r, run = read_json(folder/'result.json'), folder/'run.json'
-        r['args'] = read_json(run)['args'] if run.exists() else None # runs with other ones differ
+    for r in folders:
+        if not isinstance(r, dict):
+            folder, run = Path(r), Path(r)/'run.json'
+            args = read_json(run)['args'] if run.exists() else None # other ones are other methods
+            r = read_json(folder/'result.json') | dict(args=args)
         own = r.get('training') if r['protocol'].startswith('paper') else None # of each paper
         tables.setdefault((r['protocol'], json.dumps(own)), []).append(r)
     return '\n\n'.join(map(_table, tables.values()))

@@ -69,11 +69,9 @@ class BestCB(SaveModelCallback):
 
     def before_fit(self):
         "Measure the set before the first iteration"
-        metric = next((m for m in self.learn.metrics if isinstance(m, ValidAccuracy)), None)
-        if metric is None: raise ValueError('BestCB compares valid_acc, which this run does not '
-                                            'measure; use metrics=[ValidAccuracy()]')
         super().before_fit()
         if self.kept or not self.run: return
+        metric = next(m for m in self.learn.metrics if m.name == self.monitor)
         clock = getattr(self.learn, 'clock_cb', None)
         if clock: clock.before_validate()
         metric.validate(self.learn)

@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +33,10 @@ from ..judge.protocols import check_protocol, protocol_args
 from ..judge.validate import ValidAccuracy
 from ..loop.distill import distill, make_job, resume
 from ..loop.report import read_history
-from ..machine import peak_mib, pick_device, versions
+from ..machine import pick_device, versions
 from ..match.experts import train_experts
 from ..parts import SELECTORS, chosen_parts, prepare_data
-from ..recipes import recipe
+from ..recipes import check_effect, recipe
 from ..runs import RunFolder, append_record, read_records
 from ..tables import interval, markdown_table, mean_std
 
@@ -66,13 +67,18 @@ class Comparison:
         self.evaluation = {k: own[k] for k in shared}
 
     def known(self, run: Run) -> dict:
-        "The given arguments that the parts of the method know"
+        "The given arguments that have an effect with the method"
         given = self.plan['overrides']
         match = {k: v for k, v in given.items() if k == 'match'}
         args = recipe(run.method, self.data.name, run.ipc, **match)
         args |= {k: v for k, v in given.items() if k in SELECTORS and k in args}
-        names = union(chosen_parts(args)).keys() | SELECTORS.keys() & args.keys()
-        return {k: v for k, v in given.items() if k in names}
+        parts = chosen_parts(args)
+        args = {k: a.default for k, a in union(parts).items()} | args
+        own = {k: v for k, v in given.items() if k in args}
+        check_arguments({k: v for k, v in own.items() if k not in SELECTORS}, parts)
+        def acts(name): # an argument may have no effect beside the others
+            with suppress(ValueError): return check_effect({name: own[name]}, args | own, parts) is None
+        return {k: v for k, v in own.items() if acts(k)}
 
     def args(self, run: Run) -> dict:
         "The arguments that `distill` is given"
@@ -246,7 +252,7 @@ def compare(
     experts: dict | str | Path | None = None, # Arguments of `train_experts` (n=10), or a folder
     device: str | None = None, # None: the best one here
     log: Callable | None = print, # Where lines go; None for silence
-    **overrides # Any argument of the parts, for all methods that know it
+    **overrides # Any argument of the parts, for all methods with which it has an effect
 ) -> list: # One record for each run
     "Distil by several methods under one budget and evaluate all alike; `ValueError` before any work"
     if steps is None and minutes is None: minutes = 2.
@@ -339,7 +345,7 @@ def plot_comparison(
     done = [r for r in records if 'failed' not in r]
     lines, names = _groups(done, 'ipc'), sorted({r['method'] for r in done})
     colours = colormaps['tab20' if len(names) > 10 else 'tab10']
-    fig = Figure(figsize=(10, 3*len(lines)), layout='constrained')
+    fig = Figure(figsize=(9, 2.7*len(lines)), dpi=72, layout='constrained')
     for axs, here in zip(fig.subplots(len(lines), 2, squeeze=False, sharey='row'), lines):
         for ax, x in zip(axs, ('step', 'seconds')):
             for same in _groups(here, 'method'):
@@ -347,7 +353,7 @@ def plot_comparison(
                     look = dict(color=colours(names.index(r['method'])), label='' if k else r['method'])
                     _draw(ax, r, x, **look)
             ax.set(xlabel='inner iterations' if x == 'step' else 'seconds', xlim=(0, None),
-                   title=f'{r["dataset"]}, {r["ipc"]} images per class')
+                   title=f'{r["dataset"]}, ipc {r["ipc"]}')
         watched = here[0]['history'][-1]['valid_acc'] is not None
         axs[0].set_ylabel(f'{"validation" if watched else "test"} accuracy, %')
         axs[1].legend(loc='center left', bbox_to_anchor=(1, .5)) # beside the panels
@@ -383,6 +389,6 @@ def compare_figures(
             shown = picture([x[:10] for x in s.pixels.split(s.counts)], s.classes, 32)
             titled.append((f'{r["method"]}, ipc {r["ipc"]}', shown))
         lines += [titled[i:i + 3] for i in range(0, len(titled), 3)]
-    with atomic(out/'accuracy.png') as tmp: plot_comparison(records).savefig(tmp, format='png', dpi=80)
+    with atomic(out/'accuracy.png') as tmp: plot_comparison(records).savefig(tmp, format='png')
     with atomic(out/'grids.png') as tmp: _page(lines).save(tmp, format='png')
     return tuple(Image.open(out/name) for name in ('accuracy.png', 'grids.png'))

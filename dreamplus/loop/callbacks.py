@@ -34,7 +34,10 @@ class ClassLoader:
         self.report = iterations.report or max(1, self.total//20)
         self.device, self.bs, self.n_inp, self.dataset = data.device, self.size, 1, range(data.n_classes)
 
-    def __len__(self): return max(1, min(self.report - self.at % self.report, self.total - self.at if self.at < self.total else self.report))
+    def __len__(self):
+        left = self.total - self.at if self.at < self.total else self.report # beyond the recipe `fit` goes on
+        return max(1, min(self.report - self.at % self.report, left))
+
     def __iter__(self):
         for _ in range(len(self)):
             self.at += 1
@@ -66,8 +69,9 @@ class ClassLoader:
         return ValidLoader(self.data, True, self.shown)
     def to(self, device): return self
 
+# %% ../../nbs/60_loop.callbacks.ipynb #30206cd3
 class ValidLoader(ClassLoader):
-    "One batch of all classes if there is something to validate, none otherwise; its targets are the classes of the decoded images"
+    "One batch of all classes, with the class of each decoded image as target; none if nothing is validated"
     def __init__(self, data, validates: bool, shown=None):
         super().__init__(data, Iterations(1, 1), shown=shown)
         self.validates = validates
@@ -106,7 +110,7 @@ class KeyCB(LoopCB):
     def before_batch(self):
         self.learn.iteration, self.learn.classes = self.dls.train.iteration, self.dls.train.now
         self.learn.key = Key(self.seed, self.learn.iteration, rows=self.learn.classes.index)
-        self.model.key = self.learn.key.at('subset')
+        self.model.key, self.model.batch = self.learn.key.at('subset'), self.learn.classes
 
     def before_fit(self): # the learning rate finder tries steps that do not count
         if hasattr(self.learn, 'lr_finder'): self.before = copy_state(run_state(self.learn))

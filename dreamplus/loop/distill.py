@@ -7,6 +7,7 @@ __all__ = ['make_job', 'same_counts', 'make_loss', 'make_callbacks', 'parameter_
            'start_learner', 'distiller', 'distill', 'run_learner', 'result_of', 'run_data', 'resume']
 
 # %% ../../nbs/66_loop.distill.ipynb #cbae21b6
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -53,6 +54,8 @@ def make_job(
     if steps is not None and type(steps) is not int: raise ValueError(f'{steps=} must be a whole number')
     if minutes is not None and overrides.get('outer') is None: overrides = overrides | dict(outer=10**6) # the budget ends it
     args = recipe(method, data.name, max(counts), factor, **overrides)
+    if taken := (inspect.signature(make_job).parameters.keys() - {'factor'}) & args.keys():
+        raise TypeError(f'a part has an argument called {min(taken)!r}, which `distill` has too; give it another name')
     return dict(method=method, ipc=ipc, seed=seed, device=str(pick_device(device)), args=args,
                 budget=dict(steps=steps, minutes=minutes),
                 data=dict(name=data.name, digest=data.digest, held=data.held, origin=data.origin))
@@ -66,10 +69,11 @@ def same_counts(ipc, classes: int) -> dict: # An int, or a list with one number 
 def make_loss(args, data, **supplied) -> DistillLoss: # What the run supplies
     "The loss of a method: matchers of views, and matchers of the whole set"
     terms = match_terms(args['match'])
-    whole = [(w, build(MATCHERS[name], args, data=data, **supplied)) for w, name in terms if MATCHERS[name].whole]
+    made = lambda name: build(MATCHERS[name], args, data=data, **supplied).to(data.device)
+    whole = [(w, made(name)) for w, name in terms if MATCHERS[name].whole]
     views = ' + '.join(f'{w}*{name}' for w, name in terms if not MATCHERS[name].whole)
     if not views: return DistillLoss(None, whole)
-    matcher = make_matcher(views, args, data=data, **supplied)
+    matcher = make_matcher(views, args, data=data, **supplied).to(data.device)
     return DistillLoss(build(MatchLoss, args, data=data, matcher=matcher, augment=build(augmentation, args)), whole)
 
 def make_callbacks(args, loss, optimiser, data, seed, inner, **supplied) -> list: # As in `make_loss`

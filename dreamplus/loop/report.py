@@ -45,7 +45,7 @@ class DeviceRecorder(Recorder):
         self.loss, self.smooth_loss = ValidLoss(), DeviceLoss()
         for metric in self.loss, self.smooth_loss: metric.reset()
     def after_epoch(self):
-        self.losses = [loss.cpu() for loss in self.losses]
+        if new := [loss for loss in self.losses if loss.device.type != 'cpu']: self.losses[-len(new):] = torch.stack(new).cpu()
         super().after_epoch()
 
 def default_callbacks() -> list:
@@ -97,12 +97,13 @@ class BudgetCB(LoopCB):
 
     def after_batch(self):
         if not self.seconds: return
-        now = self.learn.clock_cb.seconds
-        if self.spent() or now - self.last >= self.seconds/10:
+        now, over = self.learn.clock_cb.seconds, self.spent()
+        if over: self.dls.train.total = self.dls.train.at # the checkpoint of this report is the last
+        if over or now - self.last >= self.seconds/10:
             self.last = now
             raise CancelTrainException
     def after_epoch(self):
-        if self.spent(): raise CancelFitException
+        if (self.steps or self.seconds) and self.dls.train.at >= self.dls.train.total: raise CancelFitException
 
 # %% ../../nbs/62_loop.report.ipynb #0739b8fe
 class HistoryCB(CSVLogger):

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..arguments import Registry, build
+from ..machine import to_device
 from ..nets.zoo import has_batch_norm
 
 # %% ../../nbs/40_match.core.ipynb #2388ea50
@@ -231,7 +232,7 @@ def with_gradient(
     counts: list | None = None, # Rows of the inputs that belong to each of the C losses, integers
 ) -> torch.Tensor: # As `loss`
     "`loss` as a function of `inputs` whose gradient is known; it can be differentiated once"
-    if counts is not None: counts = torch.tensor(counts, device=loss.device)
+    if counts is not None: counts = to_device(counts, loss.device)
     return _Known.apply(loss, counts, *inputs, *grads)
 
 # %% ../../nbs/40_match.core.ipynb #5fd92f13

@@ -16,6 +16,7 @@ from torch import nn
 from ..arguments import Count, Momentum, Natural, Positive, Registry, Share
 from ..core import Key, seeded
 from ..data.core import ImageData, to_float
+from ..machine import to_device
 from .augment import Augment, Pick
 from .train import Stream, fast_call, sgd, train
 from .zoo import freeze_norms, has_batch_norm
@@ -144,7 +145,7 @@ class SyntheticNetworks(NetworkSchedule):
         "Set the statistics of batch norms by 16 real images of each class, and keep them"
         if not has_batch_norm(net): return
         train, device = self.data.train, self.data.device
-        starts, counts = (torch.tensor(t, device=device)[:, None] for t in (train.starts, train.counts))
+        starts, counts = (to_device(t, device)[:, None] for t in (train.starts, train.counts))
         with key.seeded(): order = torch.randperm(len(train), device=device)
         order = order[train.y[order].argsort(stable=True)] # random within a class
         at = order[(starts + torch.arange(16, device=device) % counts).flatten()]

@@ -1,0 +1,66 @@
+"Each benchmark runs, at its smallest, from the command to the record; `test_fast.py` has those of fast paths."
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from benchmarks import attention, digits, loading, plans
+from PIL import Image
+
+from dreamplus.judge.protocols import PROTOCOLS
+
+@pytest.mark.parametrize('name', ['__main__', 'alternatives', 'attention', 'chunks', 'digits', 'loading', 'plans'])
+def test_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [name, '--help'])
+    with pytest.raises(SystemExit) as end: importlib.import_module(f'benchmarks.{name}').main()
+    assert end.value.code == 0 and '--out' in capsys.readouterr().out
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    "The record of a benchmark, as `main` writes it, from networks that are hardly trained"
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=0, steps=2))
+    def run(module, *options):
+        monkeypatch.setattr(sys, 'argv', ['benchmark', *map(str, options), '--out', str(tmp_path/'record.json')])
+        module.main()
+        return json.loads((tmp_path/'record.json').read_text())
+    return run
+
+def test_attention(record, monkeypatch):
+    monkeypatch.setattr(attention, 'SEEDS', (0,))
+    monkeypatch.setattr(attention, 'RATES', (.01,))
+    some = 'spatial, p=1', 'and channels, p=4, p_c=1'
+    monkeypatch.setattr(attention, 'KINDS', {k: attention.KINDS[k] for k in some})
+    found = record(attention, '--steps', 1, '--nets', 1)
+    assert [c['kind'] for c in found['starts'] + found['cells']] == ['spatial, p=1', *attention.KINDS]
+    assert all(0 < acc < 1 for c in found['cells'] for acc in c['accs'])
+
+def test_digits(record, monkeypatch):
+    monkeypatch.setattr(digits, 'SEEDS', (0, 1)) # the training images of both
+    monkeypatch.setattr(digits, 'CHANGES', [dict(outer=1, inner=1)])
+    found = record(digits, '--nets', 1)
+    assert found['images'] == len(digits.common().train) < 1_257
+    assert [c['accs'].keys() for c in found['cells']] == [{'distilled', 'random', 'k-means'}]*2
+
+def test_loading(record, tmp_path):
+    for name in 'ab':
+        (tmp_path/'data'/name).mkdir(parents=True)
+        for i in range(5): Image.new('L', (8, 8), 20*i).save(tmp_path/'data'/name/f'{i}.png')
+    found = record(loading, tmp_path/'data', '--later', 2)
+    assert found['images'] == 10 and len(found['seconds']['later']) == 2
+
+def test_plans(record, monkeypatch):
+    "In this process, without networks of width 128"
+    class Done:
+        def __init__(self, command, **_): self.code, self.args = command[4], command[5:]
+        @property
+        def stdout(self):
+            said = []
+            monkeypatch.setattr(sys, 'argv', ['-c', *self.args])
+            exec(self.code, dict(print=said.append)) # noqa: S102
+            return said[0]
+    monkeypatch.setattr(plans.subprocess, 'run', Done)
+    job = 'digits,outer=1,inner=2,width=4,batch_real=8,n_data=8,warm_epochs=0.0'
+    check, = record(plans, job)['checks']
+    assert check['job'] == job and all(v > 0 for v in check['ratio'].values())
+    assert torch.tensor([p['seconds'] for p in check['plan']['parts']]).gt(0).all()
