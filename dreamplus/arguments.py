@@ -43,7 +43,8 @@ class Argument(NamedTuple):
     @property
     def text(self) -> str:
         "What a value must be, for error messages and help"
-        words, (least, most, below) = {bool: 'true or false', str: 'a name', list: 'a list', dict: 'a dictionary'}, self.bounds
+        words, (least, most, below) = {bool: 'true or false', str: 'a name', list: 'a list',
+                                       dict: 'a dictionary'}, self.bounds
         limits = f' from {least:g} to {most:g}' if most < math.inf else f' of at least {least:g}' if least > -math.inf else ''
         if below: limits = f' of at least {least:g} and below {most:g}'
         number = {int: 'a whole number' + limits, float: 'a number' + limits}
@@ -82,7 +83,8 @@ def arguments(
     except (OSError, TypeError): docs, out = {}, {} # defined where there is no source file
     for name, p in inspect.signature(part).parameters.items():
         if p.default is p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD): continue
-        if p.annotation is p.empty: raise TypeError(f'{part.__name__}: give {name!r} a type, as in {name}: int = 1')
+        if p.annotation is p.empty:
+            raise TypeError(f'{part.__name__}: give {name!r} a type, as in {name}: int = 1')
         doc = (docs[name].docment or '') if name in docs else ''
         out[name] = Argument(name, p.default, doc, *_annotation(p.annotation))
     return out
@@ -111,7 +113,7 @@ class Registry(dict):
 
     def find(self, name: str):
         "The part called `name`; `ValueError` with the nearest names if there is none"
-        if name in self: return self[name]
+        if isinstance(name, str) and name in self: return self[name]
         near = difflib.get_close_matches(str(name), self, 1)
         hint = f'did you mean {near[0]!r}? Use' if near else 'use'
         raise ValueError(f'{self.argument}={name!r} is unknown; {hint} one of {", ".join(self)}')
@@ -145,7 +147,8 @@ def check_arguments(
         else:
             near = difflib.get_close_matches(name, known, 1)
             hint = f'did you mean {near[0]!r}? Use' if near else 'use'
-            raise ValueError(f'{name!r} is not an argument; {hint} any of {", ".join(sorted(known))}')
+            raise ValueError(
+                f'{name!r} is not an argument; {hint} any of {", ".join(sorted(known))}')
 
 # %% ../nbs/02_arguments.ipynb #762512be
 def arguments_text(

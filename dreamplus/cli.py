@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'add_option', 'make_parser', 'add_part_options', 'read_value', 'check_request', 'read_numbers',
-           'read_epochs', 'overrides', 'new_folder', 'validation', 'result_lines', 'finish', 'distill', 'plan',
-           'experts', 'evaluate', 'scores', 'resume', 'show', 'compare', 'study', 'reproduce', 'methods',
+           'read_epochs', 'overrides', 'result_lines', 'finish', 'distill', 'new_folder', 'validation', 'plan',
+           'evaluate', 'show', 'resume', 'scores', 'experts', 'compare', 'study', 'reproduce', 'methods',
            'how_to_continue', 'error_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #68b72b87
@@ -28,13 +28,13 @@ def add_option(parser, name, p): # p: anno, default, docment
     "The option or the positional argument for one argument of a command"
     text = (p.docment or '').replace('%', '%%')
     if p.default is inspect.Parameter.empty: return parser.add_argument(name.upper(), help=text)
+    shown = '' if p.default is None or p.anno is bool else f' [{p.default}]'
     if name in ('data', 'name'):
-        shown = f' [{p.default}]' if p.default else ''
-        return parser.add_argument(name.upper(), nargs='?', default=p.default, help=text + shown)
+        kind = dict(nargs='?', default=p.default, help=text + shown)
+        return parser.add_argument(name.upper(), **kind)
     kind = dict(type=p.anno, metavar=name[0].upper() if p.anno is int else name.upper())
     if p.anno is bool: kind = dict(action='store_true')
     if p.anno is list: kind = dict(action='append', metavar='NAME=VALUE')
-    shown = '' if p.default is None or p.anno is bool else f' [{p.default}]'
     parser.add_argument(f'--{name}', default=p.default, help=text + shown, **kind)
 
 def make_parser(
@@ -46,31 +46,40 @@ def make_parser(
     parser = argparse.ArgumentParser('dreamplus', description=about)
     subs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, f in commands.items():
-        sub = subs.add_parser(name, help=f.__doc__, description=f.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = subs.add_parser(name, help=f.__doc__, description=f.__doc__,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
         source, without = getattr(f, 'like', (f, ())) # whose arguments it takes, and which of them not
-        for arg, p in docments(source, full=True).items():
-            if arg not in ('return', 'given', *without): add_option(sub, arg, p)
-        if name == wanted and 'given' in inspect.signature(f).parameters: add_part_options(sub)
+        own = {k: p for k, p in docments(source, full=True).items()
+               if k not in ('return', 'given', *without)}
+        for k, p in own.items(): add_option(sub, k, p)
+        if name == wanted and 'given' in inspect.signature(f).parameters: add_part_options(sub, own)
     return parser
 
 # %% ../nbs/90_cli.ipynb #7766b4c1
-SHORT = 'factor', 'arch', 'width', 'outer', 'inner', 'start', 'sampler', 'match', 'experts', 'compiled' # have an option
+SHORT = ('factor', 'arch', 'width', 'outer', 'inner', 'start', 'sampler', 'match', 'experts',
+         'compiled') # are options too
 
-def add_part_options(parser):
+def add_part_options(
+    parser: argparse.ArgumentParser, # Of one command
+    own=(), # Names of the options that the command has already
+):
     "Options for the common arguments of the parts, and the list of all arguments"
     from dreamplus.arguments import arguments, arguments_text
     from dreamplus.parts import SELECTORS, all_parts
     parts = all_parts()
     found = {name: a for part in parts.values() for name, a in arguments(part).items()}
     for name in SHORT:
-        if f'--{name}' in parser._option_string_actions: continue # the command has its own
-        if name in SELECTORS: doc = f'one of {", ".join(SELECTORS[name])}' + ', or a weighted sum'*(name == 'match')
-        else: doc = found[name].doc
-        kind = dict(action='store_true', default=None) if name == 'compiled' else dict(type=read_value, metavar=name.upper())
-        parser.add_argument(f'--{name}', help=f"{doc}; default: the recipe's".replace('%', '%%'), **kind)
-    parser.epilog = 'arguments for --set NAME=VALUE, by the part that they belong to:\n' + arguments_text(parts)
+        if name in own: continue
+        if name not in SELECTORS: doc = found[name].doc
+        else: doc = f'one of {", ".join(SELECTORS[name])}' + ', or a weighted sum'*(name == 'match')
+        kind = dict(type=read_value, metavar=name.upper())
+        if name == 'compiled': kind = dict(action='store_true', default=None)
+        doc = f"{doc}; default: the recipe's".replace('%', '%%')
+        parser.add_argument(f'--{name}', help=doc, **kind)
+    parser.epilog = ('arguments for --set NAME=VALUE, by the part that they belong to:\n'
+                     + arguments_text(parts))
 
-def read_value(text):
+def read_value(text: str):
     "JSON where it is JSON (1, .5, true, [1, 2], null), else text"
     for read in (json.loads, float):
         try: return read(text)
@@ -78,60 +87,57 @@ def read_value(text):
     return text
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
-def check_request(method, ipc, nets, protocol):
+def check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
     "`ValueError` for what is wrong whatever the data are"
+    from dreamplus.judge.protocols import check_protocol
     from dreamplus.recipes import METHODS
     METHODS.find(method)
+    check_protocol(protocol, {})
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
-    if protocol not in ('quick', 'dcbench', 'paper'): raise ValueError(f'{protocol=} is unknown; use quick, dcbench or paper')
 
-def read_numbers(text, kind=int):
-    "A tuple of numbers from a text such as 0,1,2"
+# %% ../nbs/90_cli.ipynb #165853e8
+def read_numbers(text: str, kind=int) -> tuple:
+    "Numbers from a text such as 0,1,2"
     try: return tuple(map(kind, text.split(',')))
-    except ValueError: raise ValueError(f'{text!r} is no list of {"whole "*(kind is int)}numbers; write 0,1,2') from None
+    except ValueError:
+        whole = 'whole '*(kind is int)
+        raise ValueError(f'{text!r} is no list of {whole}numbers; write 0,1,2') from None
 
-def read_epochs(text):
+def read_epochs(text: str):
     "A number of epochs: whole where it is whole"
-    return int(v) if (v := float(text)).is_integer() else v
+    return int(value) if (value := float(text)).is_integer() else value
 
-def overrides(pairs, of=None):
-    "The arguments of parts in `--set NAME=VALUE` options; `of` is the function that they are for"
+def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that they are for
+    "The arguments of parts in `--set NAME=VALUE` options"
     out = {}
     for pair in pairs or []:
         name, eq, value = pair.partition('=')
         if not eq: raise ValueError(f'--set {pair!r} must be NAME=VALUE, for instance lr=0.1')
-        if of and name in inspect.signature(of).parameters and name not in ('experts', 'factor'):
-            raise ValueError(f'--set {pair!r} is not an argument of a part; see `dreamplus {of.__name__} --help`')
+        own = inspect.signature(of).parameters if of else ()
+        if name in own and name not in ('experts', 'factor'):
+            raise ValueError(f'--set {pair!r} is not an argument of a part; see `dreamplus '
+                             f'{of.__name__} --help`')
         out[name] = read_value(value)
     return out
 
 # %% ../nbs/90_cli.ipynb #ac68fe30
-def new_folder(name) -> Path:
-    "A folder under runs/ that does not exist yet"
-    for k in range(1, 10_000):
-        path = Path('runs')/(name if k == 1 else f'{name}-{k}')
-        if not path.exists(): return path
-    raise ValueError(f'runs/ is full of {name}; name an --out')
-
-def validation(images) -> list:
-    "Measure the accuracy on the validation split, where there is one"
-    from dreamplus.judge.validate import ValidAccuracy
-    return [ValidAccuracy()] if images is not None and images.valid is not None else []
-
-def result_lines(result) -> str:
+def result_lines(result: dict) -> str: # What `result.json` holds
     "The result of a run as a table for people"
     from dreamplus.judge.evaluate import format_row
-    head = '{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, protocol {protocol}'.format(**result)
+    head = ('{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, '
+            'protocol {protocol}').format(**result)
     return '\n'.join([head, *map(format_row, result['rows'])])
 
-def finish(out, images, protocol, nets):
-    "Evaluate a finished run and print its table"
+def finish(out, images, protocol, nets): # Of a run whose images are distilled
+    "Evaluate a run and print its table"
     from dreamplus.judge.evaluate import evaluate_run
     if nets:
-        result = evaluate_run(out, images, protocol, nets, log=lambda r: print(f'  {r["set"]} done', file=sys.stderr))
+        said = lambda row: print(f'  {row["set"]} done', file=sys.stderr)
+        result = evaluate_run(out, images, protocol, nets, log=said)
         s = result['seconds']
-        print(f'{result_lines(result)}\ndistilled in {s["distill"]:.0f} s, evaluated in {s["evaluate"]:.0f} s')
+        print(f'{result_lines(result)}\ndistilled in {s["distill"]:.0f} s, '
+              f'evaluated in {s["evaluate"]:.0f} s')
     print(f'run folder: {out}')
 
 # %% ../nbs/90_cli.ipynb #f3c0ee19
@@ -160,12 +166,25 @@ def distill(
     from dreamplus.loop import distill as d
     from dreamplus.machine import keep_memory
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
+                       valid=valid)
     out = Path(out) if out else new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     print(f'{images}\n{method}, ipc {ipc}, into {out}')
-    d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes, metrics=validation(images),
-              **given | overrides(set, d.distill))
+    d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
+              metrics=validation(images), **given | overrides(set, d.distill))
     return finish(out, images, protocol, nets)
+
+def new_folder(name) -> Path:
+    "A folder under runs/ that does not exist yet"
+    for k in range(1, 10_000):
+        path = Path('runs')/(name if k == 1 else f'{name}-{k}')
+        if not path.exists(): return path
+    raise ValueError(f'runs/ is full of {name}; name an --out')
+
+def validation(images) -> list:
+    "What measures the accuracy on the validation split, where there is one"
+    from dreamplus.judge.validate import ValidAccuracy
+    return [ValidAccuracy()] if images.valid is not None else []
 
 # %% ../nbs/90_cli.ipynb #d175835d
 def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, device, **given):
@@ -176,10 +195,83 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
     from dreamplus.machine import keep_memory
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
-    found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device, **given | overrides(set, p.plan))
+    found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
+                   **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
+
+# %% ../nbs/90_cli.ipynb #08490c79
+def evaluate(
+    run: str, # a run folder
+    protocol: str = 'quick', # quick, dcbench or paper
+    nets: int = 3, # fresh networks for each row
+    rows: str = None, # which sets to train on, as distilled,random,full; default: all that can be made
+    bf16: bool = False, # train in bfloat16, where the processor is faster in it
+    compiled: bool = False, # compile the networks' training, which pays after a minute or two
+    device: str = None, # default: the run's
+):
+    "Train fresh networks on a run's images and on real ones, and write result.json"
+    from dreamplus.machine import keep_memory
+    from dreamplus.judge.evaluate import ROWS, evaluate_run, format_row
+    keep_memory()
+    fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
+    names = tuple(rows.split(',')) if rows else ROWS
+    result = evaluate_run(run, protocol=protocol, n=nets, rows=names, device=device, **fast,
+                          log=lambda row: print(format_row(row)))
+    print(f'{result["seconds"]["evaluate"]:.0f} s, written to {Path(run)/"result.json"}')
+
+# %% ../nbs/90_cli.ipynb #11d27224
+def show(
+    run: str, # a run folder
+    decoded: bool = False, # what the stored images decode to, not what is stored
+    out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
+):
+    "Write the picture of a run's images and say what is in the run"
+    from dreamplus.distilled import load_distilled
+    dset = load_distilled(run)
+    out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
+    with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
+    print(f'{dset}\n{out}')
+    if (Path(run)/'result.json').exists(): print(result_lines(read_json(Path(run)/'result.json')))
+
+# %% ../nbs/90_cli.ipynb #5cb0ac44
+def resume(
+    run: str, # a run folder
+    protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
+    nets: int = 3, # fresh networks for each row of the final table; 0 skips it
+):
+    "Continue a run that was stopped or killed"
+    check_request('idc', 1, nets, protocol)
+    from dreamplus.loop import distill as d
+    from dreamplus.machine import keep_memory
+    from dreamplus.runs import open_run
+    keep_memory()
+    images = d.run_data(run, open_run(run)[1])
+    d.resume(run, images, metrics=validation(images))
+    return finish(Path(run), images, protocol, nets)
+
+# %% ../nbs/90_cli.ipynb #08490d00
+def scores(
+    runs: str, # run folders of one dataset, separated by commas
+    archs: str = None, # networks, separated by commas; default: eight, or those of them that can see such images
+    soft: str = None, # a teacher's labels too: kl, sce or mse
+    protocol: str = 'quick', # quick, dcbench or paper
+    nets: int = 3, # fresh networks for each accuracy
+    device: str = None, # default: the run's
+):
+    "Train other networks on the images of runs, score their robustness, and write scores.json"
+    from dreamplus.machine import keep_memory
+    from dreamplus.runs import open_run
+    from dreamplus.judge.scores import cross_table, robust_table, score_run
+    keep_memory()
+    folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
+    for folder in folders: open_run(folder) # or an error, before any work
+    said = '  {method} ipc {ipc} {arch}, {set}: done'
+    show = lambda r: print(said.format(**r), file=sys.stderr)
+    records = [score_run(f, None, archs, protocol, nets, soft, device, show) for f in folders]
+    print(cross_table([row for r in records for row in r['cross']]), end='\n\n')
+    print(robust_table([(f, score) for f, r in zip(folders, records) for score in r['robust']]))
 
 # %% ../nbs/90_cli.ipynb #c8e14a41
 def experts(
@@ -204,100 +296,30 @@ def experts(
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
 ):
     "Train networks on DATA and keep their trajectories, for trajectory matching"
-    from dreamplus.machine import keep_memory, pick_device
-    from dreamplus.match.experts import train_experts
     from dreamplus.data.sources import load_data
-    from dreamplus.data.whiten import whitened
+    from dreamplus.machine import keep_memory
+    from dreamplus.match.experts import train_experts
+    from dreamplus.parts import prepare_data
+    from dreamplus.recipes import recipe
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
-    if stats: images = images.with_stats(stats)
-    images = images.to(pick_device(device))
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
+                       valid=valid)
     out = Path(out) if out else Path('experts')/images.name
     if augment is None: augment = recipe('mtt', images.name)['augment']
-    made = train_experts(whitened(images) if zca else images, out, n, epochs=epochs, batch=batch, lr=lr, arch=arch,
-                         width=width, norm=norm, augment=augment, seed=seed)
+    made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs, batch=batch,
+                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed)
     print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
 
-# %% ../nbs/90_cli.ipynb #44c52ef4
-def evaluate(
-    run: str, # a run folder
-    protocol: str = 'quick', # quick, dcbench or paper
-    nets: int = 3, # fresh networks for each row
-    rows: str = 'distilled,start,random,random-factor,k-means,herding,k-center,full', # which sets to train on
-    bf16: bool = False, # train in bfloat16, where the processor is faster in it
-    compiled: bool = False, # compile the networks' training, which pays after a minute or two
-    device: str = None, # default: the run's
-):
-    "Train fresh networks on a run's images and on real ones, and write result.json"
-    from dreamplus.machine import keep_memory
-    from dreamplus.judge.evaluate import evaluate_run, format_row
-    keep_memory()
-    fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
-    result = evaluate_run(run, protocol=protocol, n=nets, rows=tuple(rows.split(',')), device=device, **fast,
-                          log=lambda r: print(format_row(r)))
-    print(f'{result["seconds"]["evaluate"]:.0f} s, written to {Path(run)/"result.json"}')
-
-# %% ../nbs/90_cli.ipynb #08490c79
-def scores(
-    runs: str, # run folders of one dataset, separated by commas
-    archs: str = None, # networks, separated by commas; default: eight, or those of them that can see such images
-    soft: str = None, # a teacher's labels too: kl, sce or mse
-    protocol: str = 'quick', # quick, dcbench or paper
-    nets: int = 3, # fresh networks for each accuracy
-    device: str = None, # default: the run's
-):
-    "Train other networks on the images of runs, work out their robust scores, and write scores.json"
-    from dreamplus.machine import keep_memory
-    from dreamplus.runs import open_run
-    from dreamplus.judge.scores import cross_table, robust_table, score_run
-    keep_memory()
-    folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
-    for folder in folders: open_run(folder) # or an error, before any work
-    show = lambda r: print(f'  {r["method"]} ipc {r["ipc"]} {r["arch"]}, {r["set"]}: done', file=sys.stderr)
-    records = [score_run(folder, None, archs, protocol, nets, soft, device, show) for folder in folders]
-    print(cross_table([row for r in records for row in r['cross']]), end='\n\n')
-    print(robust_table([(folder, score) for folder, r in zip(folders, records) for score in r['robust']]))
-
-# %% ../nbs/90_cli.ipynb #5cb0ac44
-def resume(
-    run: str, # a run folder
-    protocol: str = 'quick', # how sets are evaluated at the end: quick or paper
-    nets: int = 3, # fresh networks for each row of the final table; 0 skips it
-):
-    "Continue a run that was stopped or killed"
-    check_request('idc', 1, nets, protocol)
-    from dreamplus.loop import distill as d
-    from dreamplus.machine import keep_memory
-    from dreamplus.runs import open_run
-    keep_memory()
-    images = d.run_data(run, open_run(run)[1])
-    d.resume(run, images, metrics=validation(images))
-    return finish(Path(run), images, protocol, nets)
-
-# %% ../nbs/90_cli.ipynb #8f1d1994
-def show(
-    run: str, # a run folder
-    decoded: bool = False, # what the stored images decode to, not what is stored
-    out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
-):
-    "Write the picture of a run's images and say what is in the run"
-    from dreamplus.distilled import load_distilled
-    dset = load_distilled(run)
-    out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
-    with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
-    print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(result_lines(read_json(Path(run)/'result.json')))
-
-# %% ../nbs/90_cli.ipynb #11d27224
+# %% ../nbs/90_cli.ipynb #e4c825a1
 def compare(
     data: str = 'digits', # as in `distill`
     methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # separated by commas
     ipc: str = '1,10', # images per class, separated by commas
     seeds: str = '0', # separated by commas
-    steps: int = None, # the budget of each cell: updates of the images, or
-    minutes: float = None, # ... minutes of distilling; neither: 2 minutes
-    valid: float = .1, # fraction of train held out; its accuracy is drawn against steps and seconds; 0: none
-    set: list = None, # any other argument of the recipe, for all methods, as lr=0.1; can be repeated
+    steps: int = None, # budget of each run in inner iterations, or
+    minutes: float = None, # ... in minutes of distilling; neither: 2 minutes
+    valid: float = .1, # fraction of train held out; its accuracy is drawn against iterations and seconds; 0: none
+    set: list = None, # any other argument of a part, for all methods, as lr=0.1; can be repeated
     experts: list = None, # for mtt and tesla: how to train experts, as n=10 or epochs=50; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
@@ -309,7 +331,7 @@ def compare(
     out: str = None, # folder; the same command continues what is in it; default: one under comparisons/
     **given # arguments of the parts, for all methods
 ):
-    "Distil DATA by several methods under one budget; draw table and figures; a stopped one continues when run again"
+    "Distil DATA by several methods under one budget; draw table and figures; run again, it continues"
     names, ipc, seeds = methods.split(','), read_numbers(ipc), read_numbers(seeds)
     for method in names: check_request(method, min(ipc), nets, protocol)
     from dreamplus.labs import compare as c
@@ -318,14 +340,14 @@ def compare(
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
     out = out or f'comparisons/{images.name}'
-    given = {k: v for k, v in given.items() if v is not None} | overrides(set, c.compare)
-    c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid, protocol=protocol,
-              nets=nets, **dict(experts=overrides(experts), device=device) | given) # `--set experts=FOLDER` wins
+    given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
+    c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
+              protocol=protocol, nets=nets, device=device, **given)
     print(c.compare_table(out))
     c.compare_figures(out)
     print(f'table.md, accuracy.png and grids.png are in {out}')
 
-# %% ../nbs/90_cli.ipynb #e4c825a1
+# %% ../nbs/90_cli.ipynb #642f524f
 def study(
     what: str, # iterations
     data: str = 'digits', # as in `distill`
@@ -347,7 +369,7 @@ def study(
     set: list = None, # any other argument of the recipe of DREAM+, as width=64; can be repeated
     device: str = None, # default: the best one here
 ):
-    "Run all combinations of start, sampler, matching and warming that are not recorded yet; say what each is worth"
+    "Run each combination of start, sampler, matching and warming once; say what each is worth"
     if what != 'iterations': raise ValueError(f'{what=} is no study; use iterations')
     from dreamplus.machine import keep_memory
     from dreamplus.data.sources import load_data
@@ -356,69 +378,72 @@ def study(
     source = load_data(data, root=root)
     levels = (text.split(',') for text in (starts, samplers, matches))
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every, *levels,
-                    read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid, device, images=images,
-                    **overrides(set, study_))
+                     read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid, device,
+                     images=images, **overrides(set, study_))
     print(f'{fewer_table(records)}\n\n{effects_table(records)}')
 
-# %% ../nbs/90_cli.ipynb #642f524f
+# %% ../nbs/90_cli.ipynb #a614fa27
 def reproduce(
-    name: str = None, # a published cell, as dream+/cifar10/ipc10
-    data: str = None, # another dataset in its place; default: the cell's own
-    list: bool = False, # show every cell, and what it is estimated to cost here
+    name: str = None, # a published setting, as dream+/cifar10/ipc10
+    data: str = None, # another dataset in its place; default: the setting's own
+    list: bool = False, # show every setting, and what it is estimated to cost here
     out: str = None, # folder; default: one under reproduced/
     seeds: str = '0', # one distilled set for each
     nets: int = 5, # fresh networks for each set
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
-    set: list = None, # any argument of the recipe, as experts=FOLDER; can be repeated
+    set: list = None, # any argument of a part, as experts=FOLDER; can be repeated
     device: str = None, # default: the best one here
 ):
-    "Run or resume a published cell, and compare; exit status 1 if it does not come out"
+    "Run or resume a published setting, and compare; exit status 1 if it does not come out"
     from dreamplus.machine import keep_memory
     from dreamplus.labs.reproduce import published_table, format_reproduction, reproduce as reproduce_
     from dreamplus.data.sources import load_data
     keep_memory()
     if list or not name: return print(published_table(device))
     images = load_data(data, root=root) if data else None
-    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device, **overrides(set, reproduce_))
+    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device,
+                        **overrides(set, reproduce_))
     print(format_reproduction(record))
     return 0 if record['within'] else 1
 
-# %% ../nbs/90_cli.ipynb #a614fa27
 def methods():
     "List the methods"
     from dreamplus.recipes import methods_table
     print(methods_table())
 
 # %% ../nbs/90_cli.ipynb #703b4e9e
-COMMANDS = dict(distill=distill, plan=plan, experts=experts, evaluate=evaluate, scores=scores, show=show, resume=resume,
-                compare=compare, study=study, reproduce=reproduce, methods=methods)
+COMMANDS = dict(distill=distill, plan=plan, experts=experts, evaluate=evaluate, scores=scores, show=show,
+                resume=resume, compare=compare, study=study, reproduce=reproduce, methods=methods)
 
 def how_to_continue(name: str) -> str: # Of a command
     "What continues the work of a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had begun'
-    return 'the same command continues' if name in ('resume', 'experts', 'compare', 'study', 'reproduce') else 'nothing is left to continue'
+    again = name in ('resume', 'experts', 'compare', 'study', 'reproduce')
+    return 'the same command continues' if again else 'nothing is left to continue'
 
 def error_line(e: Exception, name: str): # str or None
     "A line on what the user can do about an error of a command; None for an error of this package"
-    large = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum' # as allocators say it
+    large = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum'
     if isinstance(e, (ValueError, OSError)): return str(e)
     text = ' '.join(str(e).split())
     if isinstance(e, RuntimeError) and any(s in text for s in large):
         return f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})'
     reads = name in ('evaluate', 'scores', 'show', 'resume') # what a run folder says
     if reads and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
-        return (f'the run cannot be used as it is ({type(e).__name__}: {text[:90]}); restore what was changed in its '
-                'folder, or set DREAMPLUS_DEBUG=1 to see where it fails')
+        return (f'the run cannot be used as it is ({type(e).__name__}: {text[:90]}); restore what was '
+                'changed in its folder, or set DREAMPLUS_DEBUG=1 to see where it fails')
 
 def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
     "Run one command"
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read when torch is imported
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
     warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
     argv = sys.argv[1:] if argv is None else argv
-    kw = vars(make_parser(COMMANDS, next((a for a in argv if a in COMMANDS), None)).parse_args(argv))
-    with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # not from another thread
+    wanted = next((a for a in argv if a in COMMANDS), None)
+    kw = vars(make_parser(COMMANDS, wanted).parse_args(argv))
+    with suppress(ValueError): # which another thread than the main one gets
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = COMMANDS[name := kw.pop('command')]
     try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
     except Exception as e:

@@ -67,10 +67,13 @@ class DistilledSet:
             f'images {tuple(self.pixels.shape)} and labels {None if y is None else tuple(y.shape)} do not fit together; give '
             'one label per image')
         y = y.to(x.device, torch.float32 if y.is_floating_point() else torch.int64)
-        if y.ndim == 2 and y.shape[1] != C or y.ndim > 2: raise ValueError(f'labels {tuple(y.shape)} are not for {C} classes')
+        if y.ndim == 2 and y.shape[1] != C or y.ndim > 2:
+            raise ValueError(f'labels {tuple(y.shape)} are not for {C} classes')
         if y.ndim == 1 and (y.is_floating_point() or len(y) and not 0 <= y.min() <= y.max() < C):
-            raise ValueError(f'labels must be whole numbers from 0 to {C - 1}, the classes; or probabilities (N,{C})')
-        if not y.isfinite().all(): raise ValueError('some labels are not finite numbers; write the file again')
+            raise ValueError(
+                f'labels must be whole numbers from 0 to {C - 1}, the classes; or probabilities (N,{C})')
+        if not y.isfinite().all():
+            raise ValueError('some labels are not finite numbers; write the file again')
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x, y
@@ -78,7 +81,8 @@ class DistilledSet:
     @property
     def counts(self) -> list:
         "Stored images of each class; a soft label counts for its most probable class"
-        return torch.bincount(self.y.argmax(1) if self.soft else self.y, minlength=len(self.classes)).tolist()
+        return torch.bincount(self.y.argmax(1) if self.soft else self.y,
+                              minlength=len(self.classes)).tolist()
 
     @property
     def soft(self) -> bool:
@@ -102,14 +106,16 @@ def images(self: DistilledSet,
            decoded: bool = True # What networks train on, not what is stored
           ) -> torch.Tensor: # (n,ch,h,w), pixels in [0, 1], class after class
     "The images, decoded or as stored"
-    return decode_classes(self.pixels, self.counts, self.factor, self.decode)[0] if decoded else self.pixels
+    return decode_classes(self.pixels, self.counts, self.factor,
+                          self.decode)[0] if decoded else self.pixels
 
 @patch
 def labels(self: DistilledSet,
            decoded: bool = True # As in `images`
           ) -> torch.Tensor: # (n,) int64, or probabilities (n,C)
     "The labels of `images`"
-    return self.y[decode_classes(self.pixels[:, :1], self.counts, self.factor, self.decode)[1]] if decoded else self.y
+    return self.y[decode_classes(self.pixels[:, :1], self.counts, self.factor,
+                                 self.decode)[1]] if decoded else self.y
 
 # %% ../nbs/52_distilled.ipynb #61724e61
 @patch
@@ -127,18 +133,22 @@ def load_distilled(
     "Read a saved set; `ValueError` if it is missing, damaged or of another format"
     text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
     if not text.exists() and (Path(path)/'run.json').exists():
-        raise ValueError(f'{path} holds no distilled set yet; `dreamplus resume {path}` finishes the run')
+        raise ValueError(
+            f'{path} holds no distilled set yet; `dreamplus resume {path}` finishes the run')
     info = read_json(text)
     if not isinstance(info, dict) or info.pop('format', None) not in (1, 2):
         raise ValueError(f'{text} is not of format 1 or 2; read it with the version that wrote it')
-    if not isinstance(info.get('classes'), list): raise ValueError(f'{text} is damaged: it lists no classes; write the set again')
+    if not isinstance(info.get('classes'), list):
+        raise ValueError(f'{text} is damaged: it lists no classes; write the set again')
     state = load_state(tensors)
     pixels, y = state.get('pixels'), state.get('labels')
     wrong = f'{tensors} does not hold images of the {len(info["classes"])} classes of distilled.json'
-    if not torch.is_tensor(pixels) or pixels.ndim == 5 and len(pixels) != len(info['classes']): raise ValueError(wrong)
+    if not torch.is_tensor(pixels) or pixels.ndim == 5 and len(pixels) != len(info['classes']):
+        raise ValueError(wrong)
     try: return DistilledSet(pixels, **info, y=y)
     except ValueError as e: raise ValueError(f'{wrong}: {e}') from None
-    except TypeError as e: raise ValueError(f'{text} is damaged ({e}); write the set again') from None
+    except TypeError as e:
+        raise ValueError(f'{text} is damaged ({e}); write the set again') from None
 
 # %% ../nbs/52_distilled.ipynb #22fc6f0d
 @patch
@@ -147,9 +157,11 @@ def dataset(self: DistilledSet,
            ) -> Dataset: # Of pairs (image (ch,h,w), label)
     "Decoded images and labels; `ValueError` to normalise what was made for whitened images"
     if normalize and self.evaluation.get('zca'):
-        raise ValueError('this set was made for whitened images; normalise by whitened(data).normalize, or use score')
+        raise ValueError(
+            'this set was made for whitened images; normalise by whitened(data).normalize, or use score')
     x = self.images()
-    if normalize: x = (x - x.new_tensor(self.mean).view(-1, 1, 1))/x.new_tensor(self.std).view(-1, 1, 1)
+    if normalize:
+        x = (x - x.new_tensor(self.mean).view(-1, 1, 1))/x.new_tensor(self.std).view(-1, 1, 1)
     return TensorDataset(x, self.labels())
 
 # %% ../nbs/52_distilled.ipynb #b1d3abcc
@@ -161,7 +173,8 @@ def dls(self: DistilledSet,
     "Normalised training batches for fastai"
     train = self.dataset(normalize=True)
     valid = train if valid is None else valid
-    loaders = DataLoader(train, bs=bs, shuffle=True, num_workers=0), DataLoader(valid, bs=4*bs, num_workers=0)
+    loaders = DataLoader(train, bs=bs, shuffle=True,
+                         num_workers=0), DataLoader(valid, bs=4*bs, num_workers=0)
     dls = DataLoaders(*loaders, device=torch.device('cpu'))
     dls.vocab, dls.c = self.classes, len(self.classes)
     return dls
@@ -189,10 +202,13 @@ def to_imagefolder(self: DistilledSet,
                    decoded: bool = True): # What networks train on, not what is stored
     "Write `path/<class>/0000.png`, ...; `ValueError` if `path` holds anything or PNG cannot hold the channels"
     path, x, y = Path(path), self.images(decoded), self.labels(decoded)
-    if path.is_file() or path.is_dir() and any(path.iterdir()): raise ValueError(f'{path} is not empty; name a new folder')
-    if x.shape[1] not in (1, 3): raise ValueError(f'PNG holds 1 or 3 channels, these have {x.shape[1]}; use dataset()')
+    if path.is_file() or path.is_dir() and any(path.iterdir()):
+        raise ValueError(f'{path} is not empty; name a new folder')
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f'PNG holds 1 or 3 channels, these have {x.shape[1]}; use dataset()')
     x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (n,h,w,ch)
     owner = (y.argmax(1) if self.soft else y).cpu().numpy()
     for c, name in enumerate(folder_names(self.classes)):
         (path/name).mkdir(parents=True)
-        for i, image in enumerate(x[owner == c]): Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')
+        for i, image in enumerate(x[owner == c]):
+            Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')

@@ -7,7 +7,6 @@ __all__ = ['OPTIMISERS', 'SELECTORS', 'Iterations', 'Target', 'MatchLoss', 'Dist
            'PixelSGD', 'PixelAdam', 'prepare_data', 'evaluation', 'chosen_parts', 'all_parts']
 
 # %% ../nbs/54_parts.ipynb #b6df6da6
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -21,10 +20,9 @@ from .core import Key
 from .data.core import ImageData, to_float
 from .data.whiten import whitened
 from .machine import pick_device, to_device
-from .match.attention import AttentionMatcher
-from .match.bidirectional import Bidirectional
+from .match import attention, trajectory # noqa: F401; they register their matchers
+from .match.bidirectional import Bidirectional # noqa: F401
 from .match.core import MATCHERS, View, by_class, match_terms
-from .match.trajectory import TrajectoryMatcher
 from .nets.augment import augmentation
 from .nets.schedules import SCHEDULES
 from .nets.zoo import has_batch_norm, network
@@ -67,7 +65,8 @@ class MatchLoss:
     def settle(self, net, batch): # Real images of a class
         "Choose the chunk, if none was given: under batch norm as the matcher's paper does, else what is fastest"
         if self.chunk is not None: return
-        chunk, few = self.data.n_classes, 2**16//(batch*self.data.size**2) # classes of 65,536 pixels in all
+        # classes of 65,536 pixels in all
+        chunk, few = self.data.n_classes, 2**16//(batch*self.data.size**2)
         if has_batch_norm(net): chunk = chunk if self.matcher.joint else 1
         elif self.data.device.type == 'cpu': chunk = min(few, chunk) if few >= 8 else 1
         self.chunk = chunk
@@ -86,17 +85,23 @@ class MatchLoss:
         if target.real is not None:
             x = see(to_float(self.data.train.x[target.real[some]]))
             real = View(target.net, x, y, graph=False, backward=self.matcher.backward)
-        return self.matcher(real, View(target.net, see(images), y, targets=soft[0] if soft else None))
+        return self.matcher(real, View(target.net, see(images), y,
+                                       targets=soft[0] if soft else None))
 
     def __call__(self, shown, target): # What the synthetic set shows: images (n,ch,h,w), or images and soft labels (n,K)
-        parts, loss = shown if isinstance(shown, tuple) else (shown,), partial(self.compare, target=target)
+        parts, loss = shown if isinstance(shown,
+                                          tuple) else (shown,), partial(self.compare, target=target)
         self.settle(target.net, 1 if target.real is None else target.real.shape[1])
         if not self.matcher.separable: # sees all classes at once
             self.check_counts(target.counts)
-            return loss([p.unflatten(0, (len(target.counts), -1)) for p in parts], some=slice(None)).sum()
-        try: return by_class(lambda p, some: loss(p, some=some), parts, target.counts, self.chunk).sum()
+            return loss([p.unflatten(0, (len(target.counts), -1)) for p in parts],
+                        some=slice(None)).sum()
+        try:
+            return by_class(lambda p, some: loss(p, some=some), parts, target.counts,
+                            self.chunk).sum()
         except torch.OutOfMemoryError:
-            if self.chunk == 1 or has_batch_norm(target.net): raise # batch norm needs its classes together
+            if self.chunk == 1 or has_batch_norm(target.net):
+                raise # batch norm needs its classes together
         self.chunk = -(-self.chunk//2)
         return self(shown, target)
 
@@ -113,12 +118,14 @@ class DistillLoss:
         return [m for _, m in self.whole] + ([self.match.matcher] if self.match else [])
 
     def __call__(self, shown, target):
-        if not isinstance(target, Target): return self.validate() if self.validate else torch.zeros(1)
+        if not isinstance(target, Target):
+            return self.validate() if self.validate else torch.zeros(1)
         total = self.match(shown, target) if self.match else 0.
         images, soft = shown if isinstance(shown, tuple) else (shown, None)
         for weight, matcher in self.whole:
             counts = to_device(target.counts, images.device)
-            y = target.classes.index.repeat_interleave(counts, output_size=len(images)) if soft is None else soft
+            y = target.classes.index.repeat_interleave(counts,
+                                                       output_size=len(images)) if soft is None else soft
             total = total + weight*matcher.loss(images, y, target.lr, target.key)
         return total
 
@@ -137,7 +144,8 @@ class Hypers(dict):
 class Optimiser(OptimWrapper):
     "A torch optimiser in fastai; unlike in `OptimWrapper`, its `hypers` can be set, as `ReduceLROnPlateau` does"
     @property
-    def hypers(self): return [Hypers(h, g, self.bwd_map) for h, g in zip(super().hypers, self.opt.param_groups)]
+    def hypers(self):
+        return [Hypers(h, g, self.bwd_map) for h, g in zip(super().hypers, self.opt.param_groups)]
 
 class PixelOptimiser:
     "Moves the pixels; a subclass sets `lr` and gives `make`"
@@ -200,16 +208,17 @@ def prepare_data(data, device,
     data = data.to(pick_device(device))
     return whitened(data) if zca else data
 
-def evaluation(arch, width, norm, depth, zca,
+def evaluation(arch, width, norm, depth, zca, paper, # `paper`: the published evaluation protocol
                eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation with which networks are trained on the result
                eval_mix: Share = .5, # Probability of CutMix in that training
               ) -> dict:
     "What a distilled set says of how to train on it"
-    network = dict(arch=arch, width=width, norm=norm, depth=depth, zca=zca)
-    return dict(augment=eval_augment, mix=eval_mix) | {k: v for k, v in network.items() if v}
+    more = dict(arch=arch, width=width, norm=norm, depth=depth, zca=zca, paper=paper)
+    return dict(augment=eval_augment, mix=eval_mix) | {k: v for k, v in more.items() if v}
 
 # %% ../nbs/54_parts.ipynb #4534bf32
-SELECTORS = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, net_on=SCHEDULES, optimiser=OPTIMISERS)
+SELECTORS = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, net_on=SCHEDULES,
+                 optimiser=OPTIMISERS)
 
 def chosen_parts(
     args: dict, # Holds at least the arguments of `SELECTORS`
@@ -218,13 +227,16 @@ def chosen_parts(
     names = [name for _, name in match_terms(args['match'])]
     matchers = {f'match={name!r}': MATCHERS.find(name) for name in names}
     pick = lambda k: {f'{k}={args[k]!r}': SELECTORS[k].find(args[k])}
-    parts = {'the network': network, 'the synthetic set': SyntheticSet, 'the iterations': Iterations} | matchers
+    parts = {'the network': network, 'the synthetic set': SyntheticSet,
+             'the iterations': Iterations} | matchers
     views = [m for m in matchers.values() if not m.whole]
     if views: parts |= {'the loss': MatchLoss, 'the augmentation': augmentation} | pick('net_on')
     if any(m.needs_real for m in views): parts |= pick('sampler')
-    return parts | pick('start') | pick('optimiser') | {'the evaluation': evaluation, 'the data': prepare_data}
+    return parts | pick('start') | pick('optimiser') | {'the evaluation': evaluation,
+                                                        'the data': prepare_data}
 
 def all_parts() -> dict: # Label to part
     "Every part that is registered, for help texts and error messages"
-    always = chosen_parts(dict(match='gradient', sampler='random', start='noise', net_on='real', optimiser='sgd'))
+    always = chosen_parts(dict(match='gradient', sampler='random', start='noise', net_on='real',
+                               optimiser='sgd'))
     return always | {f'{k}={name!r}': part for k, registry in SELECTORS.items() for name, part in registry.items()}

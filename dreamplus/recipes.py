@@ -13,7 +13,6 @@ from importlib import resources
 
 from .arguments import Registry, arguments, check_arguments, union
 from .data.datasets import known
-from .nets.augment import DSA
 from .parts import SELECTORS, all_parts, chosen_parts
 from .tables import markdown_table
 
@@ -38,28 +37,39 @@ class Method:
         "The most special family, which also names the published evaluation protocol"
         return self.families[-1] if self.families else ''
 
-    def __repr__(self): return f'Method({self.paper}; families {", ".join(self.families)}; {self.args})'
+    def __repr__(self):
+        return f'Method({self.paper}; families {", ".join(self.families)}; {self.args})'
 
 # %% ../nbs/56_recipes.ipynb #a9c47221
 METHODS['idc'] = Method(paper='Kim et al., ICML 2022', family='idc', match='gradient')
-METHODS['dream'] = Method(base='idc', paper='Liu et al., ICCV 2023', family='dream', sampler='representative')
-METHODS['dream+'] = Method(base='dream', paper='Liu et al., 2023', family='dream+', match='bidirectional', warm_epochs=1.)
+METHODS['dream'] = Method(base='idc', paper='Liu et al., ICCV 2023', family='dream',
+                          sampler='representative')
+METHODS['dream+'] = Method(base='dream', paper='Liu et al., 2023', family='dream+',
+                           match='bidirectional', warm_epochs=1.)
 METHODS['best'] = Method(base='dream+', paper='ours: DREAM+ without warming', warm_epochs=0.)
 
 # %% ../nbs/56_recipes.ipynb #fc683e90
-SURROGATE = Method(family='surrogate', start='random', lr_base=None, per_class_steps=False, space='normal', clamp=False, pick='one',
+SURROGATE = Method(family='surrogate', start='random', lr_base=None, per_class_steps=False,
+                   space='normal', clamp=False, pick='one',
                    net_mix=0., net_momentum=0., net_wd=0.)
 DISTRIBUTION = Method(base=SURROGATE, family='distribution', inner=1)
 
-METHODS['dsa'] = Method(base=SURROGATE, paper='Zhao & Bilen, ICML 2021', family='dsa', match='gradient', distance='cos', fc=True,
+METHODS['dsa'] = Method(base=SURROGATE, paper='Zhao & Bilen, ICML 2021', family='dsa',
+                        match='gradient', distance='cos', fc=True,
                         net_on='synthetic')
-METHODS['dc'] = Method(base='dsa', paper='Zhao et al., ICLR 2021', family='dc', start='gauss', augment='', net_augment='')
-METHODS['dm'] = Method(base=DISTRIBUTION, paper='Zhao & Bilen, WACV 2023', family='dm', match='embedding')
-METHODS['datadam'] = Method(base=DISTRIBUTION, paper='Sajedi et al., ICCV 2023', family='datadam', match='0.01*attention')
-METHODS['datadam-code'] = Method(base=DISTRIBUTION, paper='its released code', family='datadam-code', match='attention', p=1.,
+METHODS['dc'] = Method(base='dsa', paper='Zhao et al., ICLR 2021', family='dc', start='gauss',
+                       augment='', net_augment='')
+METHODS['dm'] = Method(base=DISTRIBUTION, paper='Zhao & Bilen, WACV 2023', family='dm',
+                       match='embedding')
+METHODS['datadam'] = Method(base=DISTRIBUTION, paper='Sajedi et al., ICCV 2023', family='datadam',
+                            match='0.01*attention')
+METHODS['datadam-code'] = Method(base=DISTRIBUTION, paper='its released code',
+                                 family='datadam-code', match='attention', p=1.,
                                  norm='batch')
-METHODS['atom'] = Method(base=DISTRIBUTION, paper='Khaki et al., 2024', family='atom', match='0.01*atom')
-METHODS['mtt'] = Method(base=SURROGATE, paper='Cazenavette et al., CVPR 2022', family='mtt', match='trajectory', inner=1)
+METHODS['atom'] = Method(base=DISTRIBUTION, paper='Khaki et al., 2024', family='atom',
+                         match='0.01*atom')
+METHODS['mtt'] = Method(base=SURROGATE, paper='Cazenavette et al., CVPR 2022', family='mtt',
+                        match='trajectory', inner=1)
 METHODS['tesla'] = Method(base='mtt', paper='Cui et al., ICML 2023', family='tesla', form='tesla')
 
 # %% ../nbs/56_recipes.ipynb #a8d11c16
@@ -77,7 +87,8 @@ def published(
     row, args = known(dataset), {}
     facts = dict(ipc=ipc, factor=factor, mirror=row.mirror)
     def holds(key, value):
-        if key == 'dataset': return (row.like or dataset) in ([value] if isinstance(value, str) else value)
+        if key == 'dataset':
+            return (row.like or dataset) in ([value] if isinstance(value, str) else value)
         return facts[key.removesuffix('>=')] >= value if key.endswith('>=') else facts[key] == value
     for family in families:
         for r in published_rows().get(family, []):
@@ -99,17 +110,24 @@ def recipe(
     own = published(families, dataset, ipc, factor) | stated
     if 'arch' in given and given['arch'] != own.get('arch', 'convnet'): # another network has another width and norm
         own = {k: v for k, v in own.items() if k not in ('width', 'norm')}
-    args = dict(match='gradient', sampler='random', start='random', net_on='real', optimiser='sgd') | own | given
+    args = dict(match='gradient', sampler='random', start='random', net_on='real',
+                optimiser='sgd') | own | given
     parts, every = chosen_parts(args), all_parts()
-    own_parts, choosers = union(parts), [k for k in SELECTORS if any(label.startswith(f'{k}=') for label in parts)]
+    known_args = union(parts)
+    choosers = [k for k in SELECTORS if any(label.startswith(f'{k}=') for label in parts)]
     for k in SELECTORS:
-        if k in given and k not in choosers: raise ValueError(f"{k}={given[k]!r} has no effect with match={args['match']!r}; remove it")
-    check_arguments({k: v for k, v in args.items() if k in own_parts or k in given and k not in SELECTORS}, parts, every)
-    full = {k: args[k] for k in choosers} | {k: args.get(k, a.default) for k, a in own_parts.items()}
+        if k in given and k not in choosers:
+            raise ValueError(
+                f"{k}={given[k]!r} has no effect with match={args['match']!r}; remove it")
+    asked = {k: v for k, v in args.items() if k in known_args or k in given and k not in SELECTORS}
+    check_arguments(asked, parts, every)
+    full = {k: args[k] for k in choosers}
+    full |= {k: args.get(k, a.default) for k, a in known_args.items()}
     check_effect(given, full, parts)
     for name in stated: # a misspelt argument of a method of one's own
         if name not in SELECTORS and not any(name in arguments(p) for p in every.values()):
-            raise ValueError(f'method={method!r} states {name!r}, which is not an argument of any part; correct its name')
+            raise ValueError(
+                f'method={method!r} states {name!r}, which is not an argument of any part; correct its name')
     return full
 
 # %% ../nbs/56_recipes.ipynb #d0ccce9a
@@ -128,7 +146,9 @@ def check_effect(
 # %% ../nbs/56_recipes.ipynb #fc74adcc
 def methods_table() -> str: # Markdown
     "The methods, and what distinguishes them (on CIFAR-10, 1 image per class)"
-    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start', warm_epochs='warm epochs')
+    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
+                warm_epochs='warm epochs')
     args = {name: recipe(name, 'cifar10') for name in METHODS}
-    rows = [[f'`{name}`', *(a.get(k, '') for k in keys), METHODS[name].paper] for name, a in args.items()]
+    rows = [[f'`{name}`', *(a.get(k, '') for k in keys),
+             METHODS[name].paper] for name, a in args.items()]
     return markdown_table(['method', *keys.values(), 'paper'], rows)

@@ -29,8 +29,10 @@ def cut(x: torch.Tensor, # Stored images (...,n,ch,h,w), any leading axes
     *lead, n, ch, h, w = x.shape
     side, pad = -(-w//f), -w % f
     x = F.pad(x.reshape(-1, n, ch, h, w), (0, pad, 0, pad), value=.5)
-    cells = x.unflatten(-1, (f, side)).unflatten(-3, (f, side)).permute(0, 3, 5, 1, 2, 4, 6) # (L,f,f,n,ch,side,side)
-    return F.interpolate(cells.flatten(0, 3), (h, w), mode='bilinear').reshape(*lead, f*f*n, ch, h, w)
+    # (L,f,f,n,ch,side,side)
+    cells = x.unflatten(-1, (f, side)).unflatten(-3, (f, side)).permute(0, 3, 5, 1, 2, 4, 6)
+    return F.interpolate(cells.flatten(0, 3), (h, w),
+                         mode='bilinear').reshape(*lead, f*f*n, ch, h, w)
 
 # %% ../nbs/50_synthetic.ipynb #321af452
 def cuts(
@@ -55,8 +57,10 @@ DECODES = ('single', 'multi', 'bound')
 
 def check_decode(factor, mode):
     "Raise `ValueError` for an unknown way to decode, or a factor below 1"
-    if mode not in DECODES: raise ValueError(f'decode={mode!r} is unknown; use one of {", ".join(DECODES)}')
-    if factor < 1: raise ValueError(f'{factor=} must be at least 1; 1 shows images as they are stored')
+    if mode not in DECODES:
+        raise ValueError(f'decode={mode!r} is unknown; use one of {", ".join(DECODES)}')
+    if factor < 1:
+        raise ValueError(f'{factor=} must be at least 1; 1 shows images as they are stored')
 
 def decode(
     x: torch.Tensor, # Stored images of a class, or of several with equally many (...,n,ch,h,w)
@@ -65,7 +69,8 @@ def decode(
 ) -> torch.Tensor: # Images to train on (...,M,ch,h,w)
     "Decode stored images, differentiably; `ValueError` for what `check_decode` refuses"
     check_decode(factor, mode)
-    return torch.cat([cut(x[..., a:b, :, :, :], g) for g, a, b in cuts(x.shape[-4], factor, mode)], -4)
+    return torch.cat([cut(x[..., a:b, :, :, :], g) for g, a, b in cuts(x.shape[-4], factor, mode)],
+                     -4)
 
 # %% ../nbs/50_synthetic.ipynb #cdb56799
 def decode_classes(
@@ -74,7 +79,8 @@ def decode_classes(
     factor: int = 1, mode: str = 'single', # As in `decode`
 ) -> tuple[torch.Tensor, torch.Tensor]: # Decoded images (n,ch,h,w), and the stored image that each comes from (n,)
     "Decode all images, class after class"
-    index = lambda n: torch.cat([torch.arange(a, b).repeat(g*g) for g, a, b in cuts(n, factor, mode)])
+    index = lambda n: torch.cat([torch.arange(a,
+                                              b).repeat(g*g) for g, a, b in cuts(n, factor, mode)])
     if len({*counts}) == 1:
         images = decode(x.unflatten(0, (len(counts), -1)), factor, mode).flatten(0, 1)
         places = (torch.arange(len(counts))[:, None]*counts[0] + index(counts[0])).flatten()
@@ -92,8 +98,10 @@ def mosaic(
 ) -> torch.Tensor: # (C,n,ch,h,w)
     "Shrink `f*f` images into the cells of one"
     sides = [x.shape[-1]//f + (i < x.shape[-1] % f) for i in range(f)]
-    shrink = lambda block, *size: F.interpolate(block.flatten(0, 1), size, mode='nearest').unflatten(0, block.shape[:2])
-    cells = [shrink(block, sides[k//f], sides[k % f]) for k, block in enumerate(x.split(x.shape[1]//f**2, 1))]
+    shrink = lambda block, *size: F.interpolate(block.flatten(0, 1), size,
+                                                mode='nearest').unflatten(0, block.shape[:2])
+    cells = [shrink(block, sides[k//f],
+                    sides[k % f]) for k, block in enumerate(x.split(x.shape[1]//f**2, 1))]
     return torch.cat([torch.cat(cells[r*f:(r + 1)*f], -1) for r in range(f)], -2)
 
 # %% ../nbs/50_synthetic.ipynb #e6baa38c
@@ -132,7 +140,8 @@ def check_start(
     "Raise `ValueError` unless `ipc` images per class at `factor` can start from `start` on `data`"
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
     if factor != 1 and not 1 <= factor <= data.size//2:
-        raise ValueError(f'{factor=} must lie between 1 and {data.size//2}: a cell of {data.size} pixels needs 2')
+        raise ValueError(
+            f'{factor=} must lie between 1 and {data.size//2}: a cell of {data.size} pixels needs 2')
     part, need, least = STARTS.find(start), ipc*factor**2, min(data.train.counts)
     if not getattr(part, 'real', False) or need <= least: return
     few = data.classes[data.train.counts.index(least)]
@@ -167,16 +176,22 @@ class SyntheticSet(nn.Module):
                  limit: Count = 128, # Decoded images per class in one inner iteration; of more, a random subset
                  label_lr: Positive | None = None): # Learning rate of soft labels; None: labels are not learned
         super().__init__()
-        if labels is None: labels = torch.arange(len(pixels), device=pixels.device).repeat_interleave(pixels.shape[1])
+        if labels is None:
+            labels = torch.arange(len(pixels),
+                                  device=pixels.device).repeat_interleave(pixels.shape[1])
         if pixels.ndim == 5: pixels = pixels.flatten(0, 1)
         owner = labels.argmax(1) if labels.ndim == 2 else labels
-        if (owner.diff() < 0).any(): raise ValueError('labels must be sorted by class; sort the images by their labels')
+        if (owner.diff() < 0).any():
+            raise ValueError('labels must be sorted by class; sort the images by their labels')
         check_decode(factor, decode)
         self.pixels, self.factor, self.decode, self.limit = nn.Parameter(pixels.clone()), factor, decode, limit
         self.counts, self.label_lr, self.key, self.logits = torch.bincount(owner).tolist(), label_lr, Key(), None
-        self.register_buffer('first', torch.tensor([0, *self.counts[:-1]], device=pixels.device).cumsum(0), persistent=False)
-        if label_lr is not None and labels.ndim == 1: labels = .9*F.one_hot(labels, len(self.counts)) + .1/len(self.counts)
-        if labels.ndim == 2: self.logits = nn.Parameter(labels.float().clamp_min(1e-6).log(), label_lr is not None)
+        self.register_buffer('first', torch.tensor([0, *self.counts[:-1]],
+                                                   device=pixels.device).cumsum(0), persistent=False)
+        if label_lr is not None and labels.ndim == 1:
+            labels = .9*F.one_hot(labels, len(self.counts)) + .1/len(self.counts)
+        if labels.ndim == 2:
+            self.logits = nn.Parameter(labels.float().clamp_min(1e-6).log(), label_lr is not None)
 
     @property
     def labels(self) -> torch.Tensor: # (N,) int64 or (N,C) probabilities
@@ -207,7 +222,8 @@ def forward(self: SyntheticSet,
     within = torch.arange(len(owner)) - torch.tensor([0, *counts]).cumsum(0)[owner]
     stored = self.first[classes][to_device(owner, classes.device)] + to_device(within, classes.device) # (N',)
     images, places = decode_classes(self.pixels[stored], counts, self.factor, self.decode)
-    if (some := self.subset(classes, counts)) is not None: images, places = images[some], places[some]
+    if (some := self.subset(classes, counts)) is not None:
+        images, places = images[some], places[some]
     return images if self.logits is None else (images, self.logits[stored[places]].softmax(1))
 
 @patch
@@ -217,7 +233,8 @@ def subset(self: SyntheticSet, classes, counts):
     if max(decoded) <= self.limit: return None
     device, most = self.pixels.device, to_device(decoded, self.pixels.device)[:, None] # (c,1)
     order = self.key.at(rows=classes).rand(len(counts), max(decoded), device=device)
-    order = order.masked_fill(torch.arange(max(decoded), device=device) >= most, 2).argsort(1)[:, :self.limit]
+    order = order.masked_fill(torch.arange(max(decoded), device=device) >= most,
+                              2).argsort(1)[:, :self.limit]
     seen = [i*self.limit + torch.arange(min(n, self.limit)) for i, n in enumerate(decoded)]
     return (most.cumsum(0) - most + order).flatten()[to_device(torch.cat(seen), device)]
 

@@ -43,9 +43,11 @@ def k_center(x, mask, n, key=None) -> torch.Tensor: # (C,N,D), (C,N) -> columns 
 CORESETS = Registry('coreset')
 CORESETS |= {
     'random':   lambda x, mask, n, key=None: random_columns(mask, n, key),
-    'first':    lambda x, mask, n, key=None: torch.arange(n, device=mask.device).expand(len(mask), n),
+    'first':    lambda x, mask, n, key=None: torch.arange(n,
+                                                          device=mask.device).expand(len(mask), n),
     'k-means':  lambda x, mask, n, key=None: representatives(x, n, mask, start='++', key=key),
-    'tiny':     lambda x, mask, n, key=None: representatives(x, n, mask, rule='tiny', start='++', key=key),
+    'tiny':     lambda x, mask, n, key=None: representatives(x, n, mask, rule='tiny', start='++',
+                                                             key=key),
     'herding':  herding,
     'k-center': k_center}
 
@@ -66,10 +68,12 @@ def coreset(
         raise ValueError(f'{n} images per class were asked for, but class {few!r} has {least}; '
                          'use a smaller ipc or factor')
     key = key or Key()
-    rows = data.class_batch().index if key.rows is None else key.rows # a part of a dataset keeps its classes' rows
+    # a part of a dataset keeps its classes' rows
+    rows = data.class_batch().index if key.rows is None else key.rows
     for ids in class_parts(data.train):
         place, mask = class_table(data.train, ids)
-        x = None if name in ('random', 'first') else embed_classes(net or _Pixels, data, ids, raw_features)[0]
+        x = None if name in ('random', 'first') else embed_classes(net or _Pixels, data, ids,
+                                                                   raw_features)[0]
         picks.append(place.gather(1, choose(x, mask, n, key.at(rows=rows[ids]))))
     return torch.cat(picks)
 

@@ -74,7 +74,8 @@ class ImageRows(Movable):
     shape = property(lambda self: torch.Size([len(self.rows), *self.pixels.shape[1:]]))
 
     def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return self.pixels[self.rows[i].to(self.pixels.device)].to(self.device)
+    def __getitem__(self, i):
+        return self.pixels[self.rows[i].to(self.pixels.device)].to(self.device)
 
     def split(self, n: int): # Images in a part
         "All images, `n` at a time"
@@ -83,7 +84,8 @@ class ImageRows(Movable):
     def to(self, device):
         "The same images for another device; `ValueError` for a conversion to float"
         if not isinstance(device, torch.dtype): return ImageRows(self.pixels, self.rows.to(device))
-        raise ValueError('these images are too many for one tensor; convert what is indexed, or each part of `split`')
+        raise ValueError(
+            'these images are too many for one tensor; convert what is indexed, or each part of `split`')
 
 # %% ../../nbs/11_data.core.ipynb #55e189cc
 def listed(
@@ -140,7 +142,8 @@ def set_aside(
         for c, n in enumerate(torch.bincount(y).tolist()):
             take = min(max(1, round(n*fraction)), n - 1)
             aside[(y == c).nonzero()[torch.randperm(n)[:take]]] = True
-    if not aside.any(): raise ValueError('every class has one image, so none can be set aside; add images')
+    if not aside.any():
+        raise ValueError('every class has one image, so none can be set aside; add images')
     return aside
 
 # %% ../../nbs/11_data.core.ipynb #15ae2085
@@ -185,7 +188,8 @@ class ImageData(Movable):
         return (x - self.mean)/self.std
 
     def __repr__(self):
-        parts = ', '.join(f'{len(s)} {k}' for k in ('train', 'valid', 'test') if (s := getattr(self, k)))
+        parts = ', '.join(f'{len(s)} {k}' for k in ('train', 'valid',
+                                                    'test') if (s := getattr(self, k)))
         shape = 'x'.join(map(str, self.train.x.shape[1:]))
         return f'{self.name}: {self.n_classes} classes of {shape}, {parts}, on {self.device}'
 
@@ -207,13 +211,16 @@ def class_batch(self: ImageData,
         return made
     ids = tuple(map(int, ids))
     wrong = [c for c in ids if not 0 <= c < self.n_classes]
-    if wrong: raise ValueError(f'class {wrong[0]} is not in 0 to {self.n_classes - 1}; give numbers of classes')
+    if wrong:
+        raise ValueError(
+            f'class {wrong[0]} is not in 0 to {self.n_classes - 1}; give numbers of classes')
     return ClassBatch(ids, to_device(ids, self.device))
 
 # %% ../../nbs/11_data.core.ipynb #97511cde
 def _measure(x):
     "Mean and standard deviation (ch,) of uint8 images (N,ch,h,w)"
-    count = lambda part: torch.stack([torch.bincount(c.flatten(), minlength=256) for c in part.unbind(1)])
+    count = lambda part: torch.stack([torch.bincount(c.flatten(),
+                                                     minlength=256) for c in part.unbind(1)])
     n = sum(count(part) for part in x.split(4096)).cpu().double() # (ch,256)
     share, value = n/n.sum(1, keepdim=True), torch.arange(256).double()/255
     mean = (share*value).sum(1)
@@ -243,9 +250,11 @@ def hold_out(self: ImageData,
     "The same data with a part of `train` as `valid`; `ValueError` if there is a validation split already"
     if self.valid is not None:
         raise ValueError('a validation split is held out already; hold it out of the full data')
-    out, train, aside = copy(self), self.train, set_aside(self.train.y.cpu(), fraction, seed).to(self.device)
+    out, train, aside = copy(self), self.train, set_aside(self.train.y.cpu(), fraction,
+                                                          seed).to(self.device)
     out.digest, out.held = self.digest, [fraction, seed] # the digest is that of the full data
-    out.train, out.valid = (Split(_pick(train.x, m), train.y[m], self.n_classes) for m in (~aside, aside))
+    out.train, out.valid = (Split(_pick(train.x, m), train.y[m],
+                                  self.n_classes) for m in (~aside, aside))
     return out
 
 # %% ../../nbs/11_data.core.ipynb #e616b709
@@ -257,9 +266,11 @@ def subset(
     "The same data with a random part of `train`; `ValueError` for none"
     if n < 1: raise ValueError(f'{n=} must be at least 1; a class without images is none')
     if data.valid is not None:
-        raise ValueError('a validation split is held out already; take the subset first, then hold out')
+        raise ValueError(
+            'a validation split is held out already; take the subset first, then hold out')
     x, y, starts = data.train.x, data.train.y.cpu(), torch.tensor(data.train.starts)
-    with seeded(seed): order = (y + torch.rand(len(y), dtype=torch.float64)).argsort() # random within a class
+    with seeded(seed):
+        order = (y + torch.rand(len(y), dtype=torch.float64)).argsort() # random within a class
     kept = order[torch.arange(len(y)) - starts[y] < n].sort().values.to(data.device)
     train = Split(_pick(x, kept), data.train.y[kept], data.n_classes)
     return ImageData(data.name, train, data.test, data.classes, data.mean, data.std)
@@ -271,9 +282,11 @@ def select(self: ImageData,
           ) -> ImageData:
     "The same data with some of the classes only; `ValueError` for a class that is not there or is named twice"
     ids = self.class_batch(ids).ids # or its error
-    if len(set(ids)) < len(ids) or not ids: raise ValueError(f'{ids=} must name one class or more, each once')
+    if len(set(ids)) < len(ids) or not ids:
+        raise ValueError(f'{ids=} must name one class or more, each once')
     def part(split):
-        at = torch.cat([torch.arange(split.starts[c], split.starts[c] + split.counts[c]) for c in ids])
+        at = torch.cat([torch.arange(split.starts[c],
+                                     split.starts[c] + split.counts[c]) for c in ids])
         y = torch.arange(len(ids)).repeat_interleave(torch.tensor([split.counts[c] for c in ids]))
         return Split(_pick(split.x, at.to(self.device)), y.to(self.device), len(ids))
     out = copy(self)

@@ -35,7 +35,8 @@ class ClassLoader:
         self.device, self.bs, self.n_inp, self.dataset = data.device, self.size, 1, range(data.n_classes)
 
     def __len__(self):
-        left = self.total - self.at if self.at < self.total else self.report # beyond the recipe `fit` goes on
+        # beyond the recipe `fit` goes on
+        left = self.total - self.at if self.at < self.total else self.report
         return max(1, min(self.report - self.at % self.report, left))
 
     def __iter__(self):
@@ -92,10 +93,13 @@ class DistillLoaders(DataLoaders):
     "The loaders of a distillation: classes to learn, and one batch to validate on"
     def __init__(self, data, iterations, seed=0, validates=False, shown=None): # As in the loaders
         self.names = data.classes
-        super().__init__(ClassLoader(data, iterations, seed, shown), ValidLoader(data, validates, shown), device=data.device)
+        super().__init__(ClassLoader(data, iterations, seed, shown),
+                         ValidLoader(data, validates, shown), device=data.device)
 
     def new_empty(self): return DataLoaders() # what `Learner.export` keeps
-    def show_batch(self, **kw): return picture(self.train.data.train.x[:8*len(self.names)].float()[None]/255, ['real images'], **kw)
+    def show_batch(self, **kw):
+        return picture(self.train.data.train.x[:8*len(self.names)].float()[None]/255,
+                       ['real images'], **kw)
 
 # %% ../../nbs/60_loop.callbacks.ipynb #8c8101db
 class LoopCB(Callback):
@@ -138,22 +142,26 @@ class NetworkCB(LoopCB):
         self.learn.net = net
 
     def after_batch(self):
-        if (self.learn.iteration + 1) % self.inner == 0: return # its last inner iteration: nobody looks at it again
-        self.schedule.after_update(self.images, Key(self.seed, 'train network', self.learn.iteration))
+        if (self.learn.iteration + 1) % self.inner == 0:
+            return # its last inner iteration: nobody looks at it again
+        self.schedule.after_update(self.images, Key(self.seed, 'train network',
+                                                    self.learn.iteration))
 
     def images(self):
         "All synthetic images as they are, decoded, and their labels (or probabilities)"
         return self.model.everything()
 
     def state_dict(self): return dict(outer=self.outer, schedule=self.schedule.state_dict())
-    def load_state_dict(self, s): self.outer = s['outer']; self.schedule.load_state_dict(s.get('schedule', {}))
+    def load_state_dict(self, s):
+        self.outer = s['outer']; self.schedule.load_state_dict(s.get('schedule', {}))
 
 # %% ../../nbs/60_loop.callbacks.ipynb #6e7e667c
 class SampleCB(LoopCB):
     "Real images for the classes of each inner iteration, chosen again every `sampler.interval` inner iterations"
     order = -10
     def __init__(self, sampler, inner: int, classes: int): # Inner iterations under one network; number of classes
-        self.sampler, self.inner, self.positions, self.chosen = sampler, inner, None, [-1]*classes # when each was chosen
+        # when each was chosen
+        self.sampler, self.inner, self.positions, self.chosen = sampler, inner, None, [-1]*classes
 
     def stale(self, c: int, i: int) -> bool:
         "Must the images of class `c` be chosen again at inner iteration `i`?"
@@ -167,8 +175,10 @@ class SampleCB(LoopCB):
         if ids:
             new = any(self.chosen[c] < 0 or self.chosen[c]//self.inner != i//self.inner for c in ids)
             some = classes if ids == classes.ids else self.learn.data.class_batch(ids)
-            found = self.sampler(self.learn.net, some, self.learn.key.at('real images', rows=some.index), fresh=new)
-            if self.positions is None: self.positions = found.new_zeros(len(self.chosen), found.shape[1])
+            found = self.sampler(self.learn.net, some,
+                                 self.learn.key.at('real images', rows=some.index), fresh=new)
+            if self.positions is None:
+                self.positions = found.new_zeros(len(self.chosen), found.shape[1])
             self.positions[some.index] = found
             for c in ids: self.chosen[c] = i
         self.learn.real = self.positions[classes.index]
@@ -188,8 +198,11 @@ class TargetCB(LoopCB):
     def __init__(self, seed: int, augment=None): self.seed, self.augment = seed, augment
     def before_batch(self):
         l, draw = self.learn, None
-        if self.augment: draw = self.augment.draw(len(l.classes.ids), l.data.size, self.dls.device, key=l.key.at('augment'))
-        target = Target(l.classes, self.model.shown(l.classes.ids), getattr(l, 'net', None), getattr(l, 'real', None), draw,
+        if self.augment:
+            draw = self.augment.draw(len(l.classes.ids), l.data.size, self.dls.device,
+                                     key=l.key.at('augment'))
+        target = Target(l.classes, self.model.shown(l.classes.ids), getattr(l, 'net', None),
+                        getattr(l, 'real', None), draw,
                         getattr(self.model, 'lr', None), Key(self.seed, 'whole', l.iteration))
         self.learn.yb = (target,)
 
@@ -205,7 +218,8 @@ class PreconditionCB(LoopCB):
     order = GradientAccumulation.order + 1 # once for each step, not for each batch
     def __init__(self, data: ImageData): self.data = data
     def before_step(self):
-        if self.model.pixels.grad is not None: self.model.pixels.grad = precondition(self.data, self.model.pixels.grad)
+        if self.model.pixels.grad is not None:
+            self.model.pixels.grad = precondition(self.data, self.model.pixels.grad)
 
 # %% ../../nbs/60_loop.callbacks.ipynb #769e333b
 class Diverged(ValueError):
@@ -228,7 +242,8 @@ class GuardCB(LoopCB):
     def after_epoch(self): self.check()
     def check(self):
         "Raise `Diverged` if any loss so far, or a pixel, is not finite"
-        if self.bad.item() or not self.model.pixels.isfinite().all(): raise Diverged(self.dls.train.at)
+        if self.bad.item() or not self.model.pixels.isfinite().all():
+            raise Diverged(self.dls.train.at)
 
 # %% ../../nbs/60_loop.callbacks.ipynb #99caa76f
 def run_state(learn) -> dict: # Nested; leaves are tensors and JSON values
@@ -246,7 +261,8 @@ def load_run_state(learn, state: dict): # What `run_state` gave
     keepers = {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'load_state_dict')}
     callbacks = state.get('callbacks', {}) # files leave empty dictionaries out
     if lost := set(callbacks) - set(keepers):
-        raise ValueError(f'the run was begun with {", ".join(sorted(lost))}; pass such callbacks to resume')
+        raise ValueError(
+            f'the run was begun with {", ".join(sorted(lost))}; pass such callbacks to resume')
     learn.dls.train.at = state['at']
     learn.model.load_state_dict(state['model'])
     learn.create_opt()
@@ -254,7 +270,8 @@ def load_run_state(learn, state: dict): # What `run_state` gave
     for i, p in enumerate(p for g in opt.param_groups for p in g['params']):
         moments = state.get('opt', {}).get(str(i), {})
         opt.state[p] |= {k: v.to(p.device) if torch.is_tensor(v) and v.ndim else v for k, v in moments.items()}
-    for i, m in enumerate(getattr(learn.loss_func, 'matchers', list)()): m.load_state_dict(state.get('matchers', {}).get(str(i), {}))
+    for i, m in enumerate(getattr(learn.loss_func, 'matchers', list)()):
+        m.load_state_dict(state.get('matchers', {}).get(str(i), {}))
     for name, cb in keepers.items(): cb.load_state_dict(callbacks.get(name, {}))
 
 def copy_state(state):

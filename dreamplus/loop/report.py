@@ -45,7 +45,8 @@ class DeviceRecorder(Recorder):
         self.loss, self.smooth_loss = ValidLoss(), DeviceLoss()
         for metric in self.loss, self.smooth_loss: metric.reset()
     def after_epoch(self):
-        if new := [loss for loss in self.losses if loss.device.type != 'cpu']: self.losses[-len(new):] = torch.stack(new).cpu()
+        if new := [loss for loss in self.losses if loss.device.type != 'cpu']:
+            self.losses[-len(new):] = torch.stack(new).cpu()
         super().after_epoch()
 
 def default_callbacks() -> list:
@@ -56,7 +57,8 @@ def default_callbacks() -> list:
 class ClockCB(LoopCB):
     "Seconds of distilling: from its creation, over all sessions of a run, without validation"
     order, run_valid = -100, True
-    def __init__(self): self.earlier, self.begun, self.validating, self.entered = 0., time.monotonic(), 0., None
+    def __init__(self):
+        self.earlier, self.begun, self.validating, self.entered = 0., time.monotonic(), 0., None
 
     @property
     def seconds(self) -> float:
@@ -75,13 +77,15 @@ class ClockCB(LoopCB):
         self.entered = None
 
     def state_dict(self): return dict(seconds=self.seconds)
-    def load_state_dict(self, s): self.earlier, self.begun, self.validating = s.get('seconds', 0.), time.monotonic(), 0.
+    def load_state_dict(self, s):
+        self.earlier, self.begun, self.validating = s.get('seconds', 0.), time.monotonic(), 0.
 
 # %% ../../nbs/62_loop.report.ipynb #f4edc48b
 class BudgetCB(LoopCB):
     "Ends a run after `steps` inner iterations, or after `seconds` of distilling with 10 reports"
     order = 110 # after the checkpoint
-    def __init__(self, steps: int | None = None, seconds: float | None = None): self.steps, self.seconds = steps, seconds
+    def __init__(self, steps: int | None = None, seconds: float | None = None):
+        self.steps, self.seconds = steps, seconds
 
     def spent(self) -> bool:
         "Is the budget used up? Never without one: `fit` then goes on as long as it is asked to"
@@ -91,19 +95,23 @@ class BudgetCB(LoopCB):
 
     def before_fit(self):
         if self.steps: self.dls.train.total = min(self.steps, self.dls.train.total)
-        if self.seconds: self.dls.train.report = self.dls.train.total # a report after each tenth of the time instead
+        if self.seconds:
+            # a report after each tenth of the time instead
+            self.dls.train.report = self.dls.train.total
         self.last = self.learn.clock_cb.seconds
         if self.spent(): raise CancelFitException # a resumed run may have nothing left to do
 
     def after_batch(self):
         if not self.seconds: return
         now, over = self.learn.clock_cb.seconds, self.spent()
-        if over: self.dls.train.total = self.dls.train.at # the checkpoint of this report is the last
+        if over:
+            self.dls.train.total = self.dls.train.at # the checkpoint of this report is the last
         if over or now - self.last >= self.seconds/10:
             self.last = now
             raise CancelTrainException
     def after_epoch(self):
-        if (self.steps or self.seconds) and self.dls.train.at >= self.dls.train.total: raise CancelFitException
+        if (self.steps or self.seconds) and self.dls.train.at >= self.dls.train.total:
+            raise CancelFitException
 
 # %% ../../nbs/62_loop.report.ipynb #0739b8fe
 class HistoryCB(CSVLogger):
@@ -122,8 +130,10 @@ class HistoryCB(CSVLogger):
         if not self.count or hasattr(self.learn, 'lr_finder'): return
         found = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
         measured = {k: None if v is None else float(v) for k, v in found.items() if k not in ('train_loss', 'valid_loss', 'time')}
-        self.rows.append(dict(step=self.dls.train.at, loss=float(self.total)/self.count, **dict(valid_acc=None) | measured,
-                              seconds=round(self.learn.clock_cb.seconds, 2), peak_mib=round(peak_mib(self.dls.device))))
+        self.rows.append(dict(step=self.dls.train.at, loss=float(self.total)/self.count,
+                              **dict(valid_acc=None) | measured,
+                              seconds=round(self.learn.clock_cb.seconds,
+                                            2), peak_mib=round(peak_mib(self.dls.device))))
         self.total, self.count = 0., 0
         if self.folder: self.write()
 
@@ -135,18 +145,21 @@ class HistoryCB(CSVLogger):
             table.writerows(self.rows)
 
     def state_dict(self): return dict(rows=self.rows, total=float(self.total), count=self.count)
-    def load_state_dict(self, s): self.rows, self.total, self.count = [*s['rows']], s['total'], s['count']
+    def load_state_dict(self, s):
+        self.rows, self.total, self.count = [*s['rows']], s['total'], s['count']
 
 def read_history(path) -> list: # Of rows
     "The rows of a run's `history.csv`, as numbers; an empty field is None"
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)
-    with open(Path(path)/'history.csv', newline='') as f: return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+    with open(Path(path)/'history.csv', newline='') as f:
+        return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 # %% ../../nbs/62_loop.report.ipynb #31352179
 class ProgressCB(LoopCB):
     "A line for each report, and a progress bar in a terminal"
     order = 56
-    def __init__(self, log: Callable | None = print): self.log, self.bar = log, None # Where lines go; None for silence
+    def __init__(self, log: Callable | None = print):
+        self.log, self.bar = log, None # Where lines go; None for silence
 
     def before_fit(self):
         self.said = False
@@ -162,7 +175,8 @@ class ProgressCB(LoopCB):
     def after_epoch(self):
         if not self.log or not self.learn.history_cb.rows: return
         row = self.learn.history_cb.rows[-1]
-        names = dict(step='iteration', loss='loss', valid_acc='valid_acc', seconds='seconds', peak_mib='peak MiB')
+        names = dict(step='iteration', loss='loss', valid_acc='valid_acc', seconds='seconds',
+                     peak_mib='peak MiB')
         shown = [k for k in names if row.get(k) is not None]
         if not self.said: self.log('  '.join(f'{names[k]:>9}' for k in shown))
         self.said = True
@@ -179,4 +193,5 @@ class ShowCB(LoopCB):
     def __init__(self, path: Path, classes: list): self.path, self.classes = path, classes
     def after_epoch(self):
         images = self.model.pixels.detach().split(self.model.counts)
-        with atomic(self.path/'grid.png') as tmp: picture(images, self.classes).save(tmp, format='png')
+        with atomic(self.path/'grid.png') as tmp:
+            picture(images, self.classes).save(tmp, format='png')

@@ -188,7 +188,7 @@ def match_terms(
 ) -> list: # (weight, name) of each term
     "The terms of `match`; `ValueError` for an unknown name or a weight that is no number"
     out = []
-    for term in match.split('+'):
+    for term in str(match).split('+'):
         weight, _, name = map(str.strip, term.rpartition('*'))
         try: value = float(weight or 1)
         except ValueError: value = math.nan
