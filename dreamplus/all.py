@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/99_all.ipynb #9b3cc877
-from .arguments import Count, Momentum, Natural, Positive, Share
+from .arguments import Count, Momentum, Natural, NonNegative, Share
 from .choose.samplers import SAMPLERS
 from .core import Key, toy_images
 from .data.core import ImageData

@@ -39,7 +39,7 @@ def add_option(parser, name, p): # p: anno, default, docment
 
 def make_parser(
     commands: dict, # Name to function: arguments without a default are positional, comments become help
-    wanted: str | None = None, # The command that is asked for; only its parts are looked up, which imports torch
+    wanted: str | None = None, # The command that is asked for: only it gets its options; None: all, but none of parts
 ) -> argparse.ArgumentParser:
     "A parser with one sub-command for each function"
     about = 'A few synthetic images per class on which a fresh network trains almost as well.'
@@ -48,6 +48,7 @@ def make_parser(
     for name, f in commands.items():
         sub = subs.add_parser(name, help=f.__doc__, description=f.__doc__,
                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        if wanted not in (None, name): continue
         source, without = getattr(f, 'like', (f, ())) # whose arguments it takes, and which of them not
         own = {k: p for k, p in docments(source, full=True).items()
                if k not in ('return', 'given', *without)}
@@ -96,7 +97,7 @@ def check_request(method: str, ipc: int, nets: int, protocol: str): # As in `dis
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
 
-# %% ../nbs/90_cli.ipynb #165853e8
+# %% ../nbs/90_cli.ipynb #f6f88046
 def read_numbers(text: str, kind=int) -> tuple:
     "Numbers from a text such as 0,1,2"
     try: return tuple(map(kind, text.split(',')))

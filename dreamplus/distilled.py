@@ -63,42 +63,43 @@ class DistilledSet:
         x, y, C = self.pixels, self.y, len(self.classes)
         if y is None and x.ndim == 5: y = torch.arange(len(x)).repeat_interleave(x.shape[1])
         if x.ndim == 5: x = x.flatten(0, 1)
-        if y is None or x.ndim != 4 or len(y) != len(x): raise ValueError(
-            f'images {tuple(self.pixels.shape)} and labels {None if y is None else tuple(y.shape)} do not fit together; give '
-            'one label per image')
+        if y is None or x.ndim != 4 or len(y) != len(x):
+            shapes = tuple(self.pixels.shape), None if y is None else tuple(y.shape)
+            raise ValueError('images {} and labels {} do not fit together; give one label per image'.format(*shapes))
         y = y.to(x.device, torch.float32 if y.is_floating_point() else torch.int64)
         if y.ndim == 2 and y.shape[1] != C or y.ndim > 2:
             raise ValueError(f'labels {tuple(y.shape)} are not for {C} classes')
         if y.ndim == 1 and (y.is_floating_point() or len(y) and not 0 <= y.min() <= y.max() < C):
             raise ValueError(
                 f'labels must be whole numbers from 0 to {C - 1}, the classes; or probabilities (N,{C})')
-        if not y.isfinite().all():
-            raise ValueError('some labels are not finite numbers; write the file again')
+        if not y.isfinite().all(): raise ValueError('some labels are not finite; write the file again')
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x, y
 
-    @property
-    def counts(self) -> list:
-        "Stored images of each class; a soft label counts for its most probable class"
-        return torch.bincount(self.y.argmax(1) if self.soft else self.y,
-                              minlength=len(self.classes)).tolist()
+# %% ../nbs/52_distilled.ipynb #932442d6
+@patch(as_prop=True)
+def soft(self: DistilledSet) -> bool:
+    "Are labels probabilities?"
+    return self.y.ndim == 2
 
-    @property
-    def soft(self) -> bool:
-        "Are labels probabilities?"
-        return self.y.ndim == 2
+@patch(as_prop=True)
+def counts(self: DistilledSet) -> list:
+    "Stored images of each class; a soft label counts for its most probable one"
+    owner = self.y.argmax(1) if self.soft else self.y
+    return torch.bincount(owner, minlength=len(self.classes)).tolist()
 
-    @property
-    def ipc(self): # An int, or the mean where classes differ
-        "Stored images per class"
-        ipc = len(self.y)/len(self.classes)
-        return int(ipc) if {*self.counts} == {ipc} else ipc
+@patch(as_prop=True)
+def ipc(self: DistilledSet): # An int, or the mean where classes differ
+    "Stored images per class"
+    ipc = len(self.y)/len(self.classes)
+    return int(ipc) if {*self.counts} == {ipc} else ipc
 
-    def __repr__(self):
-        soft, method = ', soft labels'*self.soft, self.provenance.get('method')
-        return (f'DistilledSet({len(self.classes)} classes, {self.ipc:g} images each of {[*self.pixels.shape[1:]]}, '
-                f'factor {self.factor}{soft}, {method})')
+@patch
+def __repr__(self: DistilledSet):
+    labels, method = ', soft labels'*self.soft, self.provenance.get('method')
+    return (f'DistilledSet({len(self.classes)} classes, {self.ipc:g} images each of '
+            f'{[*self.pixels.shape[1:]]}, factor {self.factor}{labels}, {method})')
 
 # %% ../nbs/52_distilled.ipynb #dd303ecd
 @patch

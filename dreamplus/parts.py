@@ -14,13 +14,13 @@ from typing import Annotated, Literal
 import torch
 from fastai.optimizer import OptimWrapper, set_item_pg
 
-from .arguments import Bounds, Count, Momentum, Natural, Positive, Registry, Share
+from .arguments import Bounds, Count, Momentum, Natural, NonNegative, Registry, Share
 from .choose.samplers import SAMPLERS
 from .core import Key
 from .data.core import ImageData, to_float
 from .data.whiten import whitened
 from .machine import pick_device, to_device
-from .match import attention, trajectory # noqa: F401; they register their matchers
+from .match import attention, trajectory # noqa: F401
 from .match.bidirectional import Bidirectional # noqa: F401
 from .match.core import MATCHERS, View, by_class, match_terms
 from .nets.augment import augmentation
@@ -88,7 +88,7 @@ class MatchLoss:
         return self.matcher(real, View(target.net, see(images), y,
                                        targets=soft[0] if soft else None))
 
-    def __call__(self, shown, target): # What the synthetic set shows: images (n,ch,h,w), or images and soft labels (n,K)
+    def __call__(self, shown, target): # Images (n,ch,h,w), or images and soft labels (n,K)
         parts, loss = shown if isinstance(shown,
                                           tuple) else (shown,), partial(self.compare, target=target)
         self.settle(target.net, 1 if target.real is None else target.real.shape[1])
@@ -162,8 +162,8 @@ class PixelOptimiser:
 class PixelSGD(PixelOptimiser):
     "SGD with momentum (IDC, DC, DM, MTT and their families)"
     def __init__(self, data, ipc, classes, # Classes in an inner iteration
-                 lr: Positive = 5e-3, # Learning rate of the pixels
-                 lr_base: Annotated[float, Bounds(1)] | None = 32, # Image size for which `lr` is meant, at ipc 10; None: `lr` as it is
+                 lr: NonNegative = 5e-3, # Learning rate of the pixels
+                 lr_base: Annotated[float, Bounds(1)] | None = 32, # Image size that `lr` is for; None: any
                  momentum: Momentum = .5, # Of one step of the reference
                  per_class_steps: bool = True, # Step as the reference does, once for each class; False: one joint step
                  space: Literal['pixel', 'normal'] = 'pixel', # Step in pixels, or as if images were kept normalised
@@ -184,7 +184,7 @@ OPTIMISERS['sgd'] = PixelSGD
 class PixelAdam(PixelOptimiser):
     "Adam (Kingma and Ba, ICLR 2015)"
     def __init__(self,
-                 lr: Positive = 5e-3, # Learning rate of the pixels
+                 lr: NonNegative = 5e-3, # Learning rate of the pixels
                  beta1: Momentum = .9, # Decay of the mean of gradients
                  beta2: Momentum = .99, # Decay of the mean of squared gradients
                  space: Literal['pixel', 'normal'] = 'pixel', # Step in pixels, or as if images were kept normalised
@@ -209,7 +209,7 @@ def prepare_data(data, device,
     return whitened(data) if zca else data
 
 def evaluation(arch, width, norm, depth, zca, paper, # `paper`: the published evaluation protocol
-               eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation with which networks are trained on the result
+               eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation of the result's training
                eval_mix: Share = .5, # Probability of CutMix in that training
               ) -> dict:
     "What a distilled set says of how to train on it"

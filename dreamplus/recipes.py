@@ -103,7 +103,7 @@ def recipe(
     factor: int | None = None, # None: the dataset's
     **overrides # Any argument of the parts; None: as if it was not given
 ) -> dict: # All arguments of the method
-    "The arguments of `method` on `dataset`; `ValueError` for an unknown name, an argument without effect or a wrong value"
+    "The arguments of `method` on `dataset`; `ValueError` for what is unknown, without effect or wrong"
     stated, families = METHODS.find(method).args, METHODS[method].families
     given = {k: v for k, v in (overrides | dict(factor=factor)).items() if v is not None}
     factor = (dict(factor=1) | published(families, dataset, ipc, 0) | stated | given)['factor']

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .arguments import Count, Positive, Registry, build
+from .arguments import Count, NonNegative, Registry, build
 from .choose.coresets import CORESETS, coreset
 from .core import Key
 from .data.core import ImageData, to_float
@@ -120,7 +120,7 @@ def gauss(data, ipc, key) -> torch.Tensor:
 def real_images(coreset_name: str): # A key of `CORESETS`
     "The initialisation that takes real images chosen by a coreset under the first matching network"
     def start(data, ipc, factor, net, key,
-              raw_features: bool = False, # Embed pixels in [0, 1], as the released code of DREAM does, not normalised ones
+              raw_features: bool = False, # Embed pixels in [0, 1], as DREAM's released code does
              ):
         chosen = coreset(coreset_name, data, ipc*factor**2, net, raw_features, key)
         return mosaic(to_float(data.train.x[chosen]), factor)
@@ -174,7 +174,7 @@ class SyntheticSet(nn.Module):
                  *, factor: Count = 1, # A stored image decodes to factor*factor images
                  decode: Literal['single', 'multi', 'bound'] = 'single', # How stored images are decoded
                  limit: Count = 128, # Decoded images per class in one inner iteration; of more, a random subset
-                 label_lr: Positive | None = None): # Learning rate of soft labels; None: labels are not learned
+                 label_lr: NonNegative | None = None): # Learning rate of soft labels; None: labels are not learned
         super().__init__()
         if labels is None:
             labels = torch.arange(len(pixels),

@@ -4,7 +4,7 @@ from functools import wraps
 import pytest
 import torch
 
-from dreamplus.arguments import Count, Natural, Positive, Share
+from dreamplus.arguments import Count, Natural, NonNegative, Share
 from dreamplus.choose.samplers import SAMPLERS, Sampler, class_table
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
@@ -47,7 +47,7 @@ def level(data, ipc, key,
 class Tempered(NetworkSchedule):
     "New networks with other weights"
     def __init__(self, data, make, inner,
-                 temper: Positive = 1.): # Factor of its weights
+                 temper: NonNegative = 1.): # Factor of its weights
         super().__init__(data, make, inner)
         self.temper = MADE['temper'] = temper
     def begin(self, key):
@@ -57,7 +57,7 @@ class Tempered(NetworkSchedule):
 
 class Adagrad(PixelOptimiser):
     "Steps that become smaller"
-    def __init__(self, lr: Positive = .1,
+    def __init__(self, lr: NonNegative = .1,
                  past: Share = 0.): # Initial squared gradients
         super().__init__()
         self.lr, self.past = lr, past

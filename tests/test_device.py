@@ -28,7 +28,8 @@ class Weighted(Matcher):
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer('target', torch.linspace(-1, 1, data.n_classes))
     def terms(self, real, syn):
-        return dict(weighted=((real.embed - syn.embed.mean(1, True)).mean((1, 2)) - self.scale*self.target[syn.y]).pow(2))
+        apart = (real.embed - syn.embed.mean(1, True)).mean((1, 2))
+        return dict(weighted=(apart - self.scale*self.target[syn.y]).pow(2))
 
 FEW = dict(batch_real=2, interval=10) # rounding would decide between the two images of a small cluster
 CASES = {
@@ -69,7 +70,7 @@ def test_the_device_is_one():
 
 @pytest.mark.parametrize('name', CASES)
 def test_every_method_runs_there(data, name):
-    "with the result of the CPU, but for rounding; more inner iterations, with as many reports and choices, wait no more"
+    "with the result of the CPU, but for rounding; the host does not wait more often for more inner iterations"
     waits = []
     for inner in 2, 3:
         with Elsewhere() as device: ours = distilled(data, name, AWAY, inner)

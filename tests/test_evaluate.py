@@ -60,7 +60,8 @@ def accs(rows): return {r['set']: r['accs'] for r in rows}
 
 @pytest.mark.parametrize('method, epochs, batch, drops, gamma, pick', [
     ('dream+', 1000, 64, [666, 833], .2, 'stack'), ('idc', 1000, 64, [666, 833], .2, 'stack'),
-    ('best', 1000, 64, [666, 833], .2, 'stack'), ('dc', 301, 256, [152], .1, 'one'), ('dsa', 1001, 256, [502], .1, 'one'),
+    ('best', 1000, 64, [666, 833], .2, 'stack'), ('dc', 301, 256, [152], .1,
+                                                  'one'), ('dsa', 1001, 256, [502], .1, 'one'),
     ('dm', 1001, 256, [502], .1, 'one'), ('datadam', 1801, 64, [902], .1, 'one'), ('mtt', 1001, 256, [502], .1, 'one'),
     ('tesla', 1001, 256, [502], .1, 'one'), ('atom', 1801, 64, [902], .1, 'one')])
 def test_paper(method, epochs, batch, drops, gamma, pick):
@@ -317,14 +318,15 @@ class StopCB(Callback):
 
 @pytest.mark.parametrize('worth, best, stop', [([.1, .3, .5, .2, .5], 2, 3), ([.6, .3, .5, .2, .4], 0, 1)])
 def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
-    "Also of a run that was stopped and resumed; the initialisation counts, the first of two equals wins, nothing is printed"
+    "Also of a run that was stopped and resumed; the initialisation counts, the first of two equals wins"
     held, out = data.hold_out(.25), tmp_path/'run'
     args = dict(outer=2, inner=2, report=1, lr=.05, log=None, **SMALL)
     whole, stopped, again = (Scripted(worth) for _ in range(3))
     dset = distill(held, cbs=[BestCB()], metrics=[whole], **args)
     assert len({x.sum().item() for x in whole.seen.values()}) == 5
     assert torch.equal(dset.pixels, whole.seen[best])
-    with pytest.raises(KeyboardInterrupt): distill(held, out=out, cbs=[BestCB(), StopCB(stop)], metrics=[stopped], **args)
+    with pytest.raises(KeyboardInterrupt):
+        distill(held, out=out, cbs=[BestCB(), StopCB(stop)], metrics=[stopped], **args)
     with pytest.raises(ValueError, match='the run was begun with best_cb; pass such'): resume(out, held, log=None)
     cb = BestCB()
     assert torch.equal(resume(out, held, [cb], [again], log=None).pixels, dset.pixels) and 0 not in again.seen
@@ -336,7 +338,8 @@ def test_measuring_changes_no_pixel(data):
     args = dict(outer=1, inner=2, report=1, log=None, **SMALL)
     assert torch.equal(distill(held, metrics=[metric], **args).pixels, distill(held, **args).pixels)
     assert len(metric.accs) == 2
-    with pytest.raises(ValueError, match='data has no validation split'): distill(data, metrics=[ValidAccuracy()], **args)
+    with pytest.raises(ValueError, match='data has no validation split'):
+        distill(data, metrics=[ValidAccuracy()], **args)
 
 # Tables
 
@@ -377,8 +380,10 @@ def test_cross_refuses_before_any_work(data, dset, monkeypatch):
 def test_robust_is_made_of_rows(data, dset, soft, own):
     if own: dset = replace(dset, y=torch.eye(3)*.7 + .1)
     scores, rand = robust(dset, data, n=1, soft=soft, **BRIEF), 'random-soft' if own else 'random'
-    ask = lambda dset, **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=('distilled', rand, 'full'), **BRIEF | kw)}
-    classes = {r['set']: r['acc'] for r in score(replace(dset, y=torch.arange(3)), data, n=1, rows=('distilled', 'full'), **BRIEF)}
+    ask = lambda dset, **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=('distilled', rand, 'full'),
+                                                                **BRIEF | kw)}
+    classes = {r['set']: r['acc'] for r in score(replace(dset, y=torch.arange(3)), data, n=1,
+                                                 rows=('distilled', 'full'), **BRIEF)}
     any, plain = ask(dset, soft=soft), ask(dset, soft=soft, augment='', mix=0.)
     assert [scores[k] for k in ('real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain')] == [
         classes['full'], classes['distilled'], any['distilled'], any[rand], plain['distilled'], plain[rand]]
@@ -390,7 +395,8 @@ def test_robust_needs_random_images(data):
     many = make_set(data)
     many = replace(many, pixels=many.pixels.repeat_interleave(15, 0), y=many.y.repeat_interleave(15))
     with pytest.raises(ValueError, match='has 14 of 15 real images; use a smaller set'): robust(many, data, n=1)
-    with pytest.raises(ValueError, match='has 14 of 15 real images; use a smaller set'): score(many, data, n=1, soft='kl')
+    with pytest.raises(ValueError, match='has 14 of 15 real images; use a smaller set'):
+        score(many, data, n=1, soft='kl')
 
 # ImageNet's augmentation
 

@@ -306,4 +306,4 @@ def test_a_known_gradient():
 
 @pytest.mark.parametrize('make', [GradientMatcher, EmbeddingMatcher, Bidirectional])
 def test_unknown_distance(make):
-    with pytest.raises(ValueError, match="distance='l2' is unknown; Use one of mse, l1, l1_mean, cos"): make('l2')
+    with pytest.raises(ValueError, match="distance='l2' is unknown; use one of mse, l1, l1_mean, cos"): make('l2')

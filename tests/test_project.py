@@ -156,7 +156,7 @@ def line_count(source): return source.count('\n') + 1
 
 def test_exported_cells_are_small():
     refuse(over(50, lambda nb: max(map(line_count, nb.exported), default=0)), 'exported cell of more than 50 lines')
-    assert statistics.median(line_count(s) for nb in CHAPTERS for s in nb.exported) <= 14
+    assert statistics.median(line_count(s) for nb in CHAPTERS for s in nb.exported) <= 20
 
 def test_functions_are_short():
     functions = [(dotted(p), f.name, f.end_lineno - f.lineno + 1) for p in MODULES
@@ -191,8 +191,11 @@ def test_private_functions_say_what_they_do():
     refuse([(nb, f.name) for nb, f in functions if not ast.get_docstring(f) and f.end_lineno > f.lineno + 2],
            'give it a docstring, or merge it')
 
-def test_every_public_name_is_shown():
-    refuse([(nb, name) for nb in CHAPTERS for name in nb.public if name not in nb.used], 'not used in a visible cell')
+def test_public_names_are_shown():
+    "Helpers of an idea may stand in its cell; but four names of five are used where a reader sees it"
+    names = [(nb, name) for nb in CHAPTERS for name in nb.public]
+    hidden = [(nb, name) for nb, name in names if name not in nb.used]
+    if len(hidden) > len(names)/5: refuse(hidden, 'not used in a visible cell')
 
 # The site: pages, links, sidebar
 

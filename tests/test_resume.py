@@ -144,15 +144,17 @@ def test_killed_between(tmp_path, undisturbed, event, at, order, seconds, runs):
     assert_done(*[Process(go_on, tmp_path/run, run) for run in runs])
     for run in runs: assert_same(tmp_path/run, undisturbed[run])
 
-@pytest.mark.parametrize('name, count', [
-    ('run.json', 1), ('state.safetensors', 1), ('state.safetensors', 6), ('history.csv', 2),
-    ('distilled.safetensors', 1), ('distilled.json', 1), ('grid.png', 4)])
-def test_killed_in_a_write(tmp_path, undisturbed, name, count):
-    half, whole = tmp_path/'half', tmp_path/'whole'
-    assert_killed(*[Process(begin, out, 'dream+', (), 0, (name, count, out == half)) for out in (half, whole)])
-    assert len(leftovers(half)) == 1 and not leftovers(whole)
-    assert_done(*[Process(go_on, out, 'dream+') for out in (half, whole)])
-    for out in (half, whole): assert_same(out, undisturbed['dream+'])
+@pytest.mark.parametrize('name, count, half', [
+    ('run.json', 1, True), ('run.json', 1, False), ('state.safetensors', 1, True), ('state.safetensors', 6, True),
+    ('history.csv', 2, True), ('history.csv', 3, False), ('distilled.safetensors', 1, False), # between the two files
+    ('distilled.json', 1, True), ('grid.png', 4, True)])
+def test_killed_in_a_write(tmp_path, undisturbed, name, count, half):
+    "in the middle of it, or when it is just done"
+    out = tmp_path/'run'
+    assert_killed(Process(begin, out, 'idc', (), 0, (name, count, half)))
+    assert len(leftovers(out)) == half
+    assert_done(Process(go_on, out, 'idc'))
+    assert_same(out, undisturbed['idc'])
 
 def test_killed_again_and_again(tmp_path, undisturbed):
     out, lives = tmp_path/'run', 0
@@ -162,8 +164,8 @@ def test_killed_again_and_again(tmp_path, undisturbed):
 
 # Stopped, and side by side: what a shell sees
 
-LONGER = ('distill --outer 2 --inner 15 --width 8 --nets 0 --set n_data=64 --set report=7 --set interval=10 '
-          '--set batch_real=8 --seed 3 --out').split()
+LONGER = ('distill --outer 2 --inner 25 --width 8 --nets 0 --set n_data=32 --set report=7 --set interval=10 '
+          '--set batch_real=8 --set warm_epochs=0 --seed 3 --out').split()
 
 def wait_for(path, alive):
     while not path.exists() and alive(): time.sleep(.005)
@@ -201,7 +203,7 @@ def test_stopped(side_by_side, name):
     status, err = ended[name]
     assert status == 130
     assert err.count('\n') == 2 and 'dreamplus resume' in err # after a line of progress
-    assert 7 <= checkpoint(folder/name)['at'] < 30
+    assert 7 <= checkpoint(folder/name)['at'] < 50
     assert not (folder/name/'distilled.json').exists() and not leftovers(folder/name)
 
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGKILL'])
@@ -230,7 +232,7 @@ def test_stopped_at(tmp_path, undisturbed, run, at):
 
 def test_minutes(tmp_path):
     "A resumed run spends what is left of its minutes, and its pixels are those of as many inner iterations at once"
-    out, whole, budget = tmp_path/'run', tmp_path/'whole', 1.5
+    out, whole, budget = tmp_path/'run', tmp_path/'whole', 1.
     assert Process(stopped, out, 'idc', 3, dict(outer=None, minutes=budget/60)).end() == (3, 0)
     spent = checkpoint(out)['callbacks']['clock_cb']['seconds']
     began = time.monotonic()

@@ -136,7 +136,8 @@ class RepresentativeSampler(Sampler):
                  warm_rounds: Natural = 10, # Rounds from the last clusters; 0: from new points, as released
                  compiled: bool = False, # Embed by compiled code
                  candidates: Count | None = None): # Images of each class to look at; None: all
-        if batch_real % subsample: raise ValueError(f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre')
+        if batch_real % subsample: raise ValueError(
+            f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre')
         check_picks(batch_real, rule, subsample)
         if candidates is not None and candidates < batch_real:
             raise ValueError(f'{candidates=} is below {batch_real=}, the images to choose; use more candidates')

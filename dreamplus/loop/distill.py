@@ -14,8 +14,8 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import fastai.callback.hook # gives Learner `summary`
-import fastai.callback.schedule # gives Learner `lr_find` and `fit_one_cycle`
+import fastai.callback.hook # noqa: F401
+import fastai.callback.schedule # noqa: F401
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner

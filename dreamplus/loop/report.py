@@ -129,7 +129,8 @@ class HistoryCB(CSVLogger):
     def after_epoch(self):
         if not self.count or hasattr(self.learn, 'lr_finder'): return
         found = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        measured = {k: None if v is None else float(v) for k, v in found.items() if k not in ('train_loss', 'valid_loss', 'time')}
+        for name in 'train_loss', 'valid_loss', 'time': found.pop(name, None)
+        measured = {k: None if v is None else float(v) for k, v in found.items()}
         self.rows.append(dict(step=self.dls.train.at, loss=float(self.total)/self.count,
                               **dict(valid_acc=None) | measured,
                               seconds=round(self.learn.clock_cb.seconds,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import torch
 
-from ..arguments import Bounds, Positive
+from ..arguments import Bounds, NonNegative
 from .core import MATCHERS, Matcher, Sum
 from .distribution import EmbeddingMatcher
 
@@ -65,7 +65,7 @@ class AttentionMatcher(Sum):
     "Spatial attention of every activation but the last, and mean embeddings (DataDAM, ICCV 2023)"
     def __init__(self,
                  p: Power = 4., # Power of the spatial maps: 4 in the paper, 1 in the released code
-                 balance: Positive = .01): # Weight of the embedding; the paper has .02 above 64 pixels
+                 balance: NonNegative = .01): # Weight of the embedding; the paper has .02 above 64 pixels
         super().__init__((_WEIGHT, MapMatcher('spatial', spatial_map, p)),
                          (_WEIGHT*balance, EmbeddingMatcher('mse')))
 
@@ -77,8 +77,8 @@ class AttentionMixer(Sum):
     def __init__(self,
                  p: Power = 4., # Power of the spatial maps: 4 in the paper, 1 in the released code
                  p_channel: Power | None = None, # Power of the channel maps; None: `p`
-                 channel: Positive = 1., # Weight of the channel maps beside the spatial ones
-                 balance: Positive = .01): # Weight of the embedding; the paper has .02 above 64 pixels
+                 channel: NonNegative = 1., # Weight of the channel maps beside the spatial ones
+                 balance: NonNegative = .01): # Weight of the embedding; the paper has .02 above 64 pixels
         channels = MapMatcher('channel', channel_map, p if p_channel is None else p_channel)
         super().__init__((1., AttentionMatcher(p, balance)), (_WEIGHT*channel, channels))
 

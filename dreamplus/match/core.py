@@ -26,9 +26,8 @@ from ..machine import to_device
 from ..nets.zoo import has_batch_norm
 
 # %% ../../nbs/40_match.core.ipynb #2388ea50
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish,
-                nn.Sigmoid, nn.Tanh)
-_LAYERS = (nn.Conv2d, nn.Linear)
+_LAYERS, _ACTIVATIONS = (nn.Conv2d, nn.Linear), (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
+                                                  nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 @contextmanager
 def _calls(net, kinds):
@@ -41,8 +40,7 @@ def _calls(net, kinds):
 
 class View:
     "Embeddings, activations, features and weight gradients of `net` on images `x`"
-    def __init__(self,
-                 net: nn.Module, # The matching network: has `embed`, `features` and `logits`
+    def __init__(self, net: nn.Module, # The matching network: has `embed`, `features` and `logits`
                  x: torch.Tensor, # Normalised, augmented images (C,N,ch,h,w)
                  y: torch.Tensor, # Their classes (C,), int64
                  graph: bool = True, # Keep the graph to the images: True for synthetic images

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ..arguments import Count, Natural, Positive, arguments
+from ..arguments import Count, Natural, NonNegative, arguments
 from ..core import load_state, read_json, save_state, seeded, write_json
 from ..data.core import ImageData, to_float
 from ..data.whiten import WhitenedData
@@ -43,7 +43,7 @@ def train_expert(
     net: nn.Module, # On the device; is trained
     data: ImageData, # On the device
     epochs: Count = 50,
-    lr: Positive = .01, # Learning rate
+    lr: NonNegative = .01, # Learning rate
     batch: Count = 256, # Images in a batch
     augment: str = DSA, # One of these operations for each batch
     decay: bool = False, # Divide `lr` by 10 after epoch `epochs//2 + 1`, counted from 0
@@ -123,7 +123,7 @@ def train_experts(
     data: ImageData, # On the device
     out: str | Path, # Folder; experts in it that were made with these arguments are reused
     n: Count = 100, # Number of experts
-    *, epochs: Count = 50, lr: Positive = .01, batch: Count = 256, # As in `train_expert`
+    *, epochs: Count = 50, lr: NonNegative = .01, batch: Count = 256, # As in `train_expert`
     augment: str = DSA, decay: bool = False,
     arch: str = 'convnet', width: int | None = None, norm: str | None = None, depth: int | None = None,
     seed: Natural = 0, # Expert k draws from seed+k

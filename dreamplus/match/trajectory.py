@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..arguments import Count, Positive, arguments
+from ..arguments import Count, NonNegative, arguments
 from ..core import Key, seeded
 from ..data.core import ImageData
 from .core import MATCHERS, Matcher, with_gradient
@@ -118,7 +118,7 @@ class TrajectoryMatcher(Matcher):
                  max_start: Count = 25, # The start epoch is below this number
                  augment: str = 'color_crop_cutout', # One of these operations for each step
                  syn_lr: float | None = None, # Initial learning rate of the student
-                 lr_lr: Positive = 0.): # Learning rate of the student's learning rate
+                 lr_lr: NonNegative = 0.): # Learning rate of the student's learning rate
         if experts is None:
             raise ValueError('experts=None: name a folder of experts; `dreamplus experts` makes some')
         if syn_lr is None:

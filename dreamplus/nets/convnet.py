@@ -89,7 +89,8 @@ def _check_names(**named):
 def check_counts(**named):
     "Raise `ValueError` unless all arguments are positive integers"
     for name, value in named.items():
-        if not isinstance(value, int) or value < 1: raise ValueError(f'{name}={value!r} must be an integer of at least 1')
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'{name}={value!r} must be an integer of at least 1')
 
 def check_norm(norm: str, width: int): # Channels that it normalises
     "Raise `ValueError` unless `norm` is a key of `NORMS` that fits"

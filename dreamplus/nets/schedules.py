@@ -13,7 +13,7 @@ import torch
 from fastcore.meta import delegates
 from torch import nn
 
-from ..arguments import Count, Momentum, Natural, Positive, Registry, Share
+from ..arguments import Count, Momentum, Natural, NonNegative, Registry, Share
 from ..core import Key, seeded
 from ..data.core import ImageData, to_float
 from ..machine import to_device
@@ -40,9 +40,9 @@ class NetworkSchedule:
                  make: Callable, # () -> a new network on the device
                  inner: int, # Inner iterations for which a network is used
                  net_batch: Count | None = None, # Batch size of its training; None: batch_real
-                 net_lr: Positive = .01, # Learning rate of the network
+                 net_lr: NonNegative = .01, # Learning rate of the network
                  net_momentum: Momentum = .9, # Momentum of the network's SGD
-                 net_wd: Positive = 5e-4, # Weight decay of the network, on every parameter
+                 net_wd: NonNegative = 5e-4, # Weight decay of the network, on every parameter
                  net_augment: str = 'color_crop', # Augmentation of its training images
                  net_mix: Share = .5, # Probability of CutMix for a batch
                  pick: Pick = 'stack', # As in Augment
@@ -90,7 +90,7 @@ class RealNetworks(NetworkSchedule):
     "Networks that are trained on real images (IDC 2022; DREAM, DREAM+ 2023)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
                  n_data: Natural = 2000, # Real images to train the network on after each update
-                 warm_epochs: Positive = 0., # Epochs on real images before the first update
+                 warm_epochs: NonNegative = 0., # Epochs on real images before the first update
                  **kwargs):
         super().__init__(data, make, inner, **kwargs)
         self.stream = Stream(len(data.train), self.batch, data.device)
