@@ -20,6 +20,7 @@ from dreamplus.choose.samplers import embed_classes
 from dreamplus.core import Key, seeded
 from dreamplus.data.sources import load_data
 from dreamplus.loop.distill import distiller
+from dreamplus.machine import peak_mib
 from dreamplus.nets.augment import Augment
 from dreamplus.nets.convnet import ConvNet
 from dreamplus.nets.train import fast_call, sgd, train_step

@@ -168,7 +168,7 @@ def test_notebooks_are_small():
     refuse(over(500, lambda nb: nb.path.stat().st_size/1024, PAGES), 'page of more than 500 KB; store smaller pictures')
     refuse(over(500, lambda nb: sum(map(line_count, nb.code))), 'more than 500 lines of code; split the notebook')
     refuse(over(120, lambda nb: max(len(line) for s in nb.code for line in s.split('\n'))), 'line of more than 120')
-    refuse(over(12, lambda nb: len(nb.public)), 'more than 12 public names')
+    refuse(over(16, lambda nb: len(nb.public)), 'more than 16 public names')
 
 def test_few_lines_are_long():
     lines = [line for nb in CHAPTERS for s in nb.code for line in s.split('\n')]
@@ -187,7 +187,7 @@ def test_few_exported_cells_are_private():
 
 def test_private_functions_say_what_they_do():
     functions = [(nb, f) for nb in CHAPTERS for s in nb.exported for f in definitions(s).values()
-                 if isinstance(f, ast.FunctionDef) and f.name[0] == '_']
+                 if isinstance(f, ast.FunctionDef) and f.name[0] == '_' != f.name[1]]
     refuse([(nb, f.name) for nb, f in functions if not ast.get_docstring(f) and f.end_lineno > f.lineno + 2],
            'give it a docstring, or merge it')
 

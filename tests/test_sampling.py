@@ -278,7 +278,7 @@ def test_parts_keep_the_order_and_the_limit():
 @pytest.mark.parametrize('make, says', [
     (lambda d: RandomSampler(d, 0), 'batch_real=0 must be at least 1'),
     (lambda d: RepresentativeSampler(d, 0), 'm=0 must be at least 1'),
-    (lambda d: RepresentativeSampler(d, 8, subsample=3), 'm=8 is not a multiple of s=3'),
+    (lambda d: RepresentativeSampler(d, 8, subsample=3), 'batch_real=8 is not a multiple of subsample=3'),
     (lambda d: RepresentativeSampler(d, 8, rule='all'), "rule='all' is unknown"),
     (lambda d: RepresentativeSampler(d, 8, candidates=7), 'candidates=7 is below batch_real=8'),
     (lambda d: SubclusterSampler(d, 8, subsample=1), 'subsample=1 must be at least 2'),
