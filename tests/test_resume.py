@@ -129,11 +129,10 @@ def test_same_seed_twice_with_two_threads(tmp_path):
 
 @pytest.mark.parametrize('event, at, order, seconds, runs', [
     ('before_fit', 0, 99, 0, 'idc'), # before the first checkpoint
-    ('before_batch', 1, -99, 0, 'dsa'), ('after_loss', 3, 0, 0, 'dream+,moving'), # between the parts of an iteration:
-    ('after_batch', 4, -30, 0, 'some classes,dsa'), ('before_batch', 6, -15, 0, 'dream+,moving'), # the second network
-    ('after_batch', 5, 99, 0, 'idc,moving'), ('after_batch', 5, 101, 0, 'some classes'), # before and after a checkpoint
-    ('after_epoch', 8, 75, 0, 'dsa,some classes'), ('after_epoch', 8, 101, 0, 'idc'), # at a report
-    ('after_epoch', 10, 101, 0, 'dream+'), ('after_fit', 10, 0, 0, 'moving'),
+    ('after_loss', 3, 0, 0, 'dream+'), ('after_batch', 4, -30, 0, 'dsa'), # between the parts of an iteration
+    ('before_batch', 6, -15, 0, 'moving'), # the second network
+    ('after_batch', 5, 99, 0, 'idc'), ('after_batch', 5, 101, 0, 'some classes'), # before and after a checkpoint
+    ('after_epoch', 8, 75, 0, 'some classes'), ('after_epoch', 10, 101, 0, 'dream+'), # at a report, at the end
     ('after_batch', 7, 0, 15, 'dsa')]) # no checkpoint but the first
 def test_killed_between(tmp_path, undisturbed, event, at, order, seconds, runs):
     runs, dies = runs.split(','), DieCB(event, at, order)
@@ -145,9 +144,9 @@ def test_killed_between(tmp_path, undisturbed, event, at, order, seconds, runs):
     for run in runs: assert_same(tmp_path/run, undisturbed[run])
 
 @pytest.mark.parametrize('name, count, half', [
-    ('run.json', 1, True), ('run.json', 1, False), ('state.safetensors', 1, True), ('state.safetensors', 6, True),
-    ('history.csv', 2, True), ('history.csv', 3, False), ('distilled.safetensors', 1, False), # between the two files
-    ('distilled.json', 1, True), ('grid.png', 4, True)])
+    ('run.json', 1, True), ('state.safetensors', 6, True), ('history.csv', 3, False),
+    ('distilled.safetensors', 1, False), # between the two files
+    ('grid.png', 4, True)])
 def test_killed_in_a_write(tmp_path, undisturbed, name, count, half):
     "in the middle of it, or when it is just done"
     out = tmp_path/'run'
@@ -221,7 +220,7 @@ def stopped(out, run, at, budget=()):
     try: begin(out, run, [StopCB(at)], 15, None, budget)
     except KeyboardInterrupt: return checkpoint(out)['at']
 
-@pytest.mark.parametrize('run, at', [('idc', 1), ('idc', 4), ('moving', 5), ('dsa', 10)]) # 4 and 10 report
+@pytest.mark.parametrize('run, at', [('idc', 4), ('moving', 5)]) # 4 reports
 def test_stopped_at(tmp_path, undisturbed, run, at):
     assert Process(stopped, tmp_path/'run', run, at).end() == (at, 0)
     assert not (tmp_path/'run'/'distilled.json').exists()
