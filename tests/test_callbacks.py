@@ -328,3 +328,12 @@ def test_save_and_load(make, tmp_path):
     other.load('set')
     moments = [next(iter(l.opt.opt.state.values()))['momentum_buffer'] for l in (learn, other)]
     assert torch.equal(pixels(other), pixels(learn)) and torch.equal(*moments) and moments[0].norm() > 0
+
+def test_a_batch_shows_real_images_of_every_class(data, monkeypatch):
+    from dreamplus.loop import callbacks
+    shown = []
+    monkeypatch.setattr(callbacks, 'picture', lambda x, names, **kw: shown.append((x, names)))
+    callbacks.DistillLoaders(data, callbacks.Iterations(1, 1)).show_batch(max_n=2)
+    (x, names), train = shown[0], data.train
+    assert names == data.classes
+    for c, images in enumerate(x): assert torch.equal((images*255).round().byte(), train.x[train.y == c][:2])

@@ -85,7 +85,7 @@ class Sampler:
                  fresh: bool = True, # The network is new; False: the last one, trained further
                 ) -> torch.Tensor: # Positions (c,B) in the training split
         "Positions of the chosen images"
-        raise NotImplementedError
+        raise TypeError(f'{type(self).__name__} must define `__call__`')
 
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state: dict): "Continue from what `state_dict` returned"

@@ -17,7 +17,7 @@ from fastai.torch_core import TensorCategory, TensorImage, TitledStr, show_image
 from fastcore.foundation import L
 
 from ..core import Key
-from ..data.core import ImageData
+from ..data.core import ImageData, to_float
 from ..data.whiten import precondition
 from ..distilled import picture
 from ..parts import Iterations, Target
@@ -97,9 +97,11 @@ class DistillLoaders(DataLoaders):
                          ValidLoader(data, validates, shown), device=data.device)
 
     def new_empty(self): return DataLoaders() # what `Learner.export` keeps
-    def show_batch(self, **kw):
-        return picture(self.train.data.train.x[:8*len(self.names)].float()[None]/255,
-                       ['real images'], **kw)
+    def show_batch(self, max_n=8, **kw): # Images of each class at most; for `picture`
+        "Real images of each class, under its name"
+        real = self.train.data.train
+        x = [to_float(real.x[i:i + min(n, max_n)]) for i, n in zip(real.starts, real.counts)]
+        return picture(x, self.names, **kw)
 
 # %% ../../nbs/60_loop.callbacks.ipynb #8c8101db
 class LoopCB(Callback):
