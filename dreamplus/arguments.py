@@ -19,7 +19,7 @@ from fastcore.docments import docments
 
 # %% ../nbs/02_arguments.ipynb #429363ab
 class Bounds(NamedTuple):
-    "Least and greatest value of a number; with `below`, the greatest itself is excluded"
+    "Least and greatest value of a number; if `below`, the value must be smaller than the greatest"
     least: float = -math.inf
     most: float = math.inf
     below: bool = False
@@ -38,11 +38,11 @@ class Argument(NamedTuple):
     doc: str # What it does, in one line
     kinds: tuple # bool, int, float, str, list, dict or NoneType
     bounds: Bounds = Bounds()
-    choices: tuple = () # Of a `Literal`
+    choices: tuple = () # The values of a Literal
 
     @property
     def text(self) -> str:
-        "What a value must be, for error messages and help"
+        "The values that are allowed, for error messages and help"
         words, (least, most, below) = {bool: 'true or false', str: 'a name', list: 'a list',
                                        dict: 'a dictionary'}, self.bounds
         limits = f' of at least {least:g}' if least > -math.inf else ''
@@ -78,7 +78,7 @@ def _annotation(a):
 @cache
 def arguments(
     part: Callable, # A class or a function
-) -> dict: # Name to `Argument`
+) -> dict: # Name to Argument
     "The arguments of a part: its parameters that have a default; `TypeError` for one without a type"
     try: docs, out = docments(part, full=True), {}
     except (OSError, TypeError): docs, out = {}, {} # defined where there is no source file
@@ -93,10 +93,10 @@ def arguments(
 # %% ../nbs/02_arguments.ipynb #2ea2868a
 def build(
     part: Callable, # A class or a function
-    args: dict, # Arguments of the method; those of other parts are left out
-    **supplied # What the run supplies
-): # The part, made
-    "Make a part from the arguments that are its own; `TypeError` if the run lacks what it needs"
+    args: dict, # Arguments of the method; those of other parts are ignored
+    **supplied # Values that the run supplies
+): # An instance of the class, or the result of the function
+    "Make a part from its own arguments; `TypeError` for a parameter that has no value"
     parameters, own = inspect.signature(part).parameters, arguments(part)
     given = {k: v for k, v in supplied.items() if k in parameters and k not in own}
     given |= {k: args[k] for k in own if k in args}
@@ -109,7 +109,7 @@ def build(
 # %% ../nbs/02_arguments.ipynb #c026360e
 class Registry(dict):
     "Parts of one kind by name"
-    def __init__(self, argument: str): # The argument that chooses among them
+    def __init__(self, argument: str): # The name of the argument that selects a part, as in match
         super().__init__()
         self.argument = argument
 
@@ -123,7 +123,7 @@ class Registry(dict):
 # %% ../nbs/02_arguments.ipynb #eaf8c5a8
 def union(
     parts: dict, # Label to part, as in {"match='dm'": EmbeddingMatcher}
-) -> dict: # Argument name to `Argument`
+) -> dict: # Argument name to Argument
     "The arguments of several parts; `ValueError` if two state different defaults of one argument"
     found, of = {}, {}
     for label, part in parts.items():
@@ -136,7 +136,7 @@ def union(
 
 def check_arguments(
     given: dict, # Name to value
-    chosen: dict, # Parts of the method by label, as `union` takes them
+    chosen: dict, # Parts of the method by label, as in union
     others: dict | None = None, # Parts that the method does not use
 ):
     "Raise `ValueError` for an argument that is unknown, has no effect with these parts, or has a wrong value"
@@ -156,7 +156,7 @@ def check_arguments(
 def arguments_text(
     parts: dict, # Label to part
 ) -> str:
-    "The arguments of each part, for `--help`: name, default, what it does"
+    "The arguments of each part, for `--help`: name, default, description and allowed values"
     lines = []
     for label, part in parts.items():
         if not (own := arguments(part)): continue

@@ -21,22 +21,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../nbs/00_core.ipynb #54c0ba10
-def rng_state() -> dict: # `cpu`, and `cuda` where CUDA is in use: uint8 tensors
+def rng_state() -> dict: # uint8 tensors: cpu, and cuda if CUDA is in use
     "The state of torch's generators"
     state = {'cpu': torch.get_rng_state()}
     if torch.cuda.is_initialized(): state['cuda'] = torch.cuda.get_rng_state()
     return state
 
 # %% ../nbs/00_core.ipynb #a6b3ed11
-def set_rng_state(state: dict): # What `rng_state` returned
+def set_rng_state(state: dict): # A state that rng_state returned
     "Set torch's generators back to `state`"
     torch.set_rng_state(state['cpu'].cpu())
     if 'cuda' in state: torch.cuda.set_rng_state(state['cuda'].cpu())
 
 # %% ../nbs/00_core.ipynb #52b3af66
 @contextmanager
-def seeded(seed: int): # Any integer from 0
-    "Draw from `seed` inside the block; outside, the generators go on as if nothing had happened"
+def seeded(seed: int): # 0 or more
+    "Seed torch's generators inside the block, and restore their state at its end"
     if not isinstance(seed, int) or seed < 0: raise ValueError(f'{seed=} must be an integer of at least 0')
     before, plain = rng_state(), not (torch.cuda.is_available() or torch.backends.mps.is_available())
     (torch.default_generator.manual_seed if plain else torch.manual_seed)(seed) # the latter also traces its caller
@@ -47,7 +47,7 @@ def seeded(seed: int): # Any integer from 0
 _M1, _M2, _GOLDEN = -0x40a7b892e31b1a47, -0x6b2fb644ecceee15, -0x61c8864680b583eb # as signed 64-bit integers
 
 def _mix(x):
-    "SplitMix64's finaliser on int64 tensors; products wrap around"
+    "SplitMix64's finaliser on int64 tensors; products are modulo 2**64"
     x = (x ^ (x >> 30 & 0x3ffffffff))*_M1
     x = (x ^ (x >> 27 & 0x1fffffffff))*_M2
     return x ^ (x >> 31 & 0x1ffffffff)
@@ -77,7 +77,7 @@ class Key:
         return nullcontext() if self.seed is None else seeded(self.number)
 
     def part(self, rows: slice):
-        "The same numbers for some of the rows; ask before the first draw"
+        "The key of some of the rows; their numbers are the same if nothing has been drawn yet"
         return self if self.rows is None else Key(self.seed, *self.purpose, rows=self.rows[rows])
 
 # %% ../nbs/00_core.ipynb #ff46d3a9
@@ -116,7 +116,7 @@ def randint(self: Key, low: int, high: int, *shape, device='cpu') -> torch.Tenso
 # %% ../nbs/00_core.ipynb #625384f4
 @contextmanager
 def atomic(path: str | Path): # The file to write; its folder must exist
-    "A temporary path that becomes `path` when the block ends well, and vanishes when it does not"
+    "A temporary path: renamed to `path` when the block succeeds, removed when it raises"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -124,14 +124,14 @@ def atomic(path: str | Path): # The file to write; its folder must exist
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        if e.errno and e.filename is None: e.filename = str(path) # a write that fails does not say where
+        if e.errno and e.filename is None: e.filename = str(path) # write() does not set it
         raise
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #aa85881a
-def write_json(path: str | Path, # Where to
-               obj): # What `json` can write
-    "Write `obj` atomically as JSON that people can read"
+def write_json(path: str | Path, # The file to write
+               obj): # Anything that json can write
+    "Write `obj` atomically as indented JSON"
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def read_json(path: str | Path): # A JSON file
@@ -139,7 +139,7 @@ def read_json(path: str | Path): # A JSON file
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist') from None
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ValueError(f'{Path(path)} is not JSON ({e}); it was damaged or written by something else') from None
+        raise ValueError(f'{Path(path)} is not JSON ({e}); restore or remove the file') from None
 
 # %% ../nbs/00_core.ipynb #aa66cdc5
 def _flatten(d, prefix=''):
@@ -158,8 +158,8 @@ def _nest(flat):
         d[leaf] = v
     return out
 
-def save_state(path: str | Path, # Where to
-               state: dict): # Nested; keys are strings without `/`, leaves tensors or JSON values
+def save_state(path: str | Path, # The file to write
+               state: dict): # Nested; keys are strings without a slash, leaves are tensors or JSON values
     "Write a nested dictionary atomically as one safetensors file"
     flat = dict(_flatten(state))
     tensors = {k: v.detach().cpu().contiguous() for k, v in flat.items() if torch.is_tensor(v)}
@@ -167,9 +167,9 @@ def save_state(path: str | Path, # Where to
     with atomic(path) as tmp:
         try: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
         except SafetensorError as e: raise OSError(errno.EIO, f'could not be written ({e})', str(path)) from None
-        tmp.chmod(0o644) # safetensors keeps its files to their owner
+        tmp.chmod(0o644) # safetensors makes files that only their owner can read
 
-def load_state(path: str | Path, # What `save_state` wrote
+def load_state(path: str | Path, # A file that save_state wrote
               ) -> dict: # As it was saved, tensors on the CPU
     "Read a nested dictionary back; `ValueError` that names the file if it is damaged"
     try:
@@ -182,12 +182,12 @@ def load_state(path: str | Path, # What `save_state` wrote
 # %% ../nbs/00_core.ipynb #30d29551
 def toy_images(
     classes: int = 3, # How many classes
-    per_class: int = 20, # Images of each
+    per_class: int = 20, # Images of each class
     size: int = 8, # Height and width in pixels
     channels: int = 1, # 1 or more
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]: # uint8 images (N,ch,h,w) sorted by class, int64 labels (N,)
-    "Noisy gratings, one direction a class"
+    "Noisy gratings; each class has a direction of its own"
     angle = torch.arange(classes)*math.pi/classes # (C,)
     yx = torch.stack(torch.meshgrid(*[torch.arange(size)*2*math.pi*2/size]*2, indexing='ij')) # (2,h,w)
     wave = (angle.cos()[:, None, None]*yx[0] + angle.sin()[:, None, None]*yx[1]).sin() # (C,h,w)

@@ -10,7 +10,8 @@ import os
 import platform
 import re
 from contextlib import suppress
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -27,9 +28,9 @@ def pick_device(
     best = 'cuda' if n_cuda else 'mps' if mps else 'cpu'
     try: dev = torch.device(device or best)
     except RuntimeError:
-        raise ValueError(f'{device=} is no device name; use cpu, cuda, cuda:1 or mps') from None
+        raise ValueError(f'{device=} is not a device name; use cpu, cuda, cuda:1 or mps') from None
     there = dict(cpu=True, cuda=(dev.index or 0) < n_cuda, mps=mps)
-    if not there.get(dev.type): raise ValueError(f'{device=} is not on this machine; {best} is')
+    if not there.get(dev.type): raise ValueError(f'{device=} is not available on this machine; use {best}')
     return dev
 
 # %% ../nbs/04_machine.ipynb #2a347cd3
@@ -37,7 +38,7 @@ def to_device(
     values, # Numbers, or a tensor
     device: torch.device | str,
 ) -> torch.Tensor: # On the device; integers are int64
-    "What the host knows, on a device, without waiting for the work of the device"
+    "Copy numbers of the host to a device, without waiting for the device"
     return torch.as_tensor(values).to(device, non_blocking=True)
 
 # %% ../nbs/04_machine.ipynb #96be4d09
@@ -63,15 +64,17 @@ def keep_memory() -> bool: # False if the C library is not glibc
     return all(mallopt(*option) for option in options)
 
 # %% ../nbs/04_machine.ipynb #35b9db81
-def cache_folder() -> Path: # `$DREAMPLUS_CACHE`, or `dreamplus` in `$XDG_CACHE_HOME` or in `~/.cache`
-    "Where downloads and decoded images are kept"
+def cache_folder() -> Path: # $DREAMPLUS_CACHE, or dreamplus/ in $XDG_CACHE_HOME or in ~/.cache
+    "The folder of downloads, decoded images and other files that can be made again"
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     return Path(os.environ.get('DREAMPLUS_CACHE') or Path(home)/'dreamplus')
 
 # %% ../nbs/04_machine.ipynb #4068d28a
+_version = cache(metadata.version) # which reads a file for each package
+
 def versions() -> dict: # Package name to version
     "The versions of this process"
-    found = {p: version(p) for p in ('torch', 'torchvision', 'fastai', 'numpy')}
+    found = {p: _version(p) for p in ('torch', 'torchvision', 'fastai', 'numpy')}
     return dict(dreamplus=__version__, python=platform.python_version()) | found
 
 def hardware(device: torch.device) -> str:

@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'SELECTORS', 'Iterations', 'Target', 'MatchLoss', 'DistillLoss', 'Hypers', 'Optimiser', 'PixelOptimiser',
-           'PixelSGD', 'PixelAdam', 'prepare_data', 'evaluation', 'chosen_parts', 'all_parts']
+           'PixelSGD', 'PixelAdam', 'PixelAdamW', 'prepare_data', 'evaluation', 'chosen_parts', 'all_parts']
 
 # %% ../nbs/54_parts.ipynb #b6df6da6
+import inspect
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import torch
 from fastai.optimizer import OptimWrapper, set_item_pg
+from fastcore.basics import patch
+from fastcore.meta import delegates
 
 from .arguments import Bounds, Count, Momentum, Natural, NonNegative, Registry, Share
 from .choose.samplers import SAMPLERS
@@ -20,10 +24,11 @@ from .core import Key
 from .data.core import ImageData, to_float
 from .data.whiten import whitened
 from .machine import pick_device, to_device
-from .match import attention, trajectory # noqa: F401
+from .match import attention, statistics, trajectory # noqa: F401
 from .match.bidirectional import Bidirectional # noqa: F401
 from .match.core import MATCHERS, View, by_class, match_terms
 from .nets.augment import augmentation
+from .nets.bank import BankTraining, network_bank
 from .nets.schedules import SCHEDULES
 from .nets.zoo import has_batch_norm, network
 from .synthetic import STARTS, SyntheticSet
@@ -39,31 +44,45 @@ class Iterations:
 
     @property
     def total(self) -> int:
-        "Inner iterations in all"
+        "Number of inner iterations"
         return self.outer*self.inner
 
 # %% ../nbs/54_parts.ipynb #7ef337ab
 @dataclass
 class Target:
-    "What the loss of one inner iteration needs beside the synthetic images"
-    classes: object # `ClassBatch`
+    "The inputs of the loss of one inner iteration, except the synthetic images"
+    classes: object # A ClassBatch
     counts: list # Synthetic images of each class
     net: object = None # The matching network
     real: torch.Tensor | None = None # Positions of real images (c,B)
-    draw: dict | None = None # Augmentation, one row for each class
+    draw: dict | None = None # Augmentation, one row for each class or each synthetic image
     lr: torch.Tensor | None = None # A learned learning rate ()
     key: Key | None = None # Random numbers of this inner iteration
 
 # %% ../nbs/54_parts.ipynb #74e4ccf2
 class MatchLoss:
-    "Loss of the synthetic images of a batch of classes against chosen real ones, all classes summed"
+    "Loss between the synthetic and the chosen real images of a batch of classes, summed over the classes"
     def __init__(self, data, matcher, augment,
-                 chunk: Natural | None = None): # Classes in one pass; 0: all; None: what is fastest
-        self.data, self.matcher, self.augment = data, matcher, augment
+                 chunk: Natural | None = None, # Classes in one pass; 0: all; None: what is fastest
+                 shared_draw: bool = True): # One augmentation for the images of a class; False: one for each image
+        if not shared_draw and matcher.needs_real: raise ValueError(
+            f'{shared_draw=} is for matchers without real images; remove it')
+        self.data, self.matcher, self.augment, self.shared = data, matcher, augment, shared_draw
         self.chunk = data.n_classes if chunk == 0 else chunk
 
-    def settle(self, net, batch): # Real images of a class
-        "Choose the chunk, if none was given: under batch norm as the matcher's paper does, else what is fastest"
+    def draw(self, classes, counts, key): # A ClassBatch, images of each class, key of the inner iteration
+        "Augmentation of an inner iteration, keyed by class, or by class and image"
+        rows, device = classes.index, self.data.device
+        if not self.shared:
+            n, counts = sum(counts), to_device(counts, device)
+            of = lambda t: t.repeat_interleave(counts, output_size=n) # a value for each image
+            rows = of(classes.index)*2**20 + torch.arange(n,
+                                                          device=device) - of(counts.cumsum(0) - counts)
+        return self.augment.draw(len(rows), self.data.size, device,
+                                 key=key.at('augment', rows=rows))
+
+    def settle(self, net, batch): # batch: number of real images of each class
+        "Set the chunk size if it was not given: with batch norm that of the matcher's paper, otherwise the fastest"
         if self.chunk is not None: return
         # classes of 65,536 pixels in all
         chunk, few = self.data.n_classes, 2**16//(batch*self.data.size**2)
@@ -75,42 +94,54 @@ class MatchLoss:
         "Raise `ValueError` if the matcher sees all classes at once and they have different numbers of images"
         if self.matcher.separable or len({*counts}) == 1: return
         raise ValueError('this matcher compares classes with each other and needs equally many images of each; '
-                         'use another matcher, or an even set')
+                         'use another matcher, or the same ipc for all classes')
 
-    def compare(self, parts, target, some): # Images (c,M,ch,h,w), and soft labels (c,M,K) or nothing; which classes
-        "Losses (c,) of some classes, or one () of a coupled matcher"
-        images, *soft = parts
-        draw, y = {k: v[some] for k, v in target.draw.items()}, target.classes.index[some]
-        see, real = lambda x: self.augment(self.data.normalize(x), draw), None
-        if target.real is not None:
-            x = see(to_float(self.data.train.x[target.real[some]]))
-            real = View(target.net, x, y, graph=False, backward=self.matcher.backward)
-        return self.matcher(real, View(target.net, see(images), y,
-                                       targets=soft[0] if soft else None))
+# %% ../nbs/54_parts.ipynb #b2a27994
+@patch
+def compare(self: MatchLoss,
+            parts, # Images (c,M,ch,h,w), and soft labels (c,M,K) if there are any
+            target, some): # Which classes
+    "Losses (c,) of the classes `some`, or one loss () of a coupled matcher"
+    images, *soft = parts
+    y, real, rows, lead = target.classes.index[some], None, some, images.shape[:1]
+    if not self.shared: # a row for each image
+        ends, (first, last,
+               _), lead = [0,
+                           *accumulate(target.counts)], some.indices(len(target.counts)), images.shape[:2]
+        rows = slice(ends[first], ends[last])
+    draw = {k: v[rows] for k, v in target.draw.items()}
+    def see(x):
+        return self.augment(self.data.normalize(x).flatten(0, len(lead) - 1), draw).view(x.shape)
+    if target.real is not None:
+        x = see(to_float(self.data.train.x[target.real[some]]))
+        real = View(target.net, x, y, graph=False, backward=self.matcher.backward)
+    return self.matcher(real, View(target.net, see(images), y,
+                                   targets=soft[0] if soft else None))
 
-    def __call__(self, shown, target): # Images (n,ch,h,w), or images and soft labels (n,K)
-        parts, loss = shown if isinstance(shown,
-                                          tuple) else (shown,), partial(self.compare, target=target)
-        self.settle(target.net, 1 if target.real is None else target.real.shape[1])
-        if not self.matcher.separable: # sees all classes at once
-            self.check_counts(target.counts)
-            return loss([p.unflatten(0, (len(target.counts), -1)) for p in parts],
-                        some=slice(None)).sum()
-        try:
-            return by_class(lambda p, some: loss(p, some=some), parts, target.counts,
-                            self.chunk).sum()
-        except torch.OutOfMemoryError:
-            if self.chunk == 1 or has_batch_norm(target.net):
-                raise # batch norm needs its classes together
-        self.chunk = -(-self.chunk//2)
-        return self(shown, target)
+@patch
+def __call__(self: MatchLoss, shown, target): # shown: images (n,ch,h,w), or images and soft labels (n,K)
+    parts, loss = shown if isinstance(shown,
+                                      tuple) else (shown,), partial(self.compare, target=target)
+    self.settle(target.net, 1 if target.real is None else target.real.shape[1])
+    if not self.matcher.separable: # needs all classes at once
+        self.check_counts(target.counts)
+        return loss([p.unflatten(0, (len(target.counts), -1)) for p in parts],
+                    some=slice(None)).sum()
+    try:
+        return by_class(lambda p, some: loss(p, some=some), parts, target.counts,
+                        self.chunk).sum()
+    except torch.OutOfMemoryError:
+        if self.chunk == 1 or has_batch_norm(target.net):
+            raise # batch norm needs its classes together
+    self.chunk = -(-self.chunk//2)
+    return self(shown, target)
 
 # %% ../nbs/54_parts.ipynb #9addf6ea
 class DistillLoss:
-    "The loss of a Learner: matching while it trains, the cross-entropy of a fresh network while it validates"
+    "The loss of a Learner: matching in training, the cross-entropy of a fresh network in validation"
     def __init__(self,
-                 match: MatchLoss | None, # None: no matcher compares views
-                 whole=()): # Pairs (weight, matcher with `whole=True`)
+                 match: MatchLoss | None, # The loss of matchers that compare views; None: there are none
+                 whole=()): # Pairs (weight, matcher with whole=True)
         self.match, self.whole, self.validate = match, whole, None
 
     def matchers(self) -> list:
@@ -133,8 +164,8 @@ class DistillLoss:
 OPTIMISERS = Registry('optimiser')
 
 class Hypers(dict):
-    "Hyperparameters of a parameter group by fastai's names; what is set is set in torch's optimiser"
-    def __init__(self, values, group, names): # Names of torch by those of fastai
+    "Hyperparameters of a parameter group by fastai's names; setting one also sets it in torch's optimiser"
+    def __init__(self, values, group, names): # names: fastai's name to torch's
         super().__init__(values)
         self.group, self.names = group, names
     def __setitem__(self, name, value):
@@ -142,33 +173,38 @@ class Hypers(dict):
         set_item_pg(self.group, self.names[name], value)
 
 class Optimiser(OptimWrapper):
-    "A torch optimiser in fastai; unlike in `OptimWrapper`, its `hypers` can be set, as `ReduceLROnPlateau` does"
+    "fastai's `OptimWrapper` with `hypers` that can be set, as `ReduceLROnPlateau` does"
     @property
     def hypers(self):
         return [Hypers(h, g, self.bwd_map) for h, g in zip(super().hypers, self.opt.param_groups)]
 
+# %% ../nbs/54_parts.ipynb #30397e1f
 class PixelOptimiser:
-    "Moves the pixels; a subclass sets `lr` and gives `make`"
-    def __init__(self, space='pixel', clamp=True): self.space, self.clamp = space, clamp
+    "Base class of pixel optimisers; a subclass sets `lr` and defines `make`"
+    def __init__(self,
+                 space: Literal['pixel', 'normal'] = 'pixel', # Step in pixels, or as if images were kept normalised
+                 clamp: bool = True, # Bring the pixels into [0, 1] before each outer iteration
+                 lr_schedule: Literal['constant', 'cosine'] = 'constant'): # Learning rate over a run; cosine ends at 0
+        self.space, self.clamp, self.lr_schedule = space, clamp, lr_schedule
 
     def make(self, params: list):
         "A torch optimiser of parameter groups"
         raise TypeError(f'{type(self).__name__} must define `make`')
 
     def opt_func(self, groups, lr): # Lists of parameters, and the learning rate of each
-        "What a fastai Learner calls to create its optimiser"
+        "The `opt_func` of a fastai Learner"
         return Optimiser([dict(params=p, lr=r) for p, r in zip(groups, lr)], opt=self.make)
 
+@delegates()
 class PixelSGD(PixelOptimiser):
     "SGD with momentum (IDC, DC, DM, MTT and their families)"
     def __init__(self, data, ipc, classes, # Classes in an inner iteration
                  lr: NonNegative = 5e-3, # Learning rate of the pixels
-                 lr_base: Annotated[float, Bounds(1)] | None = 32, # Image size that `lr` is for; None: any
-                 momentum: Momentum = .5, # Of one step of the reference
-                 per_class_steps: bool = True, # Step as the reference does, once for each class; False: one joint step
-                 space: Literal['pixel', 'normal'] = 'pixel', # Step in pixels, or as if images were kept normalised
-                 clamp: bool = True): # Bring the pixels into [0, 1] before each outer iteration
-        super().__init__(space, clamp)
+                 lr_base: Annotated[float, Bounds(1)] | None = 32, # Image size that lr is for; None: do not scale lr
+                 momentum: Momentum = .5, # Momentum of one step of the reference
+                 per_class_steps: bool = True, # One step for each class, as in the reference; False: one joint step
+                 **kwargs):
+        super().__init__(**kwargs)
         scale = 1 if lr_base is None else ipc/10*(data.size/lr_base)**2
         self.lr, self.momentum = lr*scale, momentum
         if per_class_steps:
@@ -181,62 +217,78 @@ class PixelSGD(PixelOptimiser):
 OPTIMISERS['sgd'] = PixelSGD
 
 # %% ../nbs/54_parts.ipynb #847becec
+@delegates()
 class PixelAdam(PixelOptimiser):
     "Adam (Kingma and Ba, ICLR 2015)"
     def __init__(self,
                  lr: NonNegative = 5e-3, # Learning rate of the pixels
                  beta1: Momentum = .9, # Decay of the mean of gradients
                  beta2: Momentum = .99, # Decay of the mean of squared gradients
-                 space: Literal['pixel', 'normal'] = 'pixel', # Step in pixels, or as if images were kept normalised
-                 clamp: bool = True): # Bring the pixels into [0, 1] before each outer iteration
-        super().__init__(space, clamp)
+                 **kwargs):
+        super().__init__(**kwargs)
         self.lr, self.betas = lr, (beta1, beta2)
 
     def make(self, params):
         "torch's Adam"
         return torch.optim.Adam(params, betas=self.betas, foreach=False, fused=False)
 
-OPTIMISERS['adam'] = PixelAdam
+@delegates()
+class PixelAdamW(PixelAdam):
+    "Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)"
+    def __init__(self,
+                 pixel_wd: NonNegative = 0., # Weight decay of the pixels
+                 **kwargs):
+        super().__init__(**kwargs)
+        self.wd = pixel_wd
+
+    def make(self, params):
+        "torch's AdamW"
+        return torch.optim.AdamW(params, betas=self.betas, weight_decay=self.wd, foreach=False,
+                                 fused=False)
+
+OPTIMISERS['adam'], OPTIMISERS['adamw'] = PixelAdam, PixelAdamW
 
 # %% ../nbs/54_parts.ipynb #d52e451f
 def prepare_data(data, device,
-                 stats: str | list | None = None, # Normalise by another dataset's constants, or by (mean, std)
+                 stats: str | list | None = None, # Normalise with the constants of another dataset, or with (mean, std)
                  zca: bool = False, # Whiten instead of normalising
                 ) -> ImageData:
-    "The data of a run, on the device and normalised as the method says"
+    "The data of a run, on the device and with the normalisation of the method"
     if stats: data = data.with_stats(stats)
     data = data.to(pick_device(device))
     return whitened(data) if zca else data
 
-def evaluation(arch, width, norm, depth, zca, paper, # `paper`: the published evaluation protocol
+def evaluation(arch, width, norm, depth, zca, paper, # paper: the published evaluation protocol
                eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation of the result's training
                eval_mix: Share = .5, # Probability of CutMix in that training
               ) -> dict:
-    "What a distilled set says of how to train on it"
+    "The evaluation that a distilled set records: network, augmentation, CutMix"
     more = dict(arch=arch, width=width, norm=norm, depth=depth, zca=zca, paper=paper)
     return dict(augment=eval_augment, mix=eval_mix) | {k: v for k, v in more.items() if v}
 
 # %% ../nbs/54_parts.ipynb #4534bf32
-SELECTORS = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, net_on=SCHEDULES,
+_BANK = {'the network bank': network_bank, 'the training of the bank': BankTraining}
+SELECTORS = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, networks=SCHEDULES,
                  optimiser=OPTIMISERS)
 
 def chosen_parts(
-    args: dict, # Holds at least the arguments of `SELECTORS`
-) -> dict: # Label to part, as `arguments.union` takes it
-    "The parts that a method uses; `ValueError` for a name that is unknown"
+    args: dict, # At least the arguments in SELECTORS
+) -> dict: # Label to part, as in union
+    "The parts that a method uses; `ValueError` for an unknown name"
     names = [name for _, name in match_terms(args['match'])]
     matchers = {f'match={name!r}': MATCHERS.find(name) for name in names}
     pick = lambda k: {f'{k}={args[k]!r}': SELECTORS[k].find(args[k])}
     parts = {'the network': network, 'the synthetic set': SyntheticSet,
              'the iterations': Iterations} | matchers
     views = [m for m in matchers.values() if not m.whole]
-    if views: parts |= {'the loss': MatchLoss, 'the augmentation': augmentation} | pick('net_on')
+    if views: parts |= {'the loss': MatchLoss, 'the augmentation': augmentation} | pick('networks')
+    if views and 'bank' in inspect.signature(SCHEDULES[args['networks']]).parameters: parts |= _BANK
     if any(m.needs_real for m in views): parts |= pick('sampler')
     return parts | pick('start') | pick('optimiser') | {'the evaluation': evaluation,
                                                         'the data': prepare_data}
 
 def all_parts() -> dict: # Label to part
-    "Every part that is registered, for help texts and error messages"
-    always = chosen_parts(dict(match='gradient', sampler='random', start='noise', net_on='real',
+    "All registered parts, for help texts and error messages"
+    always = chosen_parts(dict(match='gradient', sampler='random', start='noise', networks='bank',
                                optimiser='sgd'))
     return always | {f'{k}={name!r}': part for k, registry in SELECTORS.items() for name, part in registry.items()}

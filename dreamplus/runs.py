@@ -19,7 +19,7 @@ from .machine import versions
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
     "A folder with one run in it, locked while this object is open"
-    def __init__(self, path: str | Path): # Where the run is, or will be
+    def __init__(self, path: str | Path): # The folder, which may not exist yet
         self.path = Path(path)
         self.lock = FileLock(self.path/'.lock', timeout=0)
 
@@ -46,17 +46,17 @@ def _remove_empty(path, made):
 @contextmanager
 def new_run(
     path: str | Path, # The folder; made if absent
-    **info # What run.json will say
+    **info # The content of run.json, beside format and versions
 ):
-    "A new, locked run folder; `ValueError` if `path` holds anything already"
+    "A new, locked run folder; `ValueError` if `path` is not empty"
     path = Path(path)
-    if path.is_file(): raise ValueError(f'{path} is a file; name a folder')
+    if path.is_file(): raise ValueError(f'{path} is a file; give a folder')
     if (path/'run.json').exists(): raise ValueError(f'{path} holds a run already; `dreamplus resume {path}` '
-                                                    'continues it, or name another --out')
+                                                    'continues it, or use another --out')
     made = [p for p in (path, *path.parents) if not p.exists()]
     left = lambda p: p.name == '.lock' or p.match('.*.tmp') # by a kill
     if not made and not all(map(left, path.iterdir())):
-        raise ValueError(f'{path} is not empty and holds no run; name another --out')
+        raise ValueError(f'{path} holds files that are not of a run; use another --out')
     path.mkdir(parents=True, exist_ok=True)
     with RunFolder(path).acquire() as run:
         try:
@@ -68,22 +68,22 @@ def new_run(
 # %% ../nbs/08_runs.ipynb #3c25c2c5
 def open_run(
     path: str | Path, # A folder that new_run made
-    write: bool = False, # Take the lock, and require the version that began the run
+    write: bool = False, # Take the lock, and require the version that started the run
 ) -> tuple[RunFolder, dict]: # The folder and the content of its run.json
-    "An existing run folder; `ValueError` if it is none, of another version, or being written"
+    "An existing run folder; `ValueError` if it is not a run folder, is of another version, or is being written"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f'{path} is not a folder; `dreamplus distill --out {path}` makes a run')
     if not (path/'run.json').exists(): raise ValueError(f'{path} is not a run folder: it holds no run.json')
     info = read_json(path/'run.json')
     if not isinstance(info, dict) or 'format' not in info:
-        raise ValueError(f'{path/"run.json"} was written by something else')
+        raise ValueError(f'{path/"run.json"} was not written by dreamplus; give a run folder')
     if info['format'] != 1:
-        raise ValueError(f'{path} has run format {info["format"]!r}, this version reads 1; '
+        raise ValueError(f'{path} has run format {info["format"]!r}, but this version reads 1; '
                          'use the version that wrote it')
-    if 'versions' not in info: raise ValueError(f'{path/"run.json"} is damaged: it lacks the versions')
+    if 'versions' not in info: raise ValueError(f'{path/"run.json"} is damaged: it has no "versions"; restore the file')
     ours, theirs = versions()['dreamplus'], info['versions']['dreamplus']
     if write and ours != theirs:
-        raise ValueError(f'{path} was begun by dreamplus {theirs}, this is {ours}; continue it with '
+        raise ValueError(f'{path} was started by dreamplus {theirs}, but this is {ours}; continue it with '
                          f'`pip install dreamplus=={theirs}`')
     run = RunFolder(path)
     return (run.acquire() if write else run), info
@@ -103,9 +103,9 @@ def _end_line(f):
 
 def append_record(
     path: str | Path, # A file of records; made if absent, in a folder that exists
-    record: dict, # What JSON can hold
+    record: dict, # JSON values
 ):
-    "Add one JSON line to a file, on the disk when this returns; for one writer at a time"
+    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time"
     line = json.dumps(record, ensure_ascii=False).encode() + b'\n'
     try:
         with open(path, 'ab+') as f:
@@ -113,13 +113,13 @@ def append_record(
             f.write(line)
             f.flush(), os.fsync(f.fileno())
     except OSError as e:
-        if e.errno and e.filename is None: e.filename = str(path) # not known to write()
+        if e.errno and e.filename is None: e.filename = str(path) # write() does not set it
         raise
 
 def read_records(
-    path: str | Path, # What append_record wrote
+    path: str | Path, # A file that append_record wrote
 ) -> list: # Of dictionaries
-    "All records of a file; `ValueError` that names the file and the line of a damaged one"
+    "All records of a file; `ValueError` for a missing file or a damaged line"
     if not Path(path).is_file(): raise ValueError(f'{Path(path)} does not exist')
     *lines, last = Path(path).read_bytes().split(b'\n') # the last is empty, or was cut off
     records = []

@@ -30,7 +30,7 @@ def mean_std(
 # %% ../nbs/06_tables.ipynb #b5dc2eae
 def interval(
     accs: list, # One list for each set: the accuracies of its networks
-) -> float | None: # Half its width; None for a single accuracy
+) -> float | None: # Half the width of the interval; None for a single accuracy
     "The 95 % confidence interval of the mean, by Student's t"
     from scipy.special import stdtrit
     values = [statistics.mean(a) for a in accs] if len(accs) > 1 else accs[0]

@@ -19,14 +19,21 @@ def start(cache, out, *command):
     env = DEFAULTS | os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', DREAMPLUS_CACHE=str(cache))
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out and subprocess.STDOUT)
 
+# `nbdev_test` in one process, which imports torch once; collections of garbage pass over torch's million objects
+PAGES = """
+import gc, torch._dynamo, torchvision, matplotlib.pyplot # not fastai, which changes what `test_eq` compares
+gc.freeze()
+from nbdev.test import nbdev_test
+nbdev_test(n_workers=0, do_print=True, timing=True)
+"""
 LATER = ('tests/test_study.py',) # after the notebooks, so that both processes end at about the same time
 
 def main():
     pytest = sys.executable, '-m', 'pytest', *sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder, open(Path(folder)/'tests.log', 'w+') as log:
         tests = start(Path(folder)/'tests', log, *pytest, 'tests', *(f'--ignore={f}' for f in LATER))
-        print('== notebooks', flush=True) # one process imports torch once
-        pages = start(Path(folder)/'pages', None, BIN/'nbdev_test', '--n_workers', '0', '--do_print', '--timing').wait()
+        print('== notebooks', flush=True)
+        pages = start(Path(folder)/'pages', None, sys.executable, '-c', PAGES).wait()
         if pages: print(f'== notebooks FAILED with exit status {pages}', flush=True)
         later = start(Path(folder)/'pages', None, *pytest, *LATER).wait()
         failed = tests.wait() or later

@@ -64,14 +64,14 @@ class Adagrad(PixelOptimiser):
         MADE['past'] = past
     def make(self, params): return torch.optim.Adagrad(params, initial_accumulator_value=self.past, foreach=False)
 
-CHOICE = dict(match='waves', sampler='skipping', start='level', net_on='tempered', optimiser='adagrad')
+CHOICE = dict(match='waves', sampler='skipping', start='level', networks='tempered', optimiser='adagrad')
 OWN = dict(freqs=3, skip=2, grey=.25, temper=.5, past=.5) # the arguments of these parts
 TINY = dict(width=8, outer=2, inner=2, batch_real=4, norm='instance', augment='')
 
 @pytest.fixture
 def parts(monkeypatch):
     "Registers the parts; nothing else knows of them"
-    registries = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, net_on=SCHEDULES, optimiser=OPTIMISERS)
+    registries = dict(match=MATCHERS, sampler=SAMPLERS, start=STARTS, networks=SCHEDULES, optimiser=OPTIMISERS)
     for (argument, name), part in zip(CHOICE.items(), (Waves, Skipping, level, Tempered, Adagrad)):
         monkeypatch.setitem(registries[argument], name, part)
     monkeypatch.setitem(METHODS, 'waving', Method(base='dm', match='waves'))
@@ -134,7 +134,7 @@ def test_in_help(parts, capsys, command):
     for label, line in {"match='waves':": 'freqs=64 Sampled frequencies (a whole number of at least 1)',
                         "sampler='skipping':": 'skip=0 Images to leave out (a whole number of at least 0)',
                         "start='level':": 'grey=0.5 Of all pixels (a number from 0 to 1)',
-                        "net_on='tempered':": 'temper=1.0 Factor of its weights (a number of at least 0)',
+                        "networks='tempered':": 'temper=1.0 Factor of its weights (a number of at least 0)',
                         "optimiser='adagrad':": 'past=0.0 Initial squared gradients (a number from 0 to 1)'}.items():
         assert line in lines[lines.index(label):]
 
@@ -166,7 +166,7 @@ REFUSED = [
     (dict(match='gradient'), "'freqs' has no effect here: it is an argument of match='waves', which this method does"),
     (dict(sampler='random'), "'skip' has no effect here: it is an argument of sampler='skipping'"),
     (dict(start='noise'), "'grey' has no effect here: it is an argument of start='level'"),
-    (dict(net_on='real'), "'temper' has no effect here: it is an argument of net_on='tempered'"),
+    (dict(networks='real'), "'temper' has no effect here: it is an argument of networks='tempered'"),
     (dict(optimiser='adam'), "'past' has no effect here: it is an argument of optimiser='adagrad'")]
 
 @pytest.mark.parametrize('change, said', REFUSED, ids=[said[:20] for _, said in REFUSED])
@@ -192,7 +192,7 @@ def test_arguments_of_two_parts_must_agree(monkeypatch, parts):
     class Other(Waves):
         def __init__(self, batch_real: Count = 8): pass
     monkeypatch.setitem(MATCHERS, 'other', Other)
-    with pytest.raises(ValueError, match="batch_real is 8 for match='other' but 64 for net_on='real'; rename one"):
+    with pytest.raises(ValueError, match="batch_real is 8 for match='other' but 64 for networks='real'; rename one"):
         recipe('dm', 'digits', match='other')
 
 def test_an_argument_needs_a_type(monkeypatch):
@@ -228,6 +228,6 @@ def test_what_the_run_supplies(monkeypatch, data):
     for registry, part, *args in ((MATCHERS, Waves), (SAMPLERS, Skipping, 'data'), (OPTIMISERS, Adagrad),
                                   (SCHEDULES, Tempered, 'data', 'make', 'inner')):
         monkeypatch.setitem(registry, 'asking', asking(registry.argument, part, *args))
-    asked = dict.fromkeys(('match', 'sampler', 'net_on', 'optimiser'), 'asking')
+    asked = dict.fromkeys(('match', 'sampler', 'networks', 'optimiser'), 'asking')
     distill(data, 'dm', 2, seed=5, class_batch=2, width=8, outer=1, inner=2, log=None, **asked)
     assert seen == dict.fromkeys(asked, ('ImageData', 2, 2, 2, 'ConvNet', 5))

@@ -243,4 +243,4 @@ def test_unknown_power(make, p):
 def test_too_few_layers(make):
     real, syn, y = images()
     for net in network(depth=1), Net([nn.Conv2d(1, 2, 8)], 2, 5).double():
-        with pytest.raises(ValueError, match='network of two activations or more'): make()(*views(net, real, syn, y))
+        with pytest.raises(ValueError, match='network with at least 2 activations'): make()(*views(net, real, syn, y))

@@ -192,7 +192,7 @@ def test_valid_accuracy(make):
 @pytest.mark.parametrize('cb', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
 def test_nothing_is_selected_by_what_is_not_measured(data, tmp_path, cb):
     for monitor in 'valid_acc', 'valid_loss':
-        with pytest.raises(ValueError, match=f'looks at {monitor}, which is not measured; give metrics='):
+        with pytest.raises(ValueError, match=f'monitors {monitor}, which is not measured; give metrics='):
             distill(data, 'dream', out=tmp_path/'run', cbs=[cb(monitor)], **SMALL)
     assert not (tmp_path/'run').exists()
 

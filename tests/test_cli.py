@@ -21,7 +21,8 @@ from filelock import FileLock
 from PIL import Image
 
 from dreamplus.arguments import arguments
-from dreamplus.cli import COMMANDS, main, make_parser
+from dreamplus.cli import COMMANDS, main
+from dreamplus.options import make_parser
 from dreamplus.core import load_state, read_json, toy_images, write_json
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
@@ -35,7 +36,7 @@ from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.parts import all_parts
 from dreamplus.recipes import METHODS, recipe
 
-TINY = shlex.split('distill --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
+TINY = shlex.split('distill --method dream+ --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
 
 @pytest.fixture(scope='module', autouse=True)
 def quick():
@@ -220,7 +221,7 @@ def test_budgets():
     "In inner iterations; in minutes, whatever the recipe's outer iterations are"
     done(*TINY, '--outer', 5, '--steps', 3, '--out', 'steps')
     assert read_json('steps/distilled.json')['provenance']['steps'] == read_history('steps')[-1]['step'] == 3
-    done(*TINY[:1], *TINY[3:], '--minutes', '.005', '--out', 'minutes')
+    done(*TINY[:3], *TINY[5:], '--minutes', '.005', '--out', 'minutes')
     made = read_json('minutes/distilled.json')['provenance']
     assert .3 <= made['seconds'] < 10 and made['steps'] == read_history('minutes')[-1]['step']
 
@@ -261,20 +262,21 @@ def test_usage(argv, capsys):
 def test_offline(here, monkeypatch):
     (here/'root').mkdir()
     for name in 'http_proxy', 'https_proxy': monkeypatch.setenv(name, 'http://127.0.0.1:9')
-    refused('distill', 'mnist', '--root', 'root', says=['mnist could', 'train-images-idx3-ubyte.gz', 'root/MNIST/raw'])
+    says = ['mnist cannot be read', 'train-images-idx3-ubyte.gz', 'root/MNIST/raw']
+    refused('distill', 'mnist', '--root', 'root', says=says)
 
 # Arguments that are refused
 
 @pytest.mark.parametrize('argv, says', [
-    ('cifar', "'cifar' is no dataset name"), ('--method dreem', "did you mean 'dream'?"),
+    ('cifar', "'cifar' is not a dataset name"), ('--method dreem', "did you mean 'dream'?"),
     ('--arch vgg', 'use one of convnet'), ('--ipc 0', 'ipc=0 must be'), ('--ipc 200', "class '8' has 122"),
     ('--ipc 2 --factor 9', 'factor=9 must lie between 1 and 4'), ('--factor 0', 'factor=0 must be'),
-    ('mnist --root nowhere', "root='nowhere' is no folder"), ('--outer 0', 'outer=0 must be'),
+    ('mnist --root nowhere', "root='nowhere' is not a folder"), ('--outer 0', 'outer=0 must be'),
     ('--start telepathy', 'use one of noise'), ('--sampler all', 'use one of random, representative'),
     ('--match telepathy', "match='telepathy' is unknown"), ('--match 3*', "match='' is unknown"),
     ('--match x*dm', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'),
     ('--valid nan', 'between'), ('--seed -1', 'seed'), ('--device nope', 'use cpu'),
-    ('--device cuda:99', 'not on this machine'), ('--nets -1', 'nets=-1 must be'),
+    ('--device cuda:99', 'not available on this machine'), ('--nets -1', 'nets=-1 must be'),
     ('--protocol slow', 'use one of quick, dcbench, paper'), ('--size 0', 'size=0 must be'),
     ('--steps 0', 'steps=0 must be above 0'), ('--minutes -1', 'minutes=-1.0 must be'),
     ('--minutes nan', 'minutes=nan must'),
@@ -282,7 +284,7 @@ def test_offline(here, monkeypatch):
     ('--set bacth_real=8', "did you mean 'batch_real'?"), ('--set lr', 'must be NAME=VALUE'),
     ('--set =3', "'' is not an argument"), ('--arch resnetap10', 'use a ConvNet'),
     ('--width 1000000000000', 'this does not fit into memory; use a smaller --ipc, --width or --size'),
-    ('--out .', 'name another --out'), ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
+    ('--out .', 'use another --out'), ('--out taken', 'taken is a file'), ('--out taken/run', 'taken')])
 def test_arguments_refused(here, argv, says):
     (here/'taken').write_text('mine')
     refused(*TINY, *argv.split(), says=[says])
@@ -302,10 +304,10 @@ def test_every_argument_has_a_type():
         with pytest.raises(ValueError, match=name): recipe('dream+', 'digits', **{name: {}})
 
 @pytest.mark.parametrize('argv, says', [
-    ('compare --ipc null', 'no list of whole numbers'), ('compare --seeds [1]', 'no list of whole numbers'),
+    ('compare --ipc null', 'not a list of whole numbers'), ('compare --seeds [1]', 'not a list of whole numbers'),
     ('compare --methods dm --minutes 0', 'minutes=0.0 must be'), ('compare --steps 1 --minutes 1', 'minutes=1.0'),
     ('study iterations --steps 0', 'steps=0 must be'), ('study iterations --every -1', 'every=-1 must be'),
-    ('study iterations --warms 0,-1', 'warm=-1 must be'), ('study iterations --warms null', 'no list of numbers'),
+    ('study iterations --warms 0,-1', 'warm=-1 must be'), ('study iterations --warms null', 'not a list of numbers'),
     ('study iterations --set start=noise', 'start'), ('experts --n 0', 'n=0 must be'),
     ('plan --ipc 0', 'ipc=0 must be'), ('reproduce dream+/cifar11', "'dream+/cifar11'")])
 def test_commands_refused(here, argv, says): refused(*shlex.split(argv), says=[says])
@@ -364,7 +366,7 @@ def test_folder_as_asked(here):
     assert 'toys: 3 classes of 3x8x8' in out
     assert load_state('run/distilled.safetensors')['pixels'].shape == (3, 3, 8, 8)
     shutil.rmtree(toys)
-    refused('resume', 'run', says=['toys is no folder'])
+    refused('resume', 'run', says=['toys is not a folder'])
 
 def test_recipe_with_constants_of_its_own(here):
     write_images(here/'cifar100')
@@ -424,7 +426,7 @@ def test_other_version(finished):
     info = read_json('run/run.json')
     info['versions']['dreamplus'] = '9.9'
     write_json('run/run.json', info)
-    refused('resume', 'run', says=['begun by dreamplus 9.9', 'pip install dreamplus==9.9'])
+    refused('resume', 'run', says=['started by dreamplus 9.9', 'pip install dreamplus==9.9'])
     done('evaluate', 'run', '--rows', 'distilled', '--nets', 1)
 
 def test_unfinished(finished):
@@ -432,12 +434,12 @@ def test_unfinished(finished):
     for name in ('evaluate', 'show'): refused(name, 'run', says=['distilled', 'dreamplus resume run'])
 
 def test_run_of_python_objects():
-    distill(load_data((X, Y)), out='run', log=None, outer=1, inner=1, width=8, batch_real=4)
+    distill(load_data((X, Y)), 'dream+', out='run', log=None, outer=1, inner=1, width=8, batch_real=4)
     for name in ('resume', 'evaluate'): refused(name, 'run', says=['Python objects'])
 
 def test_not_empty(here):
     (here/'run').mkdir(), (here/'run'/'thesis.txt').write_text('mine')
-    refused(*TINY, '--out', 'run', says=['run is not empty', 'name another --out'])
+    refused(*TINY, '--out', 'run', says=['run holds files', 'use another --out'])
 
 @pytest.fixture
 def held(here):

@@ -96,7 +96,7 @@ def test_unequal_and_tiny_classes():
     held = data.hold_out(.5)
     assert held.train.counts == [1, 1, 4] and held.valid.counts == [0, 0, 4]
     assert_close(everything(load_data((X, Y))), X.flatten(1).sum(1).sort().values, check_dtype=False)
-    with refused('held out already'): held.hold_out(.5)
+    with refused('have a validation split already'): held.hold_out(.5)
 
 @pytest.mark.parametrize('x, y, says', [
     (to_float(X).index_fill(0, torch.tensor(3), torch.nan), Y, 'must lie in [0, 1]'),
@@ -133,7 +133,7 @@ def test_two_classes_of_one_name():
     assert data.classes == ['crane 0', 'dog', 'crane 2'] and data.test.counts == [8, 8, 8]
 
 @pytest.mark.parametrize('dataset, says', [
-    ([], 'no images'), ([{'image': 1, 'label': 2}], 'must be (image, label)'), (X, 'a tuple (x, y)'),
+    ([], 'no images'), ([{'image': 1, 'label': 2}], 'give items (image, label)'), (X, 'a tuple (x, y)'),
     (MapStyle([*PIXELS[:3], PIXELS[3, :4]], [0, 1, 0, 1]), 'item 0 is 8x8 with 3 channels but item 3 is 8x4'),
     (MapStyle(to_float(X)*255, Y), 'item 0: float images must lie'), (MapStyle(PIXELS, 'a'*24), 'whole numbers')])
 def test_datasets_refused(dataset, says):
@@ -197,7 +197,7 @@ def spoil(tree, what):
     if what == '16 bits': save(bad, np.zeros((8, 8), np.uint16))
 
 @pytest.mark.parametrize('what, says', {
-    'missing': ['toys is no folder', 'digits, mnist'], 'bare': ['holds no class folders'],
+    'missing': ['toys is not a folder', 'digits, mnist'], 'bare': ['holds no class folders'],
     'one class': ["one class only, 'class 2'"], 'empty class': ['class 3 holds no images'],
     'dangling': ['bad.png cannot be read'], 'truncated': ['bad.jpg cannot be decoded', 'truncated'],
     'empty file': ['bad.png cannot be decoded'],
@@ -292,7 +292,7 @@ def test_mnist(shared_data, tmp_path, monkeypatch):
 def test_offline(name, tmp_path, monkeypatch):
     for k in ('http_proxy', 'https_proxy'): monkeypatch.setenv(k, 'http://127.0.0.1:9')
     row = DATASETS[name]
-    with refused(f'{name} could', *row.files, str(tmp_path/row.folder)): load_data(name, root=tmp_path)
+    with refused(f'{name} cannot be read', *row.files, str(tmp_path/row.folder)): load_data(name, root=tmp_path)
 
 def test_file_names_are_those_of_torchvision():
     from torchvision import datasets
@@ -308,14 +308,14 @@ def test_damaged_download_is_named(tmp_path, monkeypatch):
     raw = tmp_path/'MNIST'/'raw'
     raw.mkdir(parents=True)
     (raw/'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(b'0'*1000)[:15])
-    with refused('mnist could', 'train-images-idx3-ubyte.gz'): load_data('mnist', root=tmp_path)
+    with refused('mnist cannot be read', 'train-images-idx3-ubyte.gz'): load_data('mnist', root=tmp_path)
     assert [p.name for p in raw.iterdir()] == ['train-images-idx3-ubyte.gz']
 
 # Arguments
 
 @pytest.mark.parametrize('arguments, says', [
-    (dict(source='cifar'), f"'cifar' is no dataset name ({', '.join(DATASETS)})"),
-    (dict(source='mnist', root='nowhere'), "root='nowhere' is no folder"), (dict(source=3), 'source is a int'),
+    (dict(source='cifar'), f"'cifar' is not a dataset name ({', '.join(DATASETS)})"),
+    (dict(source='mnist', root='nowhere'), "root='nowhere' is not a folder"), (dict(source=3), 'source is a int'),
     (dict(size=0), 'size=0 must be'), (dict(channels=0), 'channels=0 must be'), (dict(stats='digits'), 'no constants'),
     (dict(stats='cifar10'), 'stats are for 3 channels'), (dict(source=(X, Y), fraction=1.), 'fraction=1.0 must'),
     (dict(source=(X, Y), channels=2), 'channels=2 cannot be made of 3'), (dict(test=(X, Y)), 'train is 8x8 with 1'),

@@ -99,10 +99,10 @@ def test_a_run_there(data, tmp_path, monkeypatch):
     monkeypatch.setattr(dreamplus.labs.plan, 'machine_peak', partial(machine_peak, n=64)) # a GPU's takes long here
     measured = lambda: dict(metrics=[ValidAccuracy(**short)], log=None)
     with Elsewhere():
-        assert plan(held, nets=0, **own)['seconds']['distill'] > 0
-        distill(held, out=tmp_path/'whole', **own, **measured())
+        assert plan(held, 'dream+', nets=0, **own)['seconds']['distill'] > 0
+        distill(held, 'dream+', out=tmp_path/'whole', **own, **measured())
         with pytest.raises(KeyboardInterrupt):
-            distill(held, out=tmp_path/'cut', cbs=[StopCB()], **own, **measured())
+            distill(held, 'dream+', out=tmp_path/'cut', cbs=[StopCB()], **own, **measured())
         again = resume(tmp_path/'cut', held, **measured())
         rows = score(again, held, device=AWAY, **table)
     assert torch.equal(again.pixels, load_distilled(tmp_path/'whole').pixels)

@@ -245,7 +245,7 @@ SMALL = dict(width=8, n_data=8, batch_real=4, factor=1)
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    distill(data, out=folder, log=None, outer=1, inner=2, **SMALL)
+    distill(data, 'dream+', out=folder, log=None, outer=1, inner=2, **SMALL)
     return folder
 
 def test_the_test_split_is_used_once(data, run):
@@ -322,12 +322,12 @@ def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
     held, out = data.hold_out(.25), tmp_path/'run'
     args = dict(outer=2, inner=2, report=1, lr=.05, log=None, **SMALL)
     whole, stopped, again = (Scripted(worth) for _ in range(3))
-    dset = distill(held, cbs=[BestCB()], metrics=[whole], **args)
+    dset = distill(held, 'dream+', cbs=[BestCB()], metrics=[whole], **args)
     assert len({x.sum().item() for x in whole.seen.values()}) == 5
     assert torch.equal(dset.pixels, whole.seen[best])
     with pytest.raises(KeyboardInterrupt):
-        distill(held, out=out, cbs=[BestCB(), StopCB(stop)], metrics=[stopped], **args)
-    with pytest.raises(ValueError, match='the run was begun with best_cb; pass such'): resume(out, held, log=None)
+        distill(held, 'dream+', out=out, cbs=[BestCB(), StopCB(stop)], metrics=[stopped], **args)
+    with pytest.raises(ValueError, match='the run was started with best_cb; pass such'): resume(out, held, log=None)
     cb = BestCB()
     assert torch.equal(resume(out, held, [cb], [again], log=None).pixels, dset.pixels) and 0 not in again.seen
     assert cb.best == worth[best]
@@ -336,10 +336,10 @@ def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
 def test_measuring_changes_no_pixel(data):
     held, metric = data.hold_out(.25), ValidAccuracy(nets=2, **BRIEF)
     args = dict(outer=1, inner=2, report=1, log=None, **SMALL)
-    assert torch.equal(distill(held, metrics=[metric], **args).pixels, distill(held, **args).pixels)
+    assert torch.equal(distill(held, 'dream+', metrics=[metric], **args).pixels, distill(held, 'dream+', **args).pixels)
     assert len(metric.accs) == 2
     with pytest.raises(ValueError, match='data has no validation split'):
-        distill(data, metrics=[ValidAccuracy()], **args)
+        distill(data, 'dream+', metrics=[ValidAccuracy()], **args)
 
 # Tables
 

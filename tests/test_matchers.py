@@ -255,7 +255,7 @@ def test_spelling():
     assert isinstance(made, Sum) and made.weights == [2, 2, 1]
     assert isinstance(make_matcher('bidirectional', dict(distance='cos')), Bidirectional)
     for text, says in {'gradients': "did you mean 'gradient'", 'x*gradient': "the weight 'x'",
-                       'nan*gradient': 'no number', 'gradient +': "match='' is unknown",
+                       'nan*gradient': 'not a number', 'gradient +': "match='' is unknown",
                        'embedding*2': "weight 'embedding'"}.items():
         with pytest.raises(ValueError, match=says): make_matcher(text)
 
@@ -295,7 +295,7 @@ def test_chunks_hold_equally_many_images():
 
 @pytest.mark.parametrize('counts', [[4, 4], [4, 4, 5], [0, 6, 6]])
 def test_wrong_counts(counts):
-    with pytest.raises(ValueError, match='at least 1 each and sum up to the 12 images'):
+    with pytest.raises(ValueError, match='their sum must be the number of images, 12'):
         by_class(lambda parts, classes: parts[0].sum(1), (torch.zeros(12),), counts)
 
 def test_a_known_gradient():

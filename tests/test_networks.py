@@ -101,13 +101,14 @@ def test_seed_fixes_weights_and_leaves_the_generator():
 
 @pytest.mark.parametrize('arch, channels, size, kw, message', [
     ('vgg', 3, 32, {}, 'use one of convnet, resnet10'), ('convnet', 0, 32, {}, 'channels=0 must be'),
-    ('convnet', 3, 32., {}, 'size=32.0 must be'), ('convnet', 3, 3, {}, 'halves 3 pixels to none; use 1 or less'),
+    ('convnet', 3, 32., {}, 'size=32.0 must be'),
+    ('convnet', 3, 3, {}, 'depth=2 is too large for 3 pixels, which each block halves; use 1 or less'),
     ('convnet', 3, 32, dict(depth=0), 'depth=0 must be'), ('convnet', 3, 32, dict(act='gelu'), "act='gelu' is unknown"),
-    ('resnet10', 3, 4, {}, 'size=4 is too small'), ('resnet10', 1, 8, dict(norm='instance'), 'needs 16 pixels'),
+    ('resnet10', 3, 4, {}, 'size=4 is too small'), ('resnet10', 1, 8, dict(norm='instance'), 'at least 16 pixels'),
     ('resnet10', 3, 32, dict(width=0), 'width=0 must be'), ('resnet18', 3, 32, dict(norm='in'), 'use one of instance'),
-    ('resnet18', 3, 32, dict(depth=3), "resnet18 takes no 'depth'; it takes norm, width")])
+    ('resnet18', 3, 32, dict(depth=3), "resnet18 takes no argument 'depth'; it takes norm, width")])
 def test_errors(arch, channels, size, kw, message):
     with pytest.raises(ValueError, match=message): create_net(arch, channels, 10, size, **kw)
 
 def test_resnet_depth():
-    with pytest.raises(ValueError, match='depth=34 must be 10 or 18'): ResNet(34, 3, 10, 32)
+    with pytest.raises(ValueError, match='depth=34 is not available; use 10 or 18'): ResNet(34, 3, 10, 32)

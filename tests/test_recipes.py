@@ -14,11 +14,16 @@ NAMES = [*DATASETS, 'cifar10-jpeg', 'flowers'] # and one that no table knows
 # Arguments that 0.1 listed and that no part takes now, and when they had no effect
 UNUSED = dict(subsample=lambda a: a['sampler'] == 'random',
               raw_features=lambda a: a['sampler'] == 'random' and a['start'] in ('gauss', 'noise'),
-              warm_epochs=lambda a: a['net_on'] == 'synthetic',
+              warm_epochs=lambda a: a['networks'] == 'synthetic',
               sampler=lambda a: a['match'] == 'trajectory')
 # Arguments that 0.1 did not list, with the values that mean what 0.1 did
 ADDED = dict(optimiser='sgd', label_lr=None, class_batch=None, candidates=None, compiled=False, chunk=None, report=None,
-             depth=None, stats=None)
+             depth=None, stats=None, start_candidates=None, shared_draw=True, lr_schedule='constant')
+
+# Arguments that have another name now
+RENAMED = dict(net_on='networks')
+# Methods whose definition changed
+NEW = {'best'}
 
 @pytest.fixture(scope='module')
 def before(root):
@@ -26,9 +31,11 @@ def before(root):
     with gzip.open(root/'tests'/'recipes-0.1.json.gz', 'rt', encoding='utf-8') as f: old = json.load(f)
     asked = [(ipc, factor) for ipc in old['ipc'] for factor in old['factor']]
     found = []
+    new_names = lambda args: {RENAMED.get(k, k): v for k, v in args.items()}
     for name, rows in old['index'].items():
         for (ipc, factor), row in zip(asked, (old['recipes'][i] for i in rows), strict=True):
-            found.append(((*name.split(), ipc, factor), old['family'] | row['args'], row['idle']))
+            args = new_names(old['family'] | row['args'])
+            found.append(((*name.split(), ipc, factor), args, [RENAMED.get(k, k) for k in row['idle']]))
     return found
 
 def test_the_fixture_has_every_method_and_dataset(before):
@@ -40,6 +47,7 @@ def test_recipes_are_those_of_version_01(before):
     "Published arguments did not change; what is no longer listed had no effect, and what is new changes nothing"
     wrong = []
     for asked, old, idle in before:
+        if asked[0] in NEW: continue
         new = recipe(*asked)
         wrong += [(asked, k, old[k], new[k]) for k in old.keys() & new.keys() if old[k] != new[k]]
         wrong += [(asked, k, old[k], 'left out') for k in old.keys() - new.keys() - {*idle} if not UNUSED[k](old)]

@@ -151,8 +151,8 @@ def test_noise_start():
 @pytest.mark.parametrize('ipc, factor, start, says', [
     (0, 1, 'noise', 'ipc=0 must be at least 1'), (1, 0, 'noise', 'factor=0 must lie between 1 and 4'),
     (1, 5, 'noise', 'factor=5 must lie between 1 and 4'), (1, 1, 'bset', "start='bset' is unknown"),
-    (1, 2, 'k-means', "starts from 4 real images per class, class '1' has 3"),
-    (4, 1, 'first', "starts from 4 real images per class, class '1' has 3")])
+    (1, 2, 'k-means', "starts from 4 real images per class, but class '1' has 3"),
+    (4, 1, 'first', "starts from 4 real images per class, but class '1' has 3")])
 def test_what_cannot_be_started(ipc, factor, start, says):
     data = unequal([10, 3])
     for check in check_start, start_pixels:

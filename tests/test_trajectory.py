@@ -105,7 +105,7 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, kw, says):
 
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path/'mine').write_text('mine')
-    for path, says in (tmp_path, 'not empty'), (tmp_path/'mine', 'is a file'):
+    for path, says in (tmp_path, 'holds files that are not experts'), (tmp_path/'mine', 'is a file'):
         with pytest.raises(ValueError, match=says): make(toys(), path)
     assert folder(tmp_path) == dict(mine=b'mine')
 
@@ -259,7 +259,7 @@ def test_the_matcher_has_no_state(made):
     assert torch.equal(to_vector(net), Experts(made)[0]['tau'][-1]) and net is not ours.start_net()
 
 @pytest.mark.parametrize('kw, says', [
-    (dict(experts=None), 'experts=None: name a folder'), (dict(syn_lr=None), 'syn_lr=None'),
+    (dict(experts=None), 'experts=None: give a folder'), (dict(syn_lr=None), 'syn_lr=None'),
     (dict(syn_steps=0), 'syn_steps=0'), (dict(batch_syn=1.5), 'batch_syn=1.5'),
     (dict(form='fast'), "form='fast' must be one of"),
     (dict(max_start=0), 'max_start=0'), (dict(expert_epochs=0), 'expert_epochs=0'), (dict(lr_lr=-1.), 'lr_lr=-1.0'),

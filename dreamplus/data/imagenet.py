@@ -33,11 +33,11 @@ def _bytes(path):
 
 class PreparedSet:
     "Images that are decoded once, into one file of bytes for each part"
-    block = 1024 # images between two marks
+    block = 1024 # images of a block
 
     def __init__(self,
-                 name: str, # Of the dataset
-                 root: Path, # Where its files lie
+                 name: str, # The name of the dataset
+                 root: Path, # The folder of its files
                  fit: Fit): # The shape that images get
         self.fit, self.n_bytes = fit, fit.channels*fit.size**2 # bytes of an image
         key = fingerprint(str(root), *astuple(fit))
@@ -45,12 +45,12 @@ class PreparedSet:
 
     @property
     def state(self) -> dict:
-        "What `set.json` says; empty if nothing is prepared"
+        "The content of `set.json`; empty if nothing is prepared"
         try: return read_json(self.folder/'set.json')
         except (OSError, ValueError): return {}
 
     def is_whole(self, stamp: str) -> bool:
-        "Whether all parts are complete, and prepared from the folders that `stamp` stands for"
+        "Whether all parts are complete and `stamp` has not changed since they were prepared"
         state = self.state
         if state.get('stamp') != stamp: return False
         counts = {part: sum(n.values()) for part, n in state['counts'].items()}
@@ -69,15 +69,15 @@ class PreparedSet:
 @patch
 def append(self: PreparedSet,
            part: str, # train or val
-           files: list, # Path, size and time of change of each image
+           files: list, # Path, size and modification time of each image
            progress: bool | None = None): # Show a bar; None: in a terminal only
-    "Decode what the file of a part lacks; the file gets its name when it is complete"
+    "Decode the missing images of a part; the file is renamed to its final name when it is complete"
     blocks = [files[i:i + self.block] for i in range(0, len(files), self.block)]
     marks, state = [*accumulate(blocks, fingerprint, initial='')], self.state
     done = marks.index(state.get(part)) if state.get(part) in marks else 0 # blocks
     path, temp, size = self.folder/f'{part}.u8', self.folder/f'{part}.part', self.block*self.n_bytes
     if done == len(blocks) and _bytes(path) == len(files)*self.n_bytes: return
-    path.unlink(missing_ok=True) # a process that has mapped it keeps it
+    path.unlink(missing_ok=True) # a process that has mapped the file can still read it
     with open(temp, 'ab') as f:
         done = min(done, f.tell()//size)
         f.truncate(done*size)
@@ -91,15 +91,15 @@ def append(self: PreparedSet,
 # %% ../../nbs/14_data.imagenet.ipynb #86b33645
 @patch
 def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = None):
-    "Decode all parts, unless another process did so; `trees`: part -> class name -> files"
+    "Decode all parts unless they are complete; `trees`: part -> class name -> files"
     if self.is_whole(stamp): return
-    for p in self.folder.glob('.*.tmp'): p.unlink() # which a kill leaves
+    for p in self.folder.glob('.*.tmp'): p.unlink() # left by a killed process
     files = {part: [file for files in tree.values() for file in files] for part, tree in trees.items()}
     need, there = sum(map(len, files.values()))*self.n_bytes, sum(map(_bytes, self.folder.iterdir()))
     free = shutil.disk_usage(self.folder).free
     if need - there > free:
-        raise ValueError(f'{self.folder} has room for {free/2**30:.1f} GiB more, {need/2**30:.1f} are '
-                         'needed; set DREAMPLUS_CACHE to a folder with room')
+        raise ValueError(f'{self.folder} has {free/2**30:.1f} GiB free, but {need/2**30:.1f} GiB are '
+                         'needed; set DREAMPLUS_CACHE to a folder with enough space')
     for part in trees: self.append(part, files[part], progress)
     counts = {part: {c: len(f) for c, f in tree.items()} for part, tree in trees.items()}
     tensors = [t for x, y, _ in self.parts(counts) for t in (x, y)]
@@ -109,7 +109,7 @@ def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = 
 # %% ../../nbs/14_data.imagenet.ipynb #6d0071d9
 @patch
 def load(self: PreparedSet,
-         folders: list, # A change in one of them is a change of the set
+         folders: list, # Folders whose modification times make the stamp
          trees, # Function that lists the files: () -> part -> class name -> files
          progress: bool | None = None, # Show a bar; None: in a terminal only
         ) -> tuple[list, str]: # [train, val], each images, labels and class names; and the digest
@@ -118,14 +118,14 @@ def load(self: PreparedSet,
         stamp = fingerprint([os.stat(f).st_mtime_ns for f in folders])
         listed = None if self.is_whole(stamp) else trees()
     except OSError as e:
-        raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check it') from None
+        raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check its path and permissions') from None
     try:
         if listed:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder/'.lock'): self.prepare(listed, stamp, progress)
     except OSError as e:
         raise ValueError(f'{e.filename or self.folder} cannot be written ({e.strerror}); '
-                         'set DREAMPLUS_CACHE to a folder with room') from None
+                         'set DREAMPLUS_CACHE to a folder with enough space') from None
     state = self.state
     return self.parts(state['counts']), state['digest']
 
@@ -136,20 +136,20 @@ def _find(name, root, inside, layout):
     "The folder with train and val: `root`, or the one in it that is called `inside`"
     for r in (Path(root), Path(root)/inside) if root else ():
         if (r/'train').is_dir() and (r/'val').is_dir(): return Path(os.path.abspath(r))
-    what = f'root={str(root)!r} has no train and val' if root else 'it is not downloaded'
+    what = f'root={str(root)!r} has no train and val' if root else 'dreamplus does not download it'
     raise ValueError(f'{name} needs root= (--root), a folder with {layout}; {what}')
 
 def _class_names(folder, n, name):
     "The names of the `n` class folders, sorted"
     found = [*class_folders(folder)]
     if len(found) == n: return found
-    raise ValueError(f'{name} needs {n} class folders, {folder} has {len(found)}; complete it, or load '
-                     'the classes that are there as a folder, by its path')
+    raise ValueError(f'{name} needs {n} class folders, but {folder} has {len(found)}; add the missing ones, or '
+                     'give the path of the folder as source to load the classes that it has')
 
 def _files(folder):
     "The images of one class"
     files = [*image_files(folder)]
-    if not files: raise ValueError(f'{folder} holds no images; fill that class folder')
+    if not files: raise ValueError(f'{folder} holds no images; put the images of its class there')
     return files
 
 def _from_tree(name, root, classes, fit, progress, layout):
@@ -158,7 +158,8 @@ def _from_tree(name, root, classes, fit, progress, layout):
     every = [f for part in folders.values() for f in part.values()]
     missing = [f for f in every if not f.is_dir()]
     if missing:
-        raise ValueError(f'{missing[0]} is missing, as are {len(missing) - 1} more; {name} needs {layout}')
+        more = f' and {len(missing) - 1} more folders are' if missing[1:] else ' is'
+        raise ValueError(f'{missing[0]}{more} missing; {name} needs {layout}')
     every += [f/'images' for f in every if (f/'images').is_dir()]
     trees = lambda: {part: {c: _files(f) for c, f in of.items()} for part, of in folders.items()}
     return PreparedSet(name, root, fit).load(every, trees, progress)
@@ -182,7 +183,7 @@ def _from_file(path, fit):
     "The parts of tinyimagenet.pt"
     keys = 'images_train', 'labels_train', 'images_val', 'labels_val', 'classes'
     try: d = torch.load(path, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as e: # whatever a damaged or a malicious file makes of it
+    except Exception as e: # a damaged or malicious file can raise anything
         raise ValueError(f'{path} cannot be read ({type(e).__name__}); it must hold tensors, lists and '
                          'strings only, written by torch.save') from None
     if not isinstance(d, dict) or not {*keys} <= {*d} or len(d['classes']) != 200:

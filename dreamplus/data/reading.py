@@ -32,7 +32,7 @@ def _rechannel(x, channels):
     "Images (N,ch,h,w) with another number of channels"
     have = x.shape[1]
     if have in (1, channels): return x.expand(-1, channels, -1, -1)
-    if (have, channels) != (3, 1): raise ValueError(f'{channels=} cannot be made of {have}; leave it out')
+    if (have, channels) != (3, 1): raise ValueError(f'{channels=} cannot be made of {have}; leave channels out')
     luma = torch.tensor([.299, .587, .114]).view(3, 1, 1)
     return (x*luma).sum(1, keepdim=True).round().to(torch.uint8)
 
@@ -60,7 +60,7 @@ def _pixels(x):
     except (TypeError, ValueError):
         raise ValueError('images must be one array of numbers; stack them first') from None
     if x.ndim not in (3, 4) or not x.numel():
-        raise ValueError(f'images of shape {tuple(x.shape)}; give at least one, '
+        raise ValueError(f'images of shape {tuple(x.shape)} cannot be read; give at least one image, '
                          'as (N,h,w), (N,h,w,ch) or (N,ch,h,w)')
     a, b, c = x.shape[-3:]
     if x.ndim == 3: x = x[:, None]
@@ -69,7 +69,7 @@ def _pixels(x):
         low, high = x.aminmax()
         if not (low >= 0 and high <= 1): # NaN is neither
             raise ValueError(f'float images must lie in [0, 1], these go from {low:g} to {high:g}; '
-                             'clean or scale them, and leave normalisation to this package')
+                             'scale them to [0, 1]; dreamplus normalises them')
         x = to_bytes(x)
     if x.dtype != torch.uint8:
         raise ValueError(f'images are {x.dtype}; convert them to uint8, or to float in [0, 1]')
@@ -77,10 +77,10 @@ def _pixels(x):
 
 # %% ../../nbs/12_data.reading.ipynb #d2856d0a
 def _labels(y, classes=None):
-    "Labels as int64 (N,) from 0, and the names of those that occur, from `classes` if it is given"
+    "Labels as int64 (N,) from 0, and the names of the classes that occur (from `classes`, if given)"
     y = np.asarray(y.detach().cpu() if torch.is_tensor(y) else y)
     if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any():
-        raise ValueError(f'labels must be whole numbers, one an image; these are {y.dtype} of shape '
+        raise ValueError(f'labels must be whole numbers, one for each image; these are {y.dtype} of shape '
                          f'{y.shape}; number the classes 0, 1, 2, ...')
     values, y = np.unique(y.astype(np.int64), return_inverse=True)
     names = [str(c) for c in classes] if classes is not None else []
@@ -101,11 +101,11 @@ def from_arrays(
     x, # Images: a tensor or array (N,h,w), (N,h,w,ch) or (N,ch,h,w), uint8 or float in [0, 1]
     y, # Labels (N,): a tensor, array or list of whole numbers
     fit: Fit, # The shape that images get
-    classes: list | None = None, # Names by label
+    classes: list | None = None, # Class names; label i has the name classes[i]
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]: # uint8 (N,ch,h,w), int64 (N,), class names
-    "Images and labels in memory, as a split holds them"
+    "Convert images and labels in memory to the form of a split"
     x, (y, classes) = fit(_pixels(x)).contiguous(), _labels(y, classes)
-    if len(x) != len(y): raise ValueError(f'{len(x)} images but {len(y)} labels; give one label an image')
+    if len(x) != len(y): raise ValueError(f'{len(x)} images but {len(y)} labels; give one label for each image')
     _check_square(x.shape, 'each image')
     return x, y, classes
 
@@ -116,21 +116,21 @@ def check_classes(
 ):
     "Raise `ValueError` for fewer than two classes, or a class of `test` that `train` lacks"
     if len(train) < 2:
-        raise ValueError(f'there is one class only, {list(train)[0]!r}; at least 2 are needed')
+        raise ValueError(f'there is one class only, {list(train)[0]!r}; give at least 2 classes')
     extra = [c for c in test if c not in train]
     if extra:
         raise ValueError(f'test has class {extra[0]!r}, which train lacks; add its images or remove it')
 
 def assemble(
-    name: str, # As results call the data
+    name: str, # The name in records and tables
     parts: list, # [train] or [train, test], each (images, labels, class names)
-    fraction: float = .3, seed: int = 0, # Of the test split that is set aside, if there is one part
-    stats=None, # As with_stats takes them; None: those of the dataset own if they fit, else measured
-    own: str | None = None, # A name of `DATASETS`
-    digest: str | None = None, # If it is known; otherwise it is computed when needed
+    fraction: float = .3, seed: int = 0, # Of the test split, if there is one part only
+    stats=None, # As in with_stats; None: the constants of own if they fit, else measured
+    own: str | None = None, # A key of DATASETS
+    digest: str | None = None, # The digest, if known; otherwise it is computed when needed
     origin: dict | None = None, # Arguments of load_data
 ) -> ImageData:
-    "Parts as a dataset; `ValueError` if train and test differ in shape or classes"
+    "Join parts to a dataset; `ValueError` if train and test differ in shape or classes"
     if len(parts) == 1:
         x, y, classes = parts[0]
         aside = set_aside(y, fraction, seed)
@@ -138,7 +138,7 @@ def assemble(
     (x, y, classes), (x_test, y_test, test_classes) = parts
     check_classes(classes, test_classes)
     if x.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f'train is {_describe(x.shape)}, test {_describe(x_test.shape)}; '
+        raise ValueError(f'train is {_describe(x.shape)}, but test is {_describe(x_test.shape)}; '
                          'give size= and channels=')
     y_test = torch.tensor([classes.index(c) for c in test_classes])[y_test]
     train, test = Split(x, y, len(classes)), Split(x_test, y_test, len(classes))
@@ -151,7 +151,7 @@ def assemble(
 _SUFFIXES = tuple('.jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm .pbm'.split())
 
 def _scan(folder):
-    "What a folder holds, by name, without hidden entries"
+    "The entries of a folder, sorted by name, without hidden ones"
     with os.scandir(folder) as entries: shown = [e for e in entries if e.name[0] != '.']
     return sorted(shown, key=lambda e: e.name)
 
@@ -163,8 +163,8 @@ def class_folders(
 
 def image_files(
     folder: str | Path,
-): # Yields path, bytes and time of change of each
-    "The images in `folder` and below; nothing is decoded"
+): # Yields path, size in bytes and modification time (ns) of each
+    "List the images in `folder` and its subfolders; nothing is decoded"
     for e in _scan(folder):
         if e.is_dir(): yield from image_files(e.path)
         elif e.name.lower().endswith(_SUFFIXES): yield e.path, e.stat().st_size, e.stat().st_mtime_ns
@@ -174,16 +174,16 @@ def _from_pil(image):
     "A Pillow image as uint8 (ch,h,w), grey or RGB"
     from PIL import Image
     if image.mode[0] in 'IF':
-        raise ValueError(f'mode {image.mode} has more than 8 bits a channel; convert it')
+        raise ValueError(f'mode {image.mode} has more than 8 bits for each channel; convert it to 8 bits')
     mode = 'L' if Image.getmodebase(image.mode) == 'L' else 'RGB'
     x = torch.from_numpy(np.array(image.convert(mode)))
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
 
 def decode_file(
     path: str | Path,
-    fit: Fit, # The shape that it gets
+    fit: Fit, # The shape that the image gets
 ) -> torch.Tensor: # uint8 (ch,h,w)
-    "One image file; `ValueError` that names it if it is damaged"
+    "Decode one image file; `ValueError` that names it if it is damaged"
     from PIL import Image
     try:
         with Image.open(path) as image: x = _from_pil(image)
@@ -195,27 +195,27 @@ def decode_files(
     paths: list,
     fit: Fit, # The shape that each gets
 ): # Yields uint8 images (ch,h,w) in the order of the paths
-    "Image files, decoded by up to 8 threads"
+    "Decode image files with up to 8 threads"
     with ThreadPool(min(8, os.cpu_count())) as pool:
         yield from pool.imap(lambda p: decode_file(p, fit), paths, 16)
 
 # %% ../../nbs/12_data.reading.ipynb #377fef20
 def with_bar(
-    items, # What to go through
-    total: int, # How many
+    items, # Any iterable
+    total: int, # Number of items
     progress: bool | None, # None shows the bar in a terminal only
 ):
-    "The items, with fastprogress' bar"
+    "Yield the items while fastprogress shows a bar"
     if not (sys.stdout.isatty() if progress is None else progress): return items
     from fastprogress import progress_bar
     return progress_bar(items, total=total, leave=False)
 
 def stack_images(
     images, # Yields uint8 images (ch,h,w)
-    names: list, # One for each image, for the errors
+    names: list, # One for each image, for error messages
     progress: bool | None = None, # Show a bar; None: in a terminal only
 ) -> torch.Tensor: # uint8 (N,ch,h,w)
-    "Images that come one at a time as one tensor; `ValueError` if their shapes differ"
+    "Stack images from an iterable into one tensor; `ValueError` if their shapes differ"
     out = None
     for i, (image, name) in enumerate(with_bar(zip(images, names), len(names), progress)):
         if out is None:
@@ -245,8 +245,8 @@ def from_dataset(
             labels.append(np.asarray(y))
             x = _from_pil(x)[None] if isinstance(x, Image.Image) else _pixels(x[None])
         except (TypeError, ValueError) as e:
-            raise ValueError(f'item {i}: {e}; items must be (image, label), '
-                             'and arrays a tuple (x, y)') from None
+            raise ValueError(f'item {i}: {e}; give items (image, label), '
+                             'or arrays as a tuple (x, y)') from None
         return fit(x)[0]
     n = range(len(data))
     x = stack_images(map(image, n), [f'item {i}' for i in n], progress)
@@ -264,7 +264,7 @@ def _class_files(folder):
     "Class name -> files"
     tree = {c: list(image_files(path)) for c, path in class_folders(folder).items()}
     if not tree:
-        raise ValueError(f'{folder} holds no class folders; put the images of each class into one of its own')
+        raise ValueError(f'{folder} holds no class folders; put the images of each class into a folder of their own')
     for c, files in tree.items():
         if not files:
             raise ValueError(f'{Path(folder)/c} holds no images; fill or remove that class folder')
@@ -272,7 +272,7 @@ def _class_files(folder):
 
 # %% ../../nbs/12_data.reading.ipynb #bbc0ca19
 def _cached(folder, trees, fit, progress):
-    "One image tensor for each tree of files, from the cache if it has them"
+    "One image tensor for each tree of files, from the cache if the files have not changed"
     path = cache_folder()/'folders'/f'{folder.name}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
     listing = fingerprint(__version__, trees)
     try: state = load_state(path)
@@ -302,7 +302,7 @@ def from_folder(
         folders = [parts['train'], test] if 'train' in parts and test else [folder]
         trees = [_class_files(f) for f in folders]
     except OSError as e:
-        raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check it') from None
+        raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check its path and permissions') from None
     check_classes(*trees)
     counts = [{c: len(files) for c, files in tree.items()} for tree in trees]
     return [(x, *count_labels(n)) for x, n in zip(_cached(folder, trees, fit, progress), counts)]

@@ -24,7 +24,7 @@ from ..machine import cache_folder
 
 # %% ../../nbs/16_data.sources.ipynb #eaa844b8
 def _from_digits(fit, fraction, seed):
-    "Train and test of scikit-learn's digits; a `fraction` of each class is for testing"
+    "Train and test of scikit-learn's digits; `fraction` of each class is the test split"
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     x, y = load_digits(return_X_y=True)
@@ -33,7 +33,7 @@ def _from_digits(fit, fraction, seed):
     return [from_arrays(x, y, fit), from_arrays(x_test, y_test, fit)]
 
 def _gunzip(folder):
-    "Unpack what is not unpacked yet"
+    "Unpack each .gz file that is not unpacked yet"
     for gz in folder.glob('*.gz'):
         if not (out := gz.with_suffix('')).exists():
             with gzip.open(gz) as source, atomic(out) as tmp, open(tmp, 'wb') as dest:
@@ -43,29 +43,29 @@ def _from_torchvision(name, root, fit):
     "Train and test of a dataset that torchvision downloads"
     from torchvision import datasets
     row, root = DATASETS[name], cache_folder()/'datasets' if root is None else Path(root)
-    folder, svhn = root/row.folder, row.torchvision == 'SVHN' # which has an interface of its own
+    folder, svhn = root/row.folder, row.torchvision == 'SVHN' # its class has other argument names
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         if row.folder: _gunzip(folder)
         make = getattr(datasets, row.torchvision)
         parts = [make(root, w, download=True) for w in (('train', 'test') if svhn else (True, False))]
-    except Exception as e: # a network, a disk or a parser that fails, each in its own way
+    except Exception as e: # the network, the disk or the parser may fail
         for p in made:
             if p.is_dir() and not any(p.iterdir()): p.rmdir()
-        raise ValueError(f'{name} could neither be read nor downloaded ({shorten(str(e), 100)}); '
+        raise ValueError(f'{name} cannot be read or downloaded ({shorten(str(e), 100)}); '
                          f'put {", ".join(row.files)} into {folder}') from None
     digits = row.torchvision in ('MNIST', 'SVHN')
-    classes = None if digits else parts[0].classes # a digit is called by its digit
+    classes = None if digits else parts[0].classes # the name of a digit is the digit
     return [from_arrays(p.data, p.labels if svhn else p.targets, fit, classes) for p in parts]
 
 def read_named(
     name: str, # A key of DATASETS that has a reader
-    root: str | Path | None, # Where its files lie, or are downloaded to
+    root: str | Path | None, # Folder of its files, also for downloads; None: in the cache folder
     fit: Fit, # The shape that images get
     progress: bool | None = None, # Show a bar; None: in a terminal only
     fraction: float = .3, seed: int = 0, # Of the test split of the digits
-) -> tuple[list, str | None]: # [train, test], each images, labels, class names; the digest, if known
-    "A named dataset; `ValueError` that says how to get it, if it is not there"
+) -> tuple[list, str | None]: # [train, test], each (images, labels, class names); the digest, if known
+    "Read a named dataset; `ValueError` that says how to get it if its files are missing"
     reader = DATASETS[name].reader
     if reader == 'digits': return _from_digits(fit, fraction, seed), None
     if reader == 'torchvision': return _from_torchvision(name, root, fit), None
@@ -74,13 +74,13 @@ def read_named(
 
 # %% ../../nbs/16_data.sources.ipynb #de2425d5
 def read_source(
-    source, # As load_data takes it
-    root: str | Path | None, # Where named datasets lie, and folders are looked up
-    fit: Fit, # Size and channels that are asked for; what is None is the dataset's own
+    source, # As in load_data
+    root: str | Path | None, # Folder of named datasets; relative paths start there
+    fit: Fit, # Size and channels to use; None: those of the dataset
     progress: bool | None, # Show a bar; None: in a terminal only
     fraction: float, seed: int, # Of the test split of the digits
 ) -> tuple[list, str | None]: # [train] or [train, test], as read_named returns them; the digest, if known
-    "The images of any source; `ValueError` if it is none"
+    "Read the images of any source; `ValueError` if it is not a source"
     row = DATASETS.get(source, Dataset()) if isinstance(source, str) else Dataset()
     fit = Fit(fit.size or row.size, fit.channels or row.channels, fit.resize or row.resize)
     if row.reader: return read_named(source, root, fit, progress, fraction, seed)
@@ -88,12 +88,12 @@ def read_source(
     if isinstance(source, (str, Path)):
         folder = Path(os.path.abspath(Path(root or '', Path(source).expanduser())))
         if folder.is_dir(): return from_folder(folder, fit, progress), None
-        raise ValueError(f'{str(source)!r} is no dataset name ({", ".join(DATASETS)}), and {folder} is no '
-                         'folder; give one of these names, or the path to a folder of class folders')
+        raise ValueError(f'{str(source)!r} is not a dataset name ({", ".join(DATASETS)}), and {folder} is not '
+                         'a folder; give one of these names, or the path of a folder of class folders')
     if hasattr(source, '__len__') and hasattr(source, '__getitem__'):
         return [from_dataset(source, fit, progress)], None
     raise ValueError(f'source is a {type(source).__name__}; '
-                     'give a name, a folder, a dataset or a tuple (x, y)')
+                     'give a name, a folder, a map-style dataset or a tuple (x, y)')
 
 # %% ../../nbs/16_data.sources.ipynb #b57de9b3
 def _check_arguments(root, size, channels, resize, stats, seed):
@@ -101,11 +101,11 @@ def _check_arguments(root, size, channels, resize, stats, seed):
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f'{seed=} must be an integer from 0 to 2**32 - 1')
     if root is not None and not Path(root).is_dir():
-        raise ValueError(f'root={str(root)!r} is no folder; make it, or leave it out to use '
+        raise ValueError(f'root={str(root)!r} is not a folder; create it, or leave root out to use '
                          f'{cache_folder()}')
     for k, v in dict(size=size, channels=channels).items():
         if v is not None and v < 1:
-            raise ValueError(f'{k}={v} must be at least 1; leave it out to keep what is there')
+            raise ValueError(f'{k}={v} must be at least 1; leave it out to keep that of the images')
     if resize not in (None, 'crop', 'squash'):
         raise ValueError(f'{resize=} is unknown; use crop or squash')
     if isinstance(stats, str): named_stats(stats)
@@ -123,18 +123,18 @@ def _origin(source, test, root, stats, **rest):
 # %% ../../nbs/16_data.sources.ipynb #688b34ba
 def load_data(
     source='digits', # A dataset's name, a folder of class folders, a map-style dataset, or arrays (x, y)
-    root: str | Path | None = None, # Where named datasets lie or go, and folders are looked up
-    test=None, # The test split, as any of source; None: the source's own, or one that is set aside
+    root: str | Path | None = None, # Folder of named datasets, also for downloads; relative paths start there
+    test=None, # The test split, any kind of source; None: the source's own, or one that is set aside
     size: int | None = None, # Height and width in pixels; None: the dataset's, or the images'
     channels: int | None = None, # 1 for grey, 3 for colour; None: what the images have
-    seed: int = 0, # Of the split
-    fraction: float = .3, # Of each class to set aside for testing, if the source has no test split
+    seed: int = 0, # Seed of the test and validation splits
+    fraction: float = .3, # Fraction of each class that is set aside for testing, if there is no test split
     stats=None, # (mean, std), or a dataset's name; None: the dataset's own, or measured on train
-    valid: float = 0., # Of each class of train to hold out, as hold_out does
+    valid: float = 0., # Fraction of each class of train for the validation split; 0: none
     resize: str | None = None, # crop or squash, as Fit says; None: the dataset's way, or crop
     progress: bool | None = None, # Show a bar if images are read one by one; None: in a terminal only
 ) -> ImageData: # On the CPU
-    "Any labelled images as uint8 images sorted by class; `ValueError` for what cannot be trained on"
+    "Load labelled images from any source; `ValueError` if they cannot be used for training"
     _check_arguments(root, size, channels, resize, stats, seed)
     read = partial(read_source, root=root, fit=Fit(size, channels, resize), progress=progress,
                    fraction=fraction, seed=seed)

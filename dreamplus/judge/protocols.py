@@ -30,12 +30,12 @@ _BASE = dict(epochs=0, steps=0, batch=64, lr=.01, drops=(2/3, 5/6), gamma=.2, re
              augment='', pick='stack', mix=0., soft=None)
 
 def idc_training(epochs: int) -> dict:
-    "IDC and DREAM: the learning rate drops by 0.2 after 2/3 and 5/6 of the epochs, rounded down"
+    "IDC and DREAM: the learning rate is multiplied by 0.2 after 2/3 and 5/6 of the epochs, rounded down"
     return dict(epochs=epochs, drops=(2*epochs//3/epochs, 5*epochs//6/epochs))
 
-def dc_training(last: int, # Epochs are counted from 0 to `last`
+def dc_training(last: int, # Number of the last epoch, counted from 0
                 **change) -> dict:
-    "DC, DSA, DM, DataDAM, MTT: one drop by 0.1, a new optimiser at the drop, DSA's augmentation"
+    "DC, DSA, DM, DataDAM, MTT: learning rate times 0.1 once, with a new optimiser; DSA's augmentation"
     return dict(epochs=last + 1, drops=((last//2 + 2)/(last + 1),), gamma=.1, rebuild=True,
                 batch=256, augment=DSA, pick='one', mix=0.) | change
 
@@ -43,14 +43,14 @@ def dc_training(last: int, # Epochs are counted from 0 to `last`
 PROTOCOLS = dict(quick=dict(epochs=3, steps=500), dcbench=dc_training(1000),
                  paper=idc_training(1000))
 
-PAPERS = { # paper, or (paper, dataset), or (paper, network, norm): the most special one counts
+PAPERS = { # paper, or (paper, dataset), or (paper, network, norm): the most specific key applies
     'dc': dc_training(300, augment=''),
     ('dc', 'mnist'): dc_training(1000, augment='crop_stretch_turn'),
     ('dc', 'convnet', 'batch'): dc_training(1000, augment='crop_noise'),
     'dsa': dc_training(1000),
     'dm': dc_training(1000),
     **dict.fromkeys(('datadam', 'datadam-code', 'atom'), dc_training(1800, batch=64)),
-    **dict.fromkeys(('mtt', 'tesla'), dc_training(1000, lr='learned'))} # that of the set
+    **dict.fromkeys(('mtt', 'tesla'), dc_training(1000, lr='learned'))} # the learning rate of the set
 
 # %% ../../nbs/70_judge.protocols.ipynb #235258f0
 def idc_photo_training(
@@ -58,7 +58,7 @@ def idc_photo_training(
     classes: int,
 ) -> dict:
     "IDC's and DREAM's training on subsets of ImageNet"
-    table = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500, math.inf: 300} # up to so many images
+    table = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500, math.inf: 300} # most images of each class: epochs
     epochs = next(e for most, e in table.items() if per_class <= most)
     if classes < 100: return idc_training(epochs)
     return idc_training(epochs*2//3//100*100) | dict(batch=128)
@@ -84,14 +84,14 @@ def check_protocol(name: str, change: dict):
         raise ValueError(f'{soft=} is unknown; use one of {", ".join(SOFT_LOSSES)}')
 
 def protocol_args(
-    name: str, # A key of `PROTOCOLS`
-    evaluation: dict, # Of a `DistilledSet`, with the name of its `paper`
+    name: str, # A key of PROTOCOLS
+    evaluation: dict, # The evaluation of a DistilledSet, with the name of its paper
     dataset: str = '', # Name of the dataset
-    per_class: float = 1, # Images of each class to train on, their mean where classes differ
+    per_class: float = 1, # Images of each class to train on; the mean if classes differ
     classes: int = 10,
     **change # Arguments of the protocol to change
 ) -> dict: # All arguments of the training
-    "The numbers of a protocol for a set; `ValueError` if there is no such protocol or argument"
+    "The arguments of a protocol for a set; `ValueError` for an unknown protocol or argument"
     check_protocol(name, change)
     row, e, p = known(dataset), evaluation, PROTOCOLS[name]
     if name == 'paper':
@@ -106,7 +106,7 @@ def protocol_args(
 
 # %% ../../nbs/70_judge.protocols.ipynb #15bde948
 def training_steps(
-    p: dict, # Of `protocol_args`
+    p: dict, # The result of protocol_args
     n: int, # Images in the set
 ) -> int:
     "SGD steps of a training on `n` images"
@@ -115,8 +115,8 @@ def training_steps(
 # %% ../../nbs/70_judge.protocols.ipynb #f324b4e7
 def evaluation_of(
     dset: DistilledSet,
-) -> dict: # With `paper`, where its method is known
-    "How networks are trained on a set"
+) -> dict: # With paper, if the method is known
+    "The evaluation of a set: how networks are trained on it"
     method = METHODS.get(dset.provenance.get('method'))
     return (dict(paper=method.family) if method else {}) | dset.evaluation
 
@@ -126,21 +126,21 @@ def _seen(data, x):
     return data.normalize(to_float(x) if x.dtype == torch.uint8 else x)
 
 @torch.no_grad()
-def logits_on(net: nn.Module, # Is left in evaluation mode
+def logits_on(net: nn.Module, # In evaluation mode afterwards
               x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
               data: ImageData) -> torch.Tensor: # (N,C)
     "Logits of a network on images"
     net.eval()
     return torch.cat([net(_seen(data, part)) for part in x.to(data.device).split(512)])
 
-def accuracy_on(net: nn.Module, split: Split, # Of the data that `data` describes
+def accuracy_on(net: nn.Module, split: Split, # A split of data
                 data: ImageData) -> float: # Fraction correct
     "Accuracy of a network on a split"
     return (logits_on(net, split.x, data).argmax(1) == split.y).double().mean().item()
 
 # %% ../../nbs/70_judge.protocols.ipynb #80867db3
 def _drop(opt, p):
-    "Lower the learning rate; a rebuilt optimiser loses its momentum"
+    "Lower the learning rate; with `rebuild`, also reset the momentum"
     for group in opt.param_groups: group['lr'] *= p['gamma']
     if p['rebuild']: opt.state.clear()
 
@@ -149,12 +149,12 @@ def train_fresh(
     x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
     y: torch.Tensor, # Class numbers (N,), probabilities (N,C), or with p['soft'] logits (N,C)
     data: ImageData, # For normalisation, and the device
-    evaluation: dict, # Names the network: arch, width, norm, depth
-    p: dict, # Of `protocol_args`
+    evaluation: dict, # The network: arch, width, norm, depth
+    p: dict, # The result of protocol_args
     seed: int = 0,
-    look=None, # Called with the network after each quarter of the training
+    look=None, # Called with the network after each 1/4 of the training
 ) -> nn.Module:
-    "A fresh network trained on `x` and `y` alone"
+    "Make a network and train it on `x` and `y`"
     (x, y), n, size = (t.to(data.device) for t in (x, y)), len(x), p['batch']
     steps, augment = training_steps(p, n), Augment(p['augment'], p['pick'], (data.mean, data.std))
     drops = {int(share*steps + 1e-6) for share in p['drops']}
@@ -175,7 +175,7 @@ def train_fresh(
 def calibration_error(
     logits: torch.Tensor, # (N,C)
     y: torch.Tensor, # Labels (N,)
-    bins: int = 15, # Of confidence, equally wide
+    bins: int = 15, # Number of bins of equal width
 ) -> float: # Fraction
     "Expected calibration error (Guo et al., ICML 2017)"
     confidence, guess = logits.double().softmax(1).max(1)

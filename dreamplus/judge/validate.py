@@ -24,11 +24,11 @@ class ValidAccuracy(Metric):
     "Accuracy of fresh networks on the validation split"
     name = 'valid_acc'
     def __init__(self,
-                 protocol: str = 'quick', # A key of `PROTOCOLS`
-                 nets: Count = 1, # Networks in a measurement
-                 **change): # Arguments of the protocol to change, as in `protocol_args`
+                 protocol: str = 'quick', # A key of PROTOCOLS
+                 nets: Count = 1, # Networks of each measurement
+                 **change): # Arguments of the protocol to change, as in protocol_args
         check_protocol(protocol, change)
-        if nets < 1: raise ValueError(f'{nets=} must be at least 1; a measurement trains a network')
+        if nets < 1: raise ValueError(f'{nets=} must be at least 1')
         self.protocol, self.nets, self.change, self.accs = protocol, nets, change, []
 
     def check_data(self, data: ImageData):
@@ -36,10 +36,10 @@ class ValidAccuracy(Metric):
         if data.valid is None:
             raise ValueError('data has no validation split; use data.hold_out(0.1)')
 
-    def measure(self, learn, # With `model`, `data`, `evaluation` and `clamp`
-                seed: int = 0, # Of the network
+    def measure(self, learn, # Has model, data, evaluation and clamp
+                seed: int = 0, # Seed of the network
                ) -> tuple[float, float]: # Cross-entropy, and accuracy as a fraction
-        "Train one network on the synthetic images as they are, and test it on the validation split"
+        "Train one network on the current synthetic images, and test it on the validation split"
         model, data, e = learn.model, learn.data, learn.evaluation
         if hasattr(model, 'lr'): e = e | dict(lr=model.lr.item()) # a learned learning rate
         self.check_data(data)
@@ -52,7 +52,7 @@ class ValidAccuracy(Metric):
         return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
 
     def validate(self, learn) -> torch.Tensor: # ()
-        "Measure all networks: return the mean cross-entropy, keep the accuracies in `accs`"
+        "Train and test all networks; return the mean cross-entropy, keep the accuracies in `accs`"
         losses, self.accs = zip(*(self.measure(learn, seed) for seed in range(self.nets)))
         return torch.tensor(statistics.mean(losses))
 
@@ -62,7 +62,7 @@ class ValidAccuracy(Metric):
 
 # %% ../../nbs/71_judge.validate.ipynb #1b634cc1
 class BestCB(SaveModelCallback):
-    "A run ends with the synthetic set that did best on the validation split"
+    "Ends a run with the synthetic set that had the best accuracy on the validation split"
     def __init__(self):
         super().__init__('valid_acc', comp=np.greater, reset_on_fit=False)
         self.kept = {}
@@ -80,7 +80,7 @@ class BestCB(SaveModelCallback):
         self.keep()
 
     def keep(self):
-        "Keep the synthetic set as it is"
+        "Keep a copy of the current synthetic set"
         self.kept = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def after_epoch(self):

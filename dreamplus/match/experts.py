@@ -31,9 +31,9 @@ def to_vector(net: nn.Module) -> torch.Tensor: # (P,), a copy
     "All parameters of `net` in one vector"
     return parameters_to_vector(net.parameters()).detach()
 
-def to_weights(net: nn.Module, # Whose shapes and names to use
+def to_weights(net: nn.Module, # The network with the shapes and names
                vector: torch.Tensor, # (P,)
-              ) -> dict: # Name to tensor, as `torch.func.functional_call` takes it
+              ) -> dict: # Name to tensor, for torch.func.functional_call
     "The parameters in `vector`"
     parts = vector.split([p.numel() for p in net.parameters()])
     return {name: part.view_as(p) for (name, p), part in zip(net.named_parameters(), parts)}
@@ -44,9 +44,9 @@ def train_expert(
     data: ImageData, # On the device
     epochs: Count = 50,
     lr: NonNegative = .01, # Learning rate
-    batch: Count = 256, # Images in a batch
+    batch: Count = 256, # Batch size
     augment: str = DSA, # One of these operations for each batch
-    decay: bool = False, # Divide `lr` by 10 after epoch `epochs//2 + 1`, counted from 0
+    decay: bool = False, # Divide lr by 10 after epoch epochs//2 + 1, counted from 0
 ) -> tuple[torch.Tensor, torch.Tensor]: # Trajectory (epochs+1,P), mean loss of each epoch (epochs,)
     "The weights of `net` before training and after each epoch (MTT's buffer)"
     get = lambda i: (data.normalize(to_float(data.train.x[i])), data.train.y[i])
@@ -62,25 +62,25 @@ def train_expert(
 
 # %% ../../nbs/46_match.experts.ipynb #f9936e8f
 def _source(data):
-    "What trajectories depend on: the images, the part held out, and how they are normalised"
+    "The properties of data that trajectories depend on: images, validation split and normalisation"
     constants = {k: getattr(data, k).flatten().tolist() for k in ('mean', 'std')}
     white = isinstance(data, WhitenedData)
     return dict(digest=data.digest, held=data.held, whitened=white, **constants)
 
 class Experts:
     "The trajectories in a folder; `ValueError` if it holds none"
-    def __init__(self, path: str | Path): # What `train_experts` wrote
+    def __init__(self, path: str | Path): # A folder that train_experts wrote
         self.path = Path(path)
         if not (self.path/'experts.json').exists():
             raise ValueError(f'{self.path} holds no experts; '
-                             f'`dreamplus experts --out {self.path}` makes some')
+                             f'`dreamplus experts --out {self.path}` trains them')
         self.info = read_json(self.path/'experts.json')
         self.files = sorted(self.path.glob('expert_*.safetensors'))
         self.epochs = self.info['training']['epochs']
 
     def __len__(self): return len(self.files) # finished experts
     def __getitem__(self, k): return load_state(self.files[k]) # tau (epochs+1,P), losses (epochs,)
-    def make(self): return create_net(**self.info['net']) # a new network of their kind, on the CPU
+    def make(self): return create_net(**self.info['net']) # a new network like the experts, on the CPU
 
     def pair(self,
              k: int, # Index of the expert
@@ -96,10 +96,10 @@ class Experts:
                              'run `dreamplus experts` again') from None
 
     def check(self,
-              data: ImageData, # What is to be distilled
+              data: ImageData, # The data to distil
               net: nn.Module | None = None, # The student
-              **training): # Arguments of `train_experts`
-        "Raise `ValueError` unless these experts were made so"
+              **training): # Arguments of train_experts
+        "Raise `ValueError` if the experts were trained with other data, network or arguments"
         with seeded(0): own = self.make()
         if net is not None and str(net) != str(own):
             raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}; '
@@ -108,26 +108,26 @@ class Experts:
             for key, value in given.items():
                 if (used := self.info[part].get(key)) != value:
                     raise ValueError(f'{self.path} was made with {part} {key}={used!r}, not {value!r}; '
-                                     'use the same, or another folder')
+                                     'use the same value, or another folder')
 
 # %% ../../nbs/46_match.experts.ipynb #24729a65
 def _folder(path, experts):
     "The locked folder; `ValueError` unless experts may be written into it"
-    if path.is_file(): raise ValueError(f'{path} is a file; name a folder')
+    if path.is_file(): raise ValueError(f'{path} is a file; give a folder')
     if path.is_dir() and not experts and any(p.name[0] != '.' for p in path.iterdir()):
-        raise ValueError(f'{path} is not empty and holds no experts; name another --out')
+        raise ValueError(f'{path} holds files that are not experts; use another --out')
     path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path).acquire()
 
 def train_experts(
     data: ImageData, # On the device
-    out: str | Path, # Folder; experts in it that were made with these arguments are reused
+    out: str | Path, # A folder; experts in it that were trained with these arguments are reused
     n: Count = 100, # Number of experts
-    *, epochs: Count = 50, lr: NonNegative = .01, batch: Count = 256, # As in `train_expert`
+    *, epochs: Count = 50, lr: NonNegative = .01, batch: Count = 256, # As in train_expert
     augment: str = DSA, decay: bool = False,
     arch: str = 'convnet', width: int | None = None, norm: str | None = None, depth: int | None = None,
-    seed: Natural = 0, # Expert k draws from seed+k
-    log: Callable | None = print, # Receives a line for each expert; None for silence
+    seed: Natural = 0, # Expert k has the seed seed+k
+    log: Callable | None = print, # Called with a line for each expert; None: no output
 ) -> Experts:
     "Train `n` networks on `data` and save their trajectories; `ValueError` for a wrong argument"
     training = dict(epochs=epochs, lr=lr, batch=batch, augment=augment, decay=decay)

@@ -18,7 +18,7 @@ from ..core import Key
 
 # %% ../../nbs/24_nets.augment.ipynb #631ad3c6
 OPS = ('color', 'flip', 'crop', 'scale', 'rotate', 'cutout')
-DSA = 'color_crop_cutout_flip_scale_rotate' # what DSA, DM and MTT pick one operation from
+DSA = 'color_crop_cutout_flip_scale_rotate' # DSA, DM and MTT pick one of these
 Pick = Literal['stack', 'one']
 _ALL = *OPS, 'zoom', 'jitter', 'light', 'stretch', 'turn', 'noise'
 _WARPS = 'flip', 'crop', 'scale', 'rotate', 'zoom', 'stretch', 'turn' # 2x3 matrices
@@ -30,10 +30,10 @@ class Draw:
                  n: int, # Rows
                  size: int, # Height and width of the images, in pixels
                  device: torch.device | str = 'cpu', # Where the images are
-                 key: Key = None): # One row for each row of images; None: torch's generator
+                 key: Key = None): # A key with n rows; None: torch's generator
         self.n, self.size, self.device, self.key = n, size, device, key or Key()
 
-    def rand(self, *shape): # Numbers of each row
+    def rand(self, *shape): # Shape of the numbers for each row
         "Uniform numbers in [0,1), (n,*shape)"
         return self.key.rand(self.n, *shape, device=self.device)
 
@@ -94,7 +94,7 @@ def turn(self: Draw, on): return self.rotate(on, math.pi/4)
 # %% ../../nbs/24_nets.augment.ipynb #985208b7
 @patch
 def zoom(self: Draw, on):
-    area, ratio = self.rand(2, 10).unbind(1) # 10 tries each
+    area, ratio = self.rand(2, 10).unbind(1) # 10 boxes for each row
     area, ratio = (1 + area)/2, (4/3)**(2*ratio - 1)
     sides = (torch.stack([area*ratio, area/ratio]).sqrt()*self.size).round() # (2,n,10)
     first = (sides <= self.size).all(0).int().argmax(1, keepdim=True).expand(2, -1, -1)
@@ -106,13 +106,13 @@ def zoom(self: Draw, on):
 
 # %% ../../nbs/24_nets.augment.ipynb #edf591ce
 def _compose(first, then):
-    "One map for two, (n,2,3) each; elementwise, because a GPU may round matrix products to TF32"
+    "The composition of two maps (n,2,3); elementwise, because a GPU may round matrix products to TF32"
     return (first[:, :, :2, None]*then[:, None]).sum(2) + F.pad(first[..., 2:], (2, 0))
 
 def warp(
     x: torch.Tensor, # Images (n,m,ch,h,w)
     matrix: torch.Tensor, # (n,2,3), from new to old coordinates
-    outside: str = 'zeros', # What is outside the image: zeros or border
+    outside: str = 'zeros', # Values outside the image: zeros or border
 ) -> torch.Tensor:
     "Resample images through affine maps"
     size = x.shape[-1]
@@ -132,7 +132,7 @@ def _cutout(x, centre):
     "Set a square of images (n,m,ch,h,w) to zero"
     size = x.shape[-1]
     side = int(size/2 + .5)
-    first = centre[..., None] - side//2 # pixel of the hole
+    first = centre[..., None] - side//2 # first row and column of the square
     at = torch.arange(size, device=x.device) - first # (n,2,size)
     rows, cols = ((at >= 0) & (at < side)).unbind(1) # (n,size) each
     return x*~(rows[:, :, None] & cols[:, None])[:, None, None]
@@ -192,7 +192,7 @@ class Augment:
         names = ops.split('_') if ops else []
         unknown = [o for o in names if o not in _ALL]
         if unknown: raise ValueError(
-            f'{ops=} asks for {unknown[0]!r}; join any of {", ".join(_ALL)} by _, or use imagenet')
+            f'{ops=} asks for {unknown[0]!r}, which is unknown; join any of {", ".join(_ALL)} by _, or use imagenet')
         if pick not in ('stack', 'one'): raise ValueError(f"{pick=} must be 'stack' or 'one'")
         self.ops, self.pick, self.stats = [o for o in _ALL if o in names], pick, stats or _STATS
         rivals = self.ops if pick == 'one' else ('crop', 'scale', 'rotate', 'stretch', 'turn')
@@ -204,10 +204,10 @@ class Augment:
         n: int, # Independent draws
         size: int, # Height and width of the images, in pixels
         device: torch.device | str = 'cpu', # Where the images are
-        same_op: bool = False, # One choice of operation for all draws (IDC: training a network)
-        key: Key = None, # One row for each draw; None draws from torch's generator of the device
+        same_op: bool = False, # Pick the same operation for all draws (IDC: training a network)
+        key: Key = None, # A key with n rows; None: torch's generator of the device
     ) -> dict: # Name to tensor (n,...)
-        "Draw parameters; `ValueError` for no draws"
+        "Draw the parameters; `ValueError` if `n` is below 1"
         if n < 1: raise ValueError(f'{n=} must be at least 1')
         draw = Draw(n, size, device, key)
         key = draw.key if not same_op else Key(draw.key.seed, *draw.key.purpose, 'operation')
@@ -226,19 +226,19 @@ class Augment:
 @patch
 def __call__(self: Augment,
     x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w): m images share a draw
-    params: dict, # What `draw` returned
+    params: dict, # The result of draw()
 ) -> torch.Tensor: # Shaped like x
-    "Apply draw i to row i; `ValueError` if x is not such images, or has another number of rows"
+    "Apply draw i to row i of x; `ValueError` if x has another shape, type or number of rows"
     photo = params.keys() & {'jitter', 'light'}
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
         raise ValueError(f'{tuple(x.shape)=} must be (n,ch,h,w) or (n,m,ch,h,w) with h equal to w')
     if photo and x.shape[-3] != 3:
-        raise ValueError(f'{x.shape[-3]=} channels; jitter and light need red, green and blue: use color')
+        raise ValueError(f'{x.shape[-3]=} channels, but jitter and light need red, green and blue; use color')
     if 'noise' in params and x.shape[-3] > 3:
-        raise ValueError(f'{x.shape[-3]=} channels; noise is drawn for at most 3')
+        raise ValueError(f'{x.shape[-3]=} channels, but noise is drawn for at most 3; leave noise out')
     if draws := {len(p) for p in params.values()} - {len(x)}:
-        raise ValueError(f'{len(x)=} rows cannot take {draws.pop()} draws; use draw({len(x)}, ...)')
+        raise ValueError(f'{len(x)=} rows do not fit {draws.pop()} draws; use draw({len(x)}, ...)')
     y = x.reshape(len(x), -1, *x.shape[-3:])
     color = {k: params[k] for k in ('brightness', 'saturation', 'contrast') if k in params}
     if color: y = _color(y, **color)
@@ -258,10 +258,10 @@ def augmentation(
 
 # %% ../../nbs/24_nets.augment.ipynb #7d97509d
 def cutmix(
-    x: torch.Tensor, # Images (N,ch,h,w), augmented already
+    x: torch.Tensor, # Augmented images (N,ch,h,w)
     y: torch.Tensor, # Labels (N,) or (N,C)
     prob: float, # Probability that this batch is mixed, from 0 to 1
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # Mixed images, partners' labels, weight () of `y`
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # Mixed images, labels of the other images, weight () of y
     "CutMix (Yun et al., ICCV 2019) as IDC uses it; `ValueError` unless `prob` is a probability"
     if not 0 <= prob <= 1: raise ValueError(f'{prob=} must be a probability, from 0 to 1')
     size, device = x.shape[-1], x.device

@@ -20,20 +20,20 @@ class Net(nn.Module):
     def __init__(self,
         blocks: list, # Modules from (N,ch,h,w) to (N,ch',h',w')
         dim: int, # D, the length of the embedding
-        classes: int, # C, how many logits
+        classes: int, # C, the number of logits
     ):
         super().__init__()
         self.blocks, self.classifier = nn.Sequential(*blocks), nn.Linear(dim, classes)
 
-    def features(self, x: torch.Tensor) -> list: # Normalised images (N,ch,h,w); a (N,ch',h',w') for each block
+    def features(self, x: torch.Tensor) -> list: # Normalised images (N,ch,h,w) -> one (N,ch',h',w') for each block
         "The output of each block"
         return [x := block(x) for block in self.blocks]
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor: # (N,ch,h,w); (N,D)
+    def embed(self, x: torch.Tensor) -> torch.Tensor: # (N,ch,h,w) -> (N,D)
         "The input of the classifier"
         return self.blocks(x).flatten(1)
 
-    def logits(self, e: torch.Tensor) -> torch.Tensor: # (N,D); (N,C)
+    def logits(self, e: torch.Tensor) -> torch.Tensor: # (N,D) -> (N,C)
         "The output of the classifier for embeddings"
         return self.classifier(e)
 
@@ -41,13 +41,13 @@ class Net(nn.Module):
 
 # %% ../../nbs/20_nets.convnet.ipynb #d01ce983
 def _mean4(x):
-    "(...,h,w) -> (...,h//2,w//2); an odd last row or column is left out, as torch does"
+    "(...,h,w) -> (...,h//2,w//2); an odd last row or column is left out, as in torch"
     h, w = x.shape[-2]//2*2, x.shape[-1]//2*2
     rows = x[..., 0:h:2, :w] + x[..., 1:h:2, :w]
     return (rows[..., ::2] + rows[..., 1::2]).mul_(.25)
 
 def _spread4(g, h, w):
-    "(...,h//2,w//2) -> (...,h,w): a quarter for each pixel"
+    "(...,h//2,w//2) -> (...,h,w): 1/4 of the value for each of 4 pixels"
     row = torch.stack((g, g), -1).flatten(-2).mul_(.25)
     wide = torch.cat((row, row), -1).view(*g.shape[:-2], 2*g.shape[-2], 2*g.shape[-1])
     return wide if wide.shape[-2:] == (h, w) else F.pad(wide, (0, w - wide.shape[-1], 0, h - wide.shape[-2]))
@@ -82,7 +82,7 @@ _POOLS = dict(avg=AvgPool, max=partial(nn.MaxPool2d, 2), none=nn.Identity)
 
 # %% ../../nbs/20_nets.convnet.ipynb #753f29e4
 def _check_names(**named):
-    "Raise `ValueError` unless each value is a key of its table; argument=(value, table)"
+    "Raise `ValueError` unless each value is a key of its table; give argument=(value, table)"
     for name, (value, table) in named.items():
         if value not in table: raise ValueError(f'{name}={value!r} is unknown; use one of {", ".join(table)}')
 
@@ -92,10 +92,11 @@ def check_counts(**named):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f'{name}={value!r} must be an integer of at least 1')
 
-def check_norm(norm: str, width: int): # Channels that it normalises
-    "Raise `ValueError` unless `norm` is a key of `NORMS` that fits"
+def check_norm(norm: str, width: int): # Number of channels to normalise
+    "Raise `ValueError` unless `norm` is a key of `NORMS` that fits `width`"
     _check_names(norm=(norm, NORMS))
-    if norm == 'group' and width % 4: raise ValueError(f"{width=} must be a multiple of 4 for norm='group'")
+    if norm == 'group' and width % 4:
+        raise ValueError(f"{width=} must be a multiple of 4 for norm='group'; change width or norm")
 
 # %% ../../nbs/20_nets.convnet.ipynb #4a6f3786
 def _conv_block(cin, width, norm, act, pool):
@@ -108,8 +109,8 @@ def _conv_block(cin, width, norm, act, pool):
 class ConvNet(Net):
     "ConvNet-D (Zhao et al., Dataset Condensation, ICLR 2021); `ValueError` if an argument does not fit"
     def __init__(self,
-        channels: int, # Of the images
-        classes: int, # How many logits
+        channels: int, # Channels of the images
+        classes: int, # Number of logits
         size: int, # Height and width of the images, in pixels
         width: int = 128, # Channels of each block
         depth: int | None = None, # D blocks; None: 2 for 8 and 16 px, 3 for 28 and 32, 4 for 64, 5 for 128
@@ -124,13 +125,14 @@ class ConvNet(Net):
         check_counts(depth=depth)
         side = size + 4*(channels == 1)
         left = side if pool == 'none' else side >> depth # pixels after the last pooling
-        if not left: raise ValueError(f'{depth=} halves {side} pixels to none; use {int(math.log2(side))} or less')
+        if not left: raise ValueError(f'{depth=} is too large for {side} pixels, which each block halves; use '
+                                      f'{int(math.log2(side))} or less')
         blocks = [_conv_block(channels if i == 0 else width, width, norm, act, pool) for i in range(depth)]
         super().__init__(blocks, width*left**2, classes)
 
 # %% ../../nbs/20_nets.convnet.ipynb #0f1e6fbc
 def _conv(cin, cout, kernel, stride=1, average=False):
-    "A convolution with a stride, or one without and a pooling behind it"
+    "A convolution with a stride, or one with stride 1 and average pooling after it"
     conv = nn.Conv2d(cin, cout, kernel, 1 if average else stride, kernel//2, bias=False)
     nn.init.normal_(conv.weight, std=math.sqrt(2/(kernel**2*cout)))
     return [conv, nn.AvgPool2d(stride)] if average and stride > 1 else [conv]
@@ -161,8 +163,8 @@ class ResNet(Net):
     average = False
     def __init__(self,
         depth: int, # 10 or 18 layers
-        channels: int, # Of the images
-        classes: int, # How many logits
+        channels: int, # Channels of the images
+        classes: int, # Number of logits
         size: int, # Height and width of the images, in pixels
         norm: str = 'batch', # batch, instance, layer, group or none
         width: int | None = None, # Channels of the first stage; None: 32 up to 32 pixels, else 64
@@ -171,10 +173,11 @@ class ResNet(Net):
         if width is None: width = 32 if size <= 32 else 64
         check_counts(width=width)
         check_norm(norm, width)
-        if depth not in (10, 18): raise ValueError(f'{depth=} must be 10 or 18')
-        least = 16 if norm == 'instance' else 8 # pixels for which the last norm sees more than one
+        if depth not in (10, 18): raise ValueError(f'{depth=} is not available; use 10 or 18')
+        least = 16 if norm == 'instance' else 8 # an instance norm needs more than one pixel in the last stage
         if size < least:
-            raise ValueError(f'{size=} is too small: a ResNet with {norm=} needs {least} pixels; use a ConvNet')
+            raise ValueError(f'{size=} is too small: a ResNet with {norm=} needs at least {least} pixels; '
+                             'use a ConvNet')
         widths = [width*2**i for i in range(4)]
         stages = [[_stem(channels, width, size, norm, self.average)], [], [], []]
         for stage, cin, cout in zip(stages, [width] + widths, widths):
@@ -182,18 +185,18 @@ class ResNet(Net):
             stage += [_Residual(cout, cout, 1, norm, self.average) for _ in range(depth//8 - 1)]
         super().__init__([nn.Sequential(*stage) for stage in stages], widths[-1], classes)
 
-    def embed(self, x): # (N,ch,h,w); (N,D)
+    def embed(self, x): # (N,ch,h,w) -> (N,D)
         "The mean over the pixels of the last stage"
         return self.blocks(x).mean((2, 3))
 
 # %% ../../nbs/20_nets.convnet.ipynb #6a286797
 class ResNetAP(ResNet):
-    "ResNet that halves by average pooling, for ImageNet subsets (Kim et al., IDC, ICML 2022)"
+    "ResNet that halves images by average pooling, for ImageNet subsets (Kim et al., IDC, ICML 2022)"
     average = True
     def __init__(self,
         depth: int, # 10 or 18 layers
-        channels: int, # Of the images
-        classes: int, # How many logits
+        channels: int, # Channels of the images
+        classes: int, # Number of logits
         size: int, # Height and width of the images, in pixels
         norm: str = 'instance', # instance, layer, group, batch or none
         width: int = 64, # Channels of the first stage

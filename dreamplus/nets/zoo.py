@@ -24,7 +24,7 @@ from .convnet import NORMS, ConvNet, Net, ResNet, ResNetAP, check_counts, check_
 
 # %% ../../nbs/22_nets.zoo.ipynb #72e277ab
 def _stages(channels, norm, *plan):
-    "Stages of convolutions, each (widths, kernel)"
+    "Stages of convolutions; `plan` has (widths, kernel) for each"
     cin, more, stages = channels, 2*(channels == 1), []
     for widths, kernel in plan:
         layers = []
@@ -35,13 +35,13 @@ def _stages(channels, norm, *plan):
     return stages
 
 def _left(channels, size, halvings):
-    "Pixels of a side after some halvings"
+    "Height and width in pixels after a number of halvings"
     return math.ceil((size + 4*(channels == 1))/2**halvings)
 
 def _check_left(left, size, norm):
-    "Raise `ValueError` if the last norm sees single pixels"
+    "Raise `ValueError` if the last norm is an instance norm on a single pixel"
     if norm == 'instance' and left < 2:
-        raise ValueError(f"{size=} is too small: {norm=} would see single pixels; use norm='layer' or a ConvNet")
+        raise ValueError(f"{size=} is too small: {norm=} would see a single pixel; use norm='layer' or a ConvNet")
 
 def _mlp(channels, classes, size, width=128):
     "Two hidden layers; its features (N,width) have no pixels"
@@ -50,7 +50,7 @@ def _mlp(channels, classes, size, width=128):
     return Net([layer(channels*size**2), layer(width)], width, classes)
 
 def _lenet(channels, classes, size):
-    "Two convolutions of 5x5, each with a pooling behind it, and three linear layers"
+    "2 convolutions of 5x5, each followed by pooling, and 3 linear layers"
     grey = channels == 1
     left = ((size + 4*grey - 4)//2 - 4)//2
     if left < 1: raise ValueError(f'{size=} is too small for a LeNet; use a ConvNet')
@@ -72,7 +72,7 @@ def _vgg11(channels, classes, size, norm='instance'):
 
 # %% ../../nbs/22_nets.zoo.ipynb #6850565b
 def _renorm(net, norm):
-    "Replace the batch norms of a network"
+    "Replace the batch norms of a network by `norm`"
     if norm == 'batch': return net
     for module in list(net.modules()):
         for name, child in module.named_children():
@@ -81,7 +81,7 @@ def _renorm(net, norm):
     return net
 
 def _densenet(channels, classes, size, norm='batch'):
-    "DenseNet with growth 12"
+    "DenseNet with growth rate 12"
     from torchvision.models import DenseNet # is slow to import
     check_norm(norm, 24), _check_left(size//8, size, norm)
     if size < 8: raise ValueError(f'{size=} is too small for a DenseNet; use a ConvNet')
@@ -95,14 +95,14 @@ def _densenet(channels, classes, size, norm='batch'):
 # %% ../../nbs/22_nets.zoo.ipynb #225706a3
 @contextmanager
 def _hooked(modules, seen):
-    "Call seen(module, inputs, output) at each call of these modules inside the block"
+    "Inside the block, call seen(module, inputs, output) after each call of these modules"
     hooks = [m.register_forward_hook(seen) for m in modules]
     try: yield
     finally:
         for hook in hooks: hook.remove()
 
 class Hooked(nn.Module):
-    "Any module that ends in a linear layer, with the interface of a `Net`"
+    "Any module that ends with a linear layer, with the interface of a `Net`"
     def __init__(self,
         module: nn.Module, # From (N,ch,h,w) to logits (N,C)
         channels: int, # Of the images
@@ -123,7 +123,7 @@ class Hooked(nn.Module):
         self.module.train()
         if not calls or calls[-1][2] is not out or calls[-1][1].ndim != 2:
             raise ValueError('the network does not end in a linear layer of an embedding (N,D); '
-                             'give it `embed` and `logits`, or use another')
+                             'give it the methods embed and logits, or use another network')
         return names[calls[-1][0]]
 
     @property
@@ -131,7 +131,7 @@ class Hooked(nn.Module):
     def forward(self, x): return self.module(x)
     def logits(self, e): return self.classifier(e)
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor: # (N,ch,h,w); (N,D)
+    def embed(self, x: torch.Tensor) -> torch.Tensor: # (N,ch,h,w) -> (N,D)
         "The input of the last linear layer"
         seen = []
         with _hooked([self.classifier], lambda m, i, o: seen.append(i[0])): self.module(x)
@@ -139,7 +139,7 @@ class Hooked(nn.Module):
 
 # %% ../../nbs/22_nets.zoo.ipynb #784cb602
 @patch
-def features(self: Hooked, x: torch.Tensor) -> list: # (N,ch,h,w); a (N,ch',h',w') for each size on the way
+def features(self: Hooked, x: torch.Tensor) -> list: # (N,ch,h,w) -> one (N,ch',h',w') for each size that occurs
     "The outputs of the stages of a convolutional network"
     last = {}
     def keep(m, i, o):
@@ -151,7 +151,7 @@ def features(self: Hooked, x: torch.Tensor) -> list: # (N,ch,h,w); a (N,ch',h',w
 
 # %% ../../nbs/22_nets.zoo.ipynb #e87a5f97
 def has_batch_norm(net: nn.Module) -> bool:
-    "Does an image's embedding depend on its batch, in the mode that `net` is in?"
+    "Whether the embedding of an image depends on its batch, in the current mode of `net`"
     return any(isinstance(m, _BatchNorm) and m.training for m in net.modules())
 
 @torch.no_grad()
@@ -159,14 +159,14 @@ def freeze_norms(
     net: nn.Module,
     x: torch.Tensor, # Normalised images (N,ch,h,w)
 ):
-    "Set the statistics of batch norms by `x`, and keep them until the next training (DC and DSA)"
+    "Set the statistics of batch norms from `x`, and keep them until net.train() is called (DC and DSA)"
     net.train()(x)
     for m in net.modules():
         if isinstance(m, _BatchNorm): m.eval()
 
 # %% ../../nbs/22_nets.zoo.ipynb #7cf5ba4f
 class _Enlarged(nn.Module):
-    "A network that sees smaller images enlarged to `least` pixels"
+    "A network that enlarges smaller images to `least` pixels"
     def __init__(self, net, least):
         super().__init__()
         self.net, self.least = net, least
@@ -176,11 +176,11 @@ class _Enlarged(nn.Module):
         return self.net(x)
 
 def torchvision_net(
-    name: str, # As torchvision calls it
-    channels: int, # Of the images
-    classes: int, # How many logits
+    name: str, # The name in torchvision
+    channels: int, # Channels of the images
+    classes: int, # Number of logits
     size: int, # Height and width of the images, in pixels
-    norm: str = 'batch', # A key of `NORMS` that replaces batch norm
+    norm: str = 'batch', # A key of NORMS, to replace batch norm
 ) -> Hooked:
     "An untrained network of torchvision"
     from torchvision import models # is slow to import
@@ -207,22 +207,25 @@ def _maker(arch):
     if callable(arch) or arch in ARCHS: return ARCHS.get(arch, arch)
     from torchvision import models
     if arch in models.list_models(module=models): return partial(torchvision_net, arch)
-    raise ValueError(f'{arch=} is unknown; use one of {", ".join(ARCHS)}, or a torchvision network as efficientnet_b0')
+    raise ValueError(f'{arch=} is unknown; use one of {", ".join(ARCHS)}, or a torchvision network such as '
+                     'efficientnet_b0')
 
 def create_net(
-    arch: str | Callable, # A name of `ARCHS` or of torchvision, or a function of `channels`, `classes`, `size`
-    channels: int, # Of the images
-    classes: int, # How many logits
+    arch: str | Callable, # A key of ARCHS, a name of torchvision, or a function of channels, classes, size
+    channels: int, # Channels of the images
+    classes: int, # Number of logits
     size: int, # Height and width of the images, in pixels
     **kw, # Other arguments of the architecture: width, norm; ConvNet: depth, act, pool
-) -> nn.Module: # Answers `embed`, `logits`, `features`
+) -> nn.Module: # Has the methods embed, logits, features
     "A new network on the CPU; `ValueError` if a name or an argument is unknown or does not fit"
     make = _maker(arch)
     takes = signature(make).parameters
     if not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
         own = [name for name in takes if name not in ('channels', 'classes', 'size')]
         for name in kw:
-            if name not in own: raise ValueError(f'{arch} takes no {name!r}; it takes {", ".join(own) or "no more"}')
+            if name not in own:
+                raise ValueError(f'{arch} takes no argument {name!r}; '
+                                 f'it takes {", ".join(own) or "none"}')
     check_counts(channels=channels, classes=classes, size=size)
     net = make(channels=channels, classes=classes, size=size, **kw)
     return net if hasattr(net, 'embed') and hasattr(net, 'logits') else Hooked(net, channels, size)
@@ -234,7 +237,7 @@ def network(
     width: Count | None = None, # Channels of the first block; None: the architecture's
     norm: str | None = None, # instance, layer, group, batch or none; None: the architecture's
     depth: Count | None = None, # Blocks of a ConvNet; None: by the size of the images
-) -> Callable: # () -> a new network on the device of `data`
+) -> Callable: # () -> a new network on the device of the data
     "A function that makes networks for `data`"
     own = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
     return lambda: create_net(arch, data.channels, data.n_classes, data.size, **own).to(data.device)
@@ -242,15 +245,15 @@ def network(
 # %% ../../nbs/22_nets.zoo.ipynb #205f7928
 @torch.no_grad()
 def check_trainable(
-    net: nn.Module, # Left as it is
+    net: nn.Module, # Is not changed
     channels: int, # Of the images
     size: int, # Height and width of the images, in pixels
-    n: int, # The fewest images that it will see at a time
+    n: int, # The smallest batch in training
 ):
-    "Raise `ValueError` if `net` cannot see `n` images at a time in training mode"
+    "Raise `ValueError` if `net` fails on `n` images in training mode"
     x = torch.zeros(min(n, 2), channels, size, size, device=next(net.parameters()).device)
     try: deepcopy(net).train()(x)
     except (RuntimeError, ValueError) as e:
         if 'more than 1 value' not in str(e): raise ValueError(f'the network fails in training: {e}') from None
         raise ValueError(f"a batch norm of this network sees one pixel of {size=} images, and one image at a time; use "
-                         "norm='layer', two images a class (ipc, factor), or a ConvNet") from None
+                         "norm='layer', at least two images for each class (ipc, factor), or a ConvNet") from None

@@ -1,0 +1,195 @@
+"Network banks and class statistics: what they depend on, how they are made, and what draws from them."
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dreamplus.arguments import build
+from dreamplus.core import Key, load_state, toy_images
+from dreamplus.data.core import to_float
+from dreamplus.data.sources import load_data
+from dreamplus.judge.evaluate import evaluate_run
+from dreamplus.loop.distill import distill, distiller, resume
+from dreamplus.match.core import View, make_matcher
+from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics
+from dreamplus.nets.augment import Augment
+from dreamplus.nets.bank import Bank, BankTraining, all_banks, network_bank
+from dreamplus.nets.zoo import ARCHS, network
+from dreamplus.parts import OPTIMISERS
+from dreamplus.recipes import recipe
+
+HOW = BankTraining(16, bank_augment='crop')
+TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8', bank_augment='crop',
+            stat_images=20)
+
+@pytest.fixture(scope='module')
+def data(): return load_data(toy_images(classes=3, per_class=30), test=toy_images(classes=3, seed=1))
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch): monkeypatch.setenv('DREAMPLUS_CACHE', str(tmp_path/'cache'))
+
+@pytest.fixture(scope='module')
+def bank(data, tmp_path_factory):
+    return network_bank(data, network(data, width=8), HOW, None, str(tmp_path_factory.mktemp('bank')), 2, '5,20')
+
+def weights(net): return torch.cat([p.detach().flatten() for p in net.parameters()])
+def same(a, b): return len(a) == len(b) and all(torch.equal(weights(m), weights(n)) for m, n in zip(a.nets, b.nets))
+
+# How a bank is made
+
+def test_training_that_was_stopped_goes_on_to_the_same_weights(data, bank, tmp_path):
+    class Stop(Exception): pass
+    def stop(line): raise Stop
+    make, where = network(data, width=8), str(tmp_path/'stopped')
+    for _ in range(3): # each time after another stage
+        with pytest.raises(Stop): network_bank(data, make, HOW, stop, where, 2, '5,20')
+    assert same(network_bank(data, make, HOW, None, where, 2, '5,20'), bank)
+
+def test_held_out_and_test_images_are_not_looked_at(data, tmp_path):
+    held = data.hold_out(.2)
+    other = copy.copy(held)
+    other.test, other.valid = (copy.copy(part) for part in (held.test, held.valid))
+    other.test.x, other.valid.x = 255 - other.test.x, 255 - other.valid.x
+    a, b = (network_bank(d, network(d, width=8), HOW, None, str(tmp_path/name), 1,
+                         '6') for name, d in dict(a=held, b=other).items())
+    assert same(a, b)
+
+def test_the_second_run_pays_nothing(data):
+    def spent(**change): return distill(data, 'best', **TINY | change).provenance['bank']['seconds']
+    first, second, another = spent(), spent(ipc=2, seed=1), spent(bank_lr=.02)
+    assert second < first and len(all_banks()) == 2 # another learning rate is another bank
+    assert another > second
+
+def test_another_network_of_the_same_name_is_another_bank(data, monkeypatch):
+    class Net(torch.nn.Sequential):
+        def __init__(self, channels, classes, size):
+            super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels*size**2, 6), torch.nn.ReLU(),
+                             torch.nn.Linear(6, classes))
+    first = Net
+    class Net(first):
+        def forward(self, x): return super().forward(-x)
+    for arch in first, Net:
+        monkeypatch.setitem(ARCHS, 'mine', arch)
+        distill(data, 'best', **{k: v for k, v in TINY.items() if k != 'width'}, arch='mine')
+    assert len(all_banks()) == 2
+
+@pytest.mark.parametrize('change, said', [
+    (dict(bank_stages='5,.5'), "bank_stages='5,.5' must be steps"), (dict(bank_stages='.999'), 'ask for less'),
+    (dict(bank_nets=0),
+     'bank_nets=0 must be a whole number of at least 1'), (dict(bank_augment='blur'), "asks for 'blur'"),
+    (dict(match='statistics', networks='real'), "use networks='bank'"),
+    (dict(match='gradient', shared_draw=False), 'shared_draw=False is for matchers without real images'),
+    (dict(networks='real', match='gradient', bank_lr=.1),
+     "'bank_lr' has no effect here: it is an argument of the training of the bank")])
+def test_errors(data, monkeypatch, change, said):
+    monkeypatch.setattr('dreamplus.nets.bank.MOST_STEPS', 50)
+    args = TINY | dict(bank_lr=1e-9) if 'ask' in said else TINY # which never learns
+    if change.get('networks') == 'real': args = dict(ipc=1, log=None)
+    if 'match' in change: args = {k: v for k, v in args.items() if k != 'stat_images'}
+    with pytest.raises(ValueError) as e: distill(data, 'best', **args | change)
+    assert said in str(e.value)
+
+# Statistics
+
+def test_statistics_equal_a_loop_over_classes(data, bank):
+    net, train = bank.nets[3], data.train
+    found = class_statistics(net, data, Augment(''), n=30, key=Key(0))
+    with torch.no_grad(): each = [net.embed(data.normalize(to_float(x))) for x in train.x.split(train.counts)]
+    torch.testing.assert_close(found['mean'], torch.stack([e.mean(0) for e in each]))
+    within = torch.stack([(e - e.mean(0)).pow(2).sum(1).mean() for e in each]).mean()
+    torch.testing.assert_close(found['within'], within, rtol=1e-4, atol=0)
+
+def test_statistics_do_not_depend_on_the_batch(data, bank):
+    one, other = (class_statistics(bank.nets[0], data, Augment('color_crop'), 40, Key(3), batch) for batch in (500, 7))
+    for k in one: torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-5)
+
+def test_statistics_are_kept_for_each_augmentation(data, bank):
+    a, b, again = (bank_statistics(bank, data, Augment(ops), 20) for ops in ('crop', 'color', 'crop'))
+    assert torch.equal(a[0]['mean'], again[0]['mean']) and not torch.equal(a[0]['mean'], b[0]['mean'])
+
+def test_a_loss_of_one_class_is_that_of_all(data, bank):
+    match = StatisticsMatcher(data, bank, Augment(''), None, 20) + .3*TeachMatcher(bank, 'last')
+    x, y = torch.randn(3, 4, 1, 8, 8), torch.tensor([2, 0, 1])
+    whole = match(None, View(bank.nets[0], x, y))
+    for c in range(3):
+        torch.testing.assert_close(match(None, View(bank.nets[0], x[c:c + 1], y[c:c + 1])), whole[c:c + 1])
+
+def test_the_gradient_is_that_of_the_formula(data, bank):
+    known, x, y = bank_statistics(bank, data, Augment(''),
+                                  20)[1], torch.randn(3, 4, 1, 8, 8, requires_grad=True), torch.arange(3)
+    net, match = bank.nets[1], StatisticsMatcher(data, bank, Augment(''), None, 20) + .5*TeachMatcher(bank)
+    slow = 0
+    for c in range(3):
+        slow = slow + (net.embed(x[c]).mean(0) - known['mean'][c]).pow(2).sum()/known['within']
+        slow = slow + .5*F.cross_entropy(net(x[c]), torch.full((4,), c))
+    ours = match(None, View(net, x, y)).sum()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, slow)))
+
+# Runs
+
+@pytest.mark.parametrize('method, change', [
+    ('best', {}), ('best', dict(match='statistics', class_batch=2)), ('best', dict(teacher='next', ipc=[1, 2, 1])),
+    ('best', dict(label_lr=.1)), ('best', dict(norm='batch')), ('best', dict(optimiser='adamw', pixel_wd=.01)),
+    ('dream+', dict(networks='bank', match='bidirectional + 0.02*teach')), ('dm', dict(networks='bank')),
+    ('best', dict(match='embedding + teach', shared_draw=True))], ids=str)
+def test_what_draws_from_a_bank(data, method, change):
+    looks = method == 'best' and 'statistics' in change.get('match', 'statistics')
+    own = {k: v for k, v in TINY.items() if looks or k != 'stat_images'}
+    if method != 'best': own |= dict(batch_real=8)
+    learn = distiller(data, method, **{k: v for k, v in (own | change).items() if k != 'log'})
+    before = learn.model.pixels.detach().clone()
+    with learn.no_bar(): learn.fit(learn.dls.train.epochs)
+    now = learn.model.pixels.detach()
+    assert now.isfinite().all() and not torch.equal(now, before)
+
+def test_chunks_change_nothing_but_rounding(data):
+    pixels = [distill(data, 'best', **TINY | dict(ipc=2, chunk=chunk)).pixels for chunk in (0, 1)]
+    torch.testing.assert_close(*pixels, rtol=0, atol=1e-4)
+
+def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path):
+    class Stop(Exception): pass
+    from dreamplus.loop.callbacks import LoopCB
+    class StopCB(LoopCB):
+        order = 200
+        def after_epoch(self):
+            if self.dls.train.at >= 3: raise Stop('here')
+    args = TINY | dict(outer=6, report=1)
+    whole = distill(data, 'best', **args)
+    with pytest.raises(Stop): distill(data, 'best', out=tmp_path/'run', cbs=[StopCB()], **args)
+    assert torch.equal(resume(tmp_path/'run', data, log=None).pixels, whole.pixels)
+    assert load_state(tmp_path/'run'/'checkpoint'/'state.safetensors')['at'] == 6
+
+def test_the_result_counts_the_seconds_of_the_bank_separately(data, tmp_path):
+    for name in 'first', 'second':
+        dset = distill(data, 'best', out=tmp_path/name, **TINY)
+        result = evaluate_run(tmp_path/name, data, n=1, rows=('distilled',), epochs=0, steps=2)
+        assert result['seconds']['bank'] == dset.provenance['bank']['seconds']
+    assert dset.provenance['bank']['stages'] == [4, 8] and dset.provenance['bank']['nets'] == 2
+
+def test_best_is_dream_plus_on_the_digits():
+    for ipc in 1, 10: assert recipe('best', 'digits', ipc) == recipe('dream+', 'digits', ipc)
+
+def test_the_published_weight_follows_the_images_per_class():
+    weights = [recipe('best', 'cifar10', ipc)['match'] for ipc in (1, 10)]
+    assert weights == ['statistics + 0.3*teach', 'statistics + 0.02*teach']
+    args = recipe('best', 'mnist', 1)
+    assert args['augment'] == args['bank_augment'] == 'color_crop_scale_rotate' # digits are not mirrored
+
+def test_adamw_is_that_of_torch():
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    ours = build(OPTIMISERS['adamw'], dict(lr=.1, pixel_wd=.2)).opt_func([[a]], [.1])
+    theirs = torch.optim.AdamW([b], .1, (.9, .99), weight_decay=.2)
+    for _ in range(3):
+        for p, opt in ((a, ours), (b, theirs)):
+            p.grad = torch.tensor([1., -2.])
+            opt.step()
+    assert torch.equal(a, b)
+
+def test_a_matcher_needs_to_know_its_bank(data, bank):
+    supplied = dict(data=data, view_augment=Augment(''), log=None)
+    assert len(Bank(bank.path)) == 4
+    made = make_matcher('statistics + 0.1*teach', dict(stat_images=10, teacher='next'), bank=bank, **supplied)
+    assert not made.needs_real and not made.backward
+    with pytest.raises(ValueError, match='needs several stages'):
+        make_matcher('teach', dict(teacher='next'), bank=None, **supplied)
