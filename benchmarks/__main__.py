@@ -4,6 +4,7 @@
     python -m benchmarks --also compiled,candidates --shapes mnist --growth none
     python -m benchmarks --device cuda --shapes paper,paper100 --inner 100 --growth none
                                                on a GPU: the papers' settings for CIFAR
+    python -m benchmarks gpu DATA/cifar10-jpeg on a GPU: tests, seconds and a distilled set in 8 minutes
 
 The images are random pixels. The command writes a JSON record and a plot.
 """
@@ -27,7 +28,7 @@ from dreamplus.nets.train import sgd
 from dreamplus.parts import Target
 from dreamplus.synthetic import decode
 
-from . import head, make_parser, plain
+from . import gpu, head, make_parser, plain
 
 SHAPES = dict(
     digits=dict(size=8, channels=1, images=1_257, ipc=1, factor=1, width=32, batch=32, n_data=64),
@@ -219,6 +220,7 @@ def draw(record, path):
     fig.savefig(path, dpi=90)
 
 def main():
+    if sys.argv[1:2] == ['gpu']: return gpu.main()
     parser = make_parser('benchmarks', __doc__, 'benchmarks.json')
     parser.add_argument('--shapes', default='digits,mnist,mnist_f2,cifar', help='of ' + ', '.join(SHAPES) + '; or none')
     parser.add_argument('--growth', default=','.join(GROWTH), help='of ' + ', '.join(GROWTH) + '; or none')

@@ -165,6 +165,7 @@ def test_the_result_counts_the_seconds_of_the_bank_separately(data, tmp_path):
         dset = distill(data, 'best', out=tmp_path/name, **TINY)
         result = evaluate_run(tmp_path/name, data, n=1, rows=('distilled',), epochs=0, steps=2)
         assert result['seconds']['bank'] == dset.provenance['bank']['seconds']
+        assert result['seconds']['bank_trained'] == dset.provenance['bank']['trained']
     assert dset.provenance['bank']['stages'] == [4, 8] and dset.provenance['bank']['nets'] == 2
 
 def test_best_is_dream_plus_on_the_digits():

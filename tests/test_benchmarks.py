@@ -3,14 +3,18 @@ import importlib
 import json
 import sys
 
+import benchmarks.__main__
 import pytest
 import torch
 from benchmarks import attention, digits, loading, plans
 from PIL import Image
 
+from dreamplus import recipes
 from dreamplus.judge.protocols import PROTOCOLS
 
-@pytest.mark.parametrize('name', ['__main__', 'alternatives', 'attention', 'chunks', 'digits', 'loading', 'plans'])
+MODULES = '__main__', 'alternatives', 'attention', 'chunks', 'digits', 'gpu', 'loading', 'plans'
+
+@pytest.mark.parametrize('name', MODULES)
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [name, '--help'])
     with pytest.raises(SystemExit) as end: importlib.import_module(f'benchmarks.{name}').main()
@@ -48,6 +52,18 @@ def test_loading(record, tmp_path):
         for i in range(5): Image.new('L', (8, 8), 20*i).save(tmp_path/'data'/name/f'{i}.png')
     found = record(loading, tmp_path/'data', '--later', 2)
     assert found['images'] == 10 and len(found['seconds']['later']) == 2
+
+def test_gpu(record, tmp_path, monkeypatch):
+    "On the CPU, with a bank of a few steps"
+    for name in 'ab':
+        (tmp_path/'data'/name).mkdir(parents=True)
+        for i in range(8): Image.new('L', (8, 8), 20*i).save(tmp_path/'data'/name/f'{i}.png')
+    rows = [dict(args=dict(bank_stages='2', bank_nets=1, stat_images=4, factor=2))]
+    monkeypatch.setitem(recipes.published_rows(), 'best', recipes.published_rows()['best'] + rows)
+    found = record(benchmarks.__main__, 'gpu', tmp_path/'data', '--width', 4, '--ipc', 1, '--minutes', .002, '--few', 2,
+                   '--nets', 1, '--tests', 0)
+    assert found['seconds'].keys() == {'best', 'dream+'} and min(found['seconds'].values()) > 0
+    assert [row['set'] for row in found['rows']] == ['distilled', 'random-factor'] and found['updates'] > 0
 
 def test_plans(record, monkeypatch):
     "In this process, without networks of width 128"

@@ -296,7 +296,8 @@ def evaluate_run(
     p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
     results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
     seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
-    if 'bank' in dset.provenance: seconds['bank'] = dset.provenance['bank']['seconds'] # of this run; 0 if it was there
+    if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training in all
+        seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
     result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
                   arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
                   device=str(device), rows=results, test_uses=next_use(out), seconds=seconds,
