@@ -86,6 +86,19 @@ def test_trajectories_there(data, tmp_path, method):
     with Elsewhere(): ours = distill(data, method, device=AWAY, **own)
     torch.testing.assert_close(ours.pixels, distill(data, method, device='cpu', **own).pixels, rtol=0, atol=1e-3)
 
+def test_a_bank_there(data, tmp_path):
+    "trained, with its statistics, and used: as on the CPU, and the host waits no more often for more updates"
+    def best(device, outer):
+        own = dict(width=4, factor=1, bank_nets=1, bank_stages='3,6', stat_images=20, bank_folder=f'{tmp_path}/{device}')
+        return distill(data, 'best', device=device, outer=outer, report=outer, log=None, **own)
+    with Elsewhere(): best(AWAY, 2) # which trains the bank
+    waits = []
+    for outer in 2, 3:
+        with Elsewhere() as device: ours = best(AWAY, outer)
+        waits.append(sorted(device.waits))
+    torch.testing.assert_close(ours.pixels, best('cpu', 3).pixels, rtol=0, atol=1e-3)
+    assert waits[0] == waits[1]
+
 class StopCB(Callback):
     def after_batch(self):
         if self.dls.train.at == 3: raise KeyboardInterrupt

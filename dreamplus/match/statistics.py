@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..arguments import Count
 from ..core import Key, load_state, save_state
 from ..data.core import ImageData, to_float
+from ..machine import to_device
 from .core import MATCHERS, Matcher
 from ..nets.augment import Augment
 from ..nets.bank import Bank, digest_of
@@ -34,7 +35,7 @@ def class_statistics(
     "Mean embedding of each class, and mean variance within classes, under one network"
     key, train = key or Key(), data.train
     which = torch.arange(data.n_classes*n, device=data.device)
-    starts, counts = (torch.as_tensor(t, device=data.device) for t in (train.starts, train.counts))
+    starts, counts = (to_device(t, data.device) for t in (train.starts, train.counts))
     total, square = None, torch.zeros((), device=data.device)
     for rows in which.split(batch):
         c = rows//n
