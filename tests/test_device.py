@@ -89,7 +89,8 @@ def test_trajectories_there(data, tmp_path, method):
 def test_a_bank_there(data, tmp_path):
     "trained, with its statistics, and used: as on the CPU, and the host waits no more often for more updates"
     def best(device, outer):
-        own = dict(width=4, factor=1, bank_nets=1, bank_stages='3,6', stat_images=20, bank_folder=f'{tmp_path}/{device}')
+        own = dict(width=4, factor=1, bank_nets=1, bank_stages='3,6', stat_images=20)
+        own |= dict(bank_folder=f'{tmp_path}/{device}')
         return distill(data, 'best', device=device, outer=outer, report=outer, log=None, **own)
     with Elsewhere(): best(AWAY, 2) # which trains the bank
     waits = []
