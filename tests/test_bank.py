@@ -90,6 +90,13 @@ def test_errors(data, monkeypatch, change, said):
     with pytest.raises(ValueError) as e: distill(data, 'best', **args | change)
     assert said in str(e.value)
 
+def test_a_folder_that_is_taken_is_refused_before_the_bank_is_trained(data, tmp_path):
+    (tmp_path/'notes').write_text('mine')
+    with pytest.raises(ValueError, match='files that are not of a run'): distill(data, 'best', out=tmp_path, **TINY)
+    for change in dict(eval_augment='blur'), dict(augment='blur'):
+        with pytest.raises(ValueError, match="asks for 'blur'"): distill(data, 'best', **TINY | change)
+    assert not all_banks()
+
 # Statistics
 
 def test_statistics_equal_a_loop_over_classes(data, bank):

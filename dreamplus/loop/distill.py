@@ -38,7 +38,7 @@ from ..nets.zoo import check_trainable, has_batch_norm, network
 from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss,
                              evaluation, prepare_data)
 from ..recipes import METHODS, Method, recipe
-from ..runs import new_run, open_run
+from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
 
 # %% ../../nbs/66_loop.distill.ipynb #d88c7276
@@ -181,12 +181,14 @@ def make_learner(
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
     model, classes = make_model(args, data, job['ipc']), iterations.class_batch or data.n_classes
-    supplied = dict(make=make, inner=iterations.inner, seed=seed,
-                    classes=min(classes, data.n_classes), log=log,
-                    ipc=len(model.pixels)/data.n_classes, bank=make_bank(args, data, make, log))
+    supplied = dict(make=make, inner=iterations.inner, seed=seed, classes=min(classes, data.n_classes), log=log,
+                    ipc=len(model.pixels)/data.n_classes)
+    optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
+    evaluated = build(evaluation, args, paper=method.family, **args)
+    for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # or its error
+    supplied['bank'] = make_bank(args, data, make, log) # may take minutes
     loss = make_loss(args, data, **supplied)
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
-    optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     loop = make_callbacks(args, loss, optimiser, data, **supplied)
     check_network(loss, loop, data, model)
     steps, minutes = job['budget']['steps'], job['budget']['minutes']
@@ -199,8 +201,7 @@ def make_learner(
                     metrics=list(metrics),
                     path=path or Path('.'), cbs=[*default_callbacks(), *loop, *report, *keep,
                                                  *(make_cb() for make_cb in method.cbs), *cbs])
-    learn.evaluation = build(evaluation, args, paper=method.family, **args)
-    Augment(learn.evaluation['augment']) # or its error
+    learn.evaluation = evaluated
     learn.data, learn.job, learn.clamp, learn.logger = data, job, optimiser.clamp, _silent
     learn.bank = supplied['bank']
     if metrics: loss.validate = partial(metrics[0].validate, learn)
@@ -250,6 +251,7 @@ def distill(
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
+    if out: check_new_run(out) # a network bank takes minutes
     with seeded(seed):
         learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
     if out is None: return run_learner(learn)
