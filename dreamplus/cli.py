@@ -239,12 +239,12 @@ def bank(
     set: list = None, # any argument of a part, as bank_lr=.02; can be repeated
     **given
 ):
-    "Train, extend or list the networks that `best` and other methods with networks=bank draw from"
+    "Train, extend or list the network bank that `best` draws from"
     from dreamplus.arguments import build
     from dreamplus.nets.bank import Bank, all_banks, banks_table
     if list: return print(banks_table(all_banks()))
     from dreamplus.data.sources import load_data
-    from dreamplus.loop.distill import make_bank
+    from dreamplus.loop.bank import make_bank
     from dreamplus.machine import keep_memory
     from dreamplus.nets.zoo import network
     from dreamplus.parts import prepare_data

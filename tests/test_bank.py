@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dreamplus.arguments import build
-from dreamplus.core import Key, load_state, toy_images
+from dreamplus.core import Key, load_state, save_state, toy_images
 from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import evaluate_run
@@ -14,7 +14,8 @@ from dreamplus.loop.distill import distill, distiller, resume
 from dreamplus.match.core import View, make_matcher
 from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics
 from dreamplus.nets.augment import Augment
-from dreamplus.nets.bank import Bank, BankTraining, all_banks, network_bank
+from dreamplus.loop.callbacks import LoopCB
+from dreamplus.nets.bank import Bank, BankTraining, all_banks, network_bank, network_facts
 from dreamplus.nets.zoo import ARCHS, network
 from dreamplus.parts import OPTIMISERS
 from dreamplus.recipes import recipe
@@ -97,6 +98,67 @@ def test_a_folder_that_is_taken_is_refused_before_the_bank_is_trained(data, tmp_
         with pytest.raises(ValueError, match="asks for 'blur'"): distill(data, 'best', **TINY | change)
     assert not all_banks()
 
+def test_stages_of_two_kinds_do_not_mix(data, bank, tmp_path):
+    make, where = network(data, width=8), str(tmp_path/'both')
+    network_bank(data, make, HOW, None, where, 1, '.6,.8')
+    mixed = network_bank(data, make, HOW, None, where, 1, '5,20')
+    assert [torch.equal(weights(a), weights(b)) for a, b in zip(mixed.nets, bank.nets)] == [True]*2
+
+@pytest.mark.parametrize('name', ['net000-4.json', 'net001-8.safetensors', 'net000-8-statistics'])
+def test_a_damaged_file_is_named_or_made_anew(data, tmp_path, name):
+    args = TINY | dict(bank_folder=str(tmp_path/'bank'))
+    whole = distill(data, 'best', **args)
+    [file] = (tmp_path/'bank').glob(f'{name}*')
+    file.write_bytes(file.read_bytes()[:40])
+    if 'statistics' not in name:
+        with pytest.raises(ValueError, match=f'{name} is damaged; remove it'): distill(data, 'best', **args)
+        file.unlink()
+    assert torch.equal(distill(data, 'best', **args).pixels, whole.pixels)
+
+def test_a_killed_beginning_is_no_obstacle_and_other_files_are(data, tmp_path):
+    make = network(data, width=8)
+    (tmp_path/'.lock').touch(), (tmp_path/'.bank.json.7.tmp').write_text('{')
+    network_bank(data, make, HOW, None, str(tmp_path), 1, '2')
+    (tmp_path/'other').mkdir(), (tmp_path/'other'/'notes').touch()
+    with pytest.raises(ValueError, match='holds other files'):
+        network_bank(data, make, HOW, None, str(tmp_path/'other'), 1, '2')
+
+@pytest.mark.parametrize('change', [dict(match='gradient', batch_real=4), dict(match='statistics + trajectory')],
+                         ids=str)
+def test_what_cannot_run_is_refused_before_the_bank_is_trained(data, change):
+    args = {k: v for k, v in TINY.items() if k != 'stat_images' or 'statistics' in change['match']}
+    with pytest.raises(ValueError): distill(data, 'best', **args | change)
+    assert not all_banks()
+
+def test_networks_that_diverge_are_not_kept(data):
+    with pytest.raises(ValueError, match='diverges at bank_lr=10000000000.0; use a smaller one'):
+        distill(data, 'best', **TINY | dict(bank_lr=1e10))
+    assert not [m for b in all_banks() for m in b.members]
+
+def test_attributes_and_helpers_are_part_of_a_network():
+    class Scaled(torch.nn.Linear):
+        def __init__(self, scale, act):
+            super().__init__(2, 2)
+            self.scale, self.act = scale, act
+        def forward(self, x): return self.act(super().forward(x)*self.scale)
+    def relu(x): return x.relu()
+    def tanh(x): return x.tanh()
+    facts = [network_facts(Scaled(*args))['code'] for args in ((1., relu), (1., relu), (2., relu), (1., tanh))]
+    assert facts[0] == facts[1] and len({*facts}) == 3
+
+def test_changed_weights_are_not_resumed_from(data, tmp_path):
+    args = TINY | dict(bank_folder=str(tmp_path/'bank'), outer=6, report=1)
+    class Stop(Exception): pass
+    class StopCB(LoopCB):
+        order = 200
+        def after_epoch(self):
+            if self.dls.train.at >= 3: raise Stop('here')
+    with pytest.raises(Stop): distill(data, 'best', out=tmp_path/'run', cbs=[StopCB()], **args)
+    file = tmp_path/'bank'/'net000-4.safetensors'
+    state = load_state(file)
+    save_state(file, state | dict(net={k: 1.5*v for k, v in state['net'].items()}))
+    with pytest.raises(ValueError, match='have changed since the run began'): resume(tmp_path/'run', data, log=None)
+
 # Statistics
 
 def test_statistics_equal_a_loop_over_classes(data, bank):
@@ -156,7 +218,6 @@ def test_chunks_change_nothing_but_rounding(data):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path):
     class Stop(Exception): pass
-    from dreamplus.loop.callbacks import LoopCB
     class StopCB(LoopCB):
         order = 200
         def after_epoch(self):
@@ -180,7 +241,7 @@ def test_best_is_dream_plus_on_the_digits():
 
 def test_the_published_weight_follows_the_images_per_class():
     weights = [recipe('best', 'cifar10', ipc)['match'] for ipc in (1, 10)]
-    assert weights == ['statistics + 0.3*teach', 'statistics + 0.02*teach']
+    assert weights == ['statistics + 3*teach', 'statistics + 0.02*teach']
     args = recipe('best', 'mnist', 1)
     assert args['augment'] == args['bank_augment'] == 'color_crop_scale_rotate' # digits are not mirrored
 

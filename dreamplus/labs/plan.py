@@ -27,12 +27,15 @@ from ..core import Key, seeded
 from ..data.core import ImageData
 from ..judge.evaluate import ROWS, possible_rows
 from ..judge.protocols import logits_on, protocol_args, train_fresh, training_steps
+from ..loop.bank import stand_in
 from ..loop.callbacks import LoopCB
 from ..loop.distill import make_job, make_learner, result_of
 from ..machine import peak_mib
 from ..match.statistics import class_statistics
 from ..nets.augment import augmentation
-from ..nets.bank import Bank, BankTraining, Trainee, find_bank, parse_stages
+from ..nets.bank import (Bank, BankTraining, Trainee, check_facts, find_bank,
+                                 missing_members,
+                                 parse_stages)
 from ..nets.zoo import network
 
 # %% ../../nbs/80_labs.plan.ipynb #8c9f6a8c
@@ -206,18 +209,19 @@ def bank_cost(
 ) -> Cost:
     "The cost of training the missing networks of a bank; a stage given as an accuracy counts as 1,500 steps"
     how, stages = build(BankTraining, args), parse_stages(args['bank_stages'])
-    path, _ = find_bank(data, make, how, args['bank_folder'])
-    try: there = {(m.net, m.stage) for m in Bank(path).members}
-    except ValueError: there = set()
+    path, facts = find_bank(data, make, how, args['bank_folder'])
+    there = Bank(path).members if (path/'bank.json').exists() else []
+    if there: check_facts(path, facts)
+    missing = missing_members(path, args['bank_nets'], stages)
     steps = lambda stage: stage if isinstance(stage, int) else 1500
-    nets = range(args['bank_nets'])
-    have = sum(max([steps(stage) for n, stage in there if n == k], default=0) for k in nets)
-    missing = len([1 for k in nets for s in stages if (k, s) not in there])
+    have = lambda k, last: max([m.step for m in there if m.net == k and m.step <= last], default=0)
+    ends = {k: steps(stage) for k, stage in missing} # the last missing stage of each network
     trainee = Trainee(data, make, how, 0)
-    train = cost(lambda: trainee.go(1), data.device)*max(steps(stages[-1])*len(nets) - have, 0)
+    train = cost(lambda: trainee.go(1), data.device)*sum(last - have(k,
+                                                                     last) for k, last in ends.items())
     few = partial(class_statistics, trainee.net.eval(), data, build(augmentation, args), n=2,
                   key=Key(0))
-    return train + (cost(few, data.device)*(stats/2*missing) if stats else _NOTHING)
+    return train + (cost(few, data.device)*(stats/2*len(missing)) if stats else _NOTHING)
 
 # %% ../../nbs/80_labs.plan.ipynb #3268c78a
 _CHANGE = { # part: arguments that make it cheaper
@@ -260,12 +264,9 @@ def plan(
     job = make_job(data, method, ipc, factor, 0, device, overrides)
     args, began = job['args'], time.perf_counter()
     with seeded(0), TemporaryDirectory() as folder:
-        # use an untrained network in place of the bank
-        bank = dict(bank_folder=folder, bank_nets=1,
-                    bank_stages='0') if 'bank_folder' in args else {}
-        few = dict(stat_images=2) if 'stat_images' in args else {}
-        learn = make_learner(data, job | dict(args=args | dict(outer=1, inner=2,
-                                                               report=2) | bank | few))
+        bank = 'bank_folder' in args
+        few = (stand_in(args, folder) if bank else args) | dict(outer=1, inner=2, report=2)
+        learn = make_learner(data, job | dict(args=few))
         data, loss = learn.data, learn.loss_func
         if loss.match: # the first network, without warming
             s = learn.network_cb.schedule

@@ -60,16 +60,18 @@ def bank_statistics(
     log: Callable | None = None, # Receives a line; None for silence
 ) -> list: # For each network what `class_statistics` returns
     "The statistics under each network of a bank, computed once"
-    facts, out, start = dict(augment=str(augment), n=n), [], time.monotonic()
-    for member, net in zip(bank.members, bank.nets):
+    out, start = [], time.monotonic()
+    for member, net, weights in zip(bank.members, bank.nets, bank.digests):
+        facts = dict(augment=str(augment), n=n, weights=weights)
         file = bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
-        if not file.exists():
+        try: known = {k: load_state(file)[k] for k in ('mean', 'within')}
+        except (ValueError, KeyError): # absent, or damaged
             if log:
                 log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
-            save_state(file, class_statistics(net, data, augment, n,
-                                              Key(bank.info['training']['bank_seed'],
-                                                  'statistics')))
-        out.append({k: v.to(data.device) for k, v in load_state(file).items()})
+            key = Key(bank.info['training']['bank_seed'], 'statistics')
+            known = class_statistics(net, data, augment, n, key)
+            save_state(file, known)
+        out.append({k: v.to(data.device) for k, v in known.items()})
     bank.seconds += time.monotonic() - start
     return out
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['MOST_STEPS', 'parse_stages', 'data_facts', 'network_facts', 'digest_of', 'Member', 'BankTraining', 'Trainee', 'Bank',
-           'find_bank', 'check_facts', 'network_bank', 'all_banks', 'banks_table']
+           'find_bank', 'missing_members', 'check_facts', 'network_bank', 'all_banks', 'banks_table']
 
 # %% ../../nbs/27_nets.bank.ipynb #bcaf4db6
 import hashlib
 import inspect
 import json
 import time
+import types
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,22 +52,36 @@ def data_facts(data: ImageData) -> dict: # JSON values
     return dict(digest=data.digest, held=data.held, whitened=isinstance(data, WhitenedData),
                 **constants)
 
-def _code(code):
-    "What a code object does, as JSON values"
-    inner = [_code(c) if inspect.iscode(c) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, inner]
+def _code(code, names=None):
+    "What a code object does, as JSON values; with the functions among the global `names` that it calls"
+    values = [sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts]
+    inner = [_code(c, names) if inspect.iscode(c) else repr(c) for c in values]
+    called = [(names or {}).get(name) for name in code.co_names]
+    return [code.co_code.hex(), code.co_names, inner,
+            [_code(f.__code__) for f in called if inspect.isfunction(f)]]
 
 def _methods(cls):
     "The code of the methods of a module class and its bases, without those of torch"
     own = [base for base in cls.__mro__ if not base.__module__.startswith(('torch.', 'builtins'))]
-    return [(name,
-             _code(f.__code__)) for base in own for name, f in vars(base).items() if inspect.isfunction(f)]
+    functions = [(name,
+                  f) for base in own for name, f in vars(base).items() if inspect.isfunction(f)]
+    return [(name, _code(f.__code__, f.__globals__)) for name, f in functions]
+
+def _plain(module):
+    "The attributes of a module that are numbers, texts or functions"
+    own = {k: v for k, v in vars(module).items() if k[0] != '_' and k != 'training'}
+    plain = {k: repr(v) for k, v in own.items() if isinstance(v,
+                                                              (bool, int, float, str, tuple,
+                                                               types.NoneType))}
+    return plain | {k: [v.__qualname__,
+                        _code(v.__code__)] for k, v in own.items() if inspect.isfunction(v)}
 
 def network_facts(net: nn.Module) -> dict: # JSON values
-    "What a network computes: its modules, the shapes of its parameters, and the code of its methods"
+    "What a network computes: its modules with their plain attributes, its parameters' shapes, the code of its methods"
     code = {type(m).__qualname__: _methods(type(m)) for m in net.modules()}
+    plain = {name: _plain(m) for name, m in net.named_modules()}
     shapes = [(name, *p.shape) for name, p in net.named_parameters()]
-    return dict(modules=str(net), code=digest_of([code, shapes]))
+    return dict(modules=str(net), code=digest_of([code, plain, shapes]))
 
 def digest_of(facts) -> str: # 12 hexadecimal digits
     "A digest of JSON values"
@@ -141,23 +157,31 @@ class Bank:
         if not (self.path/'bank.json').exists():
             raise ValueError(f'{self.path} holds no network bank; `dreamplus bank` makes one')
         self.info = read_json(self.path/'bank.json')
-        found = [self._member(f) for f in sorted(self.path.glob('net*.json'))]
+        if not isinstance(self.info, dict) or not {'data', 'net', 'training'} <= {*self.info}:
+            raise ValueError(
+                f'{self.path/"bank.json"} is damaged; remove the folder, and the bank is made anew')
+        found = [self._member(f) for f in sorted(self.path.glob('net[0-9]*.json'))]
         if nets is not None: found = [m for m in found if m.net < nets]
         if stages is not None: found = [m for m in found if m.stage in stages]
         self.members = sorted(found)
 
     def _member(self, file):
-        about = read_json(file)
-        return Member(**about, file=file.with_suffix('.safetensors'))
+        try: return Member(**read_json(file), file=file.with_suffix('.safetensors'))
+        except (ValueError, TypeError):
+            raise ValueError(f'{file} is damaged; remove it, and it is made anew') from None
 
     def __len__(self): return len(self.members)
 
     def load(self, make: Callable): # () -> a new network on the device
         "Read the networks into `nets`"
-        self.nets = []
+        self.nets, self.digests = [], []
         for m in self.members:
             with Key(0).seeded(): net = make()
-            net.load_state_dict(load_state(m.file)['net'])
+            try: net.load_state_dict(state := load_state(m.file)['net'])
+            except (ValueError, KeyError, RuntimeError):
+                raise ValueError(f'{m.file} is damaged; remove it, and it is made anew') from None
+            weights = b''.join(value.numpy().tobytes() for value in state.values())
+            self.digests.append(hashlib.sha256(weights).hexdigest()[:12])
             self.nets.append(net.eval())
         return self
 
@@ -180,10 +204,12 @@ class Bank:
 # %% ../../nbs/27_nets.bank.ipynb #cea69ad5
 MOST_STEPS = 20_000 # of training to an accuracy
 
-def _reach(trainee, stage):
+def _reach(trainee, stage, log):
     "Train to a stage; `ValueError` for an accuracy that is not reached"
     if isinstance(stage, int): return trainee.go(stage - trainee.step)
     while (now := trainee.accuracy()) < stage:
+        if log and trainee.step % 500 == 0 < trainee.step:
+            log(f'{trainee.step} steps, training accuracy {now:.3f}')
         if trainee.step >= MOST_STEPS: raise ValueError(
             f'bank_stages asks for a training accuracy of {stage}, but after {trainee.step} steps it is '
             f'{now:.3f}; ask for less')
@@ -196,11 +222,15 @@ def _extend(path, data, make, how, k, stages, log):
     missing = [s for s in stages if s not in there]
     if not missing: return 0.
     trainee = Trainee(data, make, how, k)
-    earlier = [m for m in done if m.stage < missing[0] and m.file.exists()]
-    if earlier: trainee.load_state_dict(load_state(earlier[-1].file))
+    alike = [m for m in done if m.file.exists() and (
+        m.step <= missing[0] if isinstance(missing[0],
+                                           int) else type(m.stage) is float and m.stage < missing[0])]
+    if alike: trainee.load_state_dict(load_state(max(alike, key=lambda m: m.step).file))
     before = trainee.seconds
     for stage in missing:
-        _reach(trainee, stage)
+        _reach(trainee, stage, log)
+        if not all(p.isfinite().all() for p in trainee.net.parameters()): raise ValueError(
+            f'network {k + 1} of the bank diverges at bank_lr={how.bank_lr}; use a smaller one')
         name, state = f'net{k:03}-{stage}', trainee.state_dict()
         save_state(path/f'{name}.safetensors', state)
         about = {key: state[key] for key in ('step', 'accuracy', 'seconds')}
@@ -220,6 +250,15 @@ def find_bank(
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
     return Path(folder) if folder else cache_folder()/'banks'/f'{Path(data.name).name}-{digest_of(facts)}', facts
 
+def missing_members(
+    path: Path, # A folder with a bank, or with none yet
+    nets: int, stages: list, # As for `Bank`
+) -> list: # Pairs of network and stage
+    "What `network_bank` has to train"
+    there = {(m.net,
+              m.stage) for m in Bank(path).members if m.file.exists()} if (path/'bank.json').exists() else ()
+    return [(k, stage) for k in range(nets) for stage in stages if (k, stage) not in there]
+
 def check_facts(path: Path, facts: dict): # A folder with `bank.json`; what it must say
     "Raise `ValueError` if a bank was made from other data, for another network or by other training"
     info = read_json(path/'bank.json')
@@ -227,7 +266,8 @@ def check_facts(path: Path, facts: dict): # A folder with `bank.json`; what it m
         for key, value in entries.items():
             used = info[part][key]
             if json.dumps(used) != json.dumps(value): raise ValueError(
-                f'{path} was made with {part} {key}={used!r}, not {value!r}; use the same, or another folder')
+                f'{path} was made with {part} {key}={str(used)[:60]!r}, not {str(value)[:60]!r}; '
+                'use the same, or another folder')
 
 # %% ../../nbs/27_nets.bank.ipynb #e7eb731d
 def network_bank(
@@ -243,11 +283,17 @@ def network_bank(
     stages = parse_stages(bank_stages)
     Augment(bank_training.bank_augment) # or its error
     path, facts = find_bank(data, make, bank_training, bank_folder)
-    if path.is_dir() and any(path.iterdir()) and not (path/'bank.json').exists() and bank_folder:
-        raise ValueError(f'{path} is not empty and holds no network bank; name another folder')
+    if path.is_file(): raise ValueError(f'bank_folder={bank_folder!r} is a file; give a folder')
+    if not missing_members(path, bank_nets, stages): # nothing is written
+        check_facts(path, facts)
+        return Bank(path, bank_nets, stages).load(make)
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path/'.lock'): # a second process waits for the first
+        for p in path.glob('.*.tmp'): p.unlink() # of a killed process
         if not (path/'bank.json').exists():
+            if any(p.name[0] != '.' for p in path.iterdir()):
+                raise ValueError(
+                    f'{path} holds other files and no network bank; use another folder')
             write_json(path/'bank.json', dict(name=data.name, versions=versions(), **facts))
         check_facts(path, facts)
         seconds = sum(_extend(path, data, make, bank_training, k, stages,
@@ -260,8 +306,12 @@ def network_bank(
 def all_banks(
     folder: Path | None = None, # None: the cache
 ) -> list: # Of `Bank`, not loaded
-    "The network banks in a folder"
-    return [Bank(p.parent) for p in sorted(((folder or cache_folder()/'banks')).glob('*/bank.json'))]
+    "The network banks in a folder; a damaged one is left out with a warning"
+    found = []
+    for p in sorted((folder or cache_folder()/'banks').glob('*/bank.json')):
+        try: found.append(Bank(p.parent))
+        except ValueError as e: warnings.warn(str(e), stacklevel=2)
+    return found
 
 def banks_table(banks: list) -> str: # Of `Bank`; Markdown
     "A row for each stage of each bank: networks, mean training accuracy, seconds of training"

@@ -151,8 +151,12 @@ class BankNetworks(NetworkSchedule):
     def begin(self, key): self.net = self.bank.nets[key.randint(0, len(self.bank))]
     def example(self): return self.bank.nets[0]
     def state_dict(self):
-        return {} if self.net is None else dict(member=self.bank.nets.index(self.net))
+        if self.net is None: return {}
+        return dict(member=self.bank.nets.index(self.net), bank=self.bank.digests)
     def load_state_dict(self, state):
-        if 'member' in state: self.net = self.bank.nets[state['member']]
+        if 'member' not in state: return
+        if state['bank'] != self.bank.digests: raise ValueError(
+            f'the networks in {self.bank.path} have changed since the run began; restore them')
+        self.net = self.bank.nets[state['member']]
 
 SCHEDULES['bank'] = BankNetworks
