@@ -205,7 +205,7 @@ def test_the_gradient_is_that_of_the_formula(data, bank):
 def test_what_draws_from_a_bank(data, method, change):
     looks = method == 'best' and 'statistics' in change.get('match', 'statistics')
     own = {k: v for k, v in TINY.items() if looks or k != 'stat_images'}
-    if method != 'best': own |= dict(batch_real=8)
+    if method != 'best': own |= dict(batch_real=8) | (dict(inner=2) if method == 'dream+' else {})
     learn = distiller(data, method, **{k: v for k, v in (own | change).items() if k != 'log'})
     before = learn.model.pixels.detach().clone()
     with learn.no_bar(): learn.fit(learn.dls.train.epochs)
