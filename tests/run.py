@@ -26,7 +26,8 @@ gc.freeze()
 from nbdev.test import nbdev_test
 nbdev_test(n_workers=0, do_print=True, timing=True)
 """
-LATER = 'tests/test_study.py', 'tests/test_zoo.py' # after the notebooks, so that both processes end at about the same time
+# after the notebooks, so that both processes end at about the same time
+LATER = 'tests/test_study.py', 'tests/test_zoo.py'
 
 def main():
     pytest = sys.executable, '-m', 'pytest', *sys.argv[1:]
