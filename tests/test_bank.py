@@ -123,11 +123,11 @@ def test_a_killed_beginning_is_no_obstacle_and_other_files_are(data, tmp_path):
     with pytest.raises(ValueError, match='holds other files'):
         network_bank(data, make, HOW, None, str(tmp_path/'other'), 1, '2')
 
-@pytest.mark.parametrize('change', [dict(match='gradient', batch_real=4), dict(match='statistics + trajectory')],
-                         ids=str)
-def test_what_cannot_run_is_refused_before_the_bank_is_trained(data, change):
+@pytest.mark.parametrize('change, said', [(dict(match='gradient', batch_real=4), 'shared_draw=False is for matchers'),
+                                          (dict(match='statistics + trajectory'), 'experts=None')], ids=str)
+def test_what_cannot_run_is_refused_before_the_bank_is_trained(data, change, said):
     args = {k: v for k, v in TINY.items() if k != 'stat_images' or 'statistics' in change['match']}
-    with pytest.raises(ValueError): distill(data, 'best', **args | change)
+    with pytest.raises(ValueError, match=said): distill(data, 'best', **args | change)
     assert not all_banks()
 
 def test_networks_that_diverge_are_not_kept(data):

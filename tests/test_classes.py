@@ -167,11 +167,11 @@ def test_shown_images_of_a_class():
 # Many classes
 
 def many(method, args):
-    "Peak memory in MiB of 2 inner iterations on 1,000 classes at 32 pixels"
+    "Peak memory in MiB of 2 inner iterations on 1,000 classes at 32 pixels; all at once take 1.5 to 3.7 GiB"
     torch.manual_seed(0)
     x, y = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8), torch.arange(1000).repeat_interleave(2)
     data = load_data((x, y), test=(x[::2], y[::2]))
-    args |= dict(class_batch=100, width=32, factor=1, start='random', batch_real=1)
+    args |= dict(class_batch=100, chunk=0, width=32, factor=1, start='random', batch_real=1)
     dset = distill(data, method, device='cpu', steps=2, log=None, **args)
     assert dset.pixels.shape == (1000, 3, 32, 32) and dset.provenance['steps'] == 2
     return peak_mib(torch.device('cpu'))

@@ -187,6 +187,10 @@ class ImageData(Movable):
         "Mean 0 and standard deviation 1 for each channel"
         return (x - self.mean)/self.std
 
+    def batch(self, i: torch.Tensor): # Positions (B,) in the training split
+        "Normalised training images (B,ch,h,w) and their labels, to train a network on"
+        return self.normalize(to_float(self.train.x[i])), self.train.y[i]
+
     def __repr__(self):
         parts = ', '.join(f'{len(s)} {k}' for k in ('train', 'valid',
                                                     'test') if (s := getattr(self, k)))

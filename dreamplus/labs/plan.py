@@ -116,7 +116,7 @@ def _selection_work(learn, inner): # inner: inner iterations under one network
 def _training_work(learn, inner):
     "(name, function, times) of training the matching network"
     nets, s = learn.network_cb, learn.network_cb.schedule
-    step = lambda: s.train(s.batch_of, s.stream, 1)
+    step = lambda: s.train(s.data.batch, s.stream, 1)
     if steps := getattr(s, 'warm_steps', 0): yield 'warming the network', step, steps
     after, times = lambda: s.after_update(nets.images, Key(0)), inner - 1
     if hasattr(s, 'steps'): after, times = step, s.steps*times

@@ -18,10 +18,10 @@ from torch.nn.utils import parameters_to_vector
 
 from ..arguments import Count, Natural, NonNegative, arguments
 from ..core import load_state, read_json, save_state, seeded, write_json
-from ..data.core import ImageData, to_float
-from ..data.whiten import WhitenedData
+from ..data.core import ImageData
 from ..machine import versions
 from ..nets.augment import DSA, Augment
+from ..nets.bank import data_facts
 from ..nets.train import Stream, sgd, train
 from ..nets.zoo import create_net
 from ..runs import RunFolder
@@ -49,24 +49,17 @@ def train_expert(
     decay: bool = False, # Divide lr by 10 after epoch epochs//2 + 1, counted from 0
 ) -> tuple[torch.Tensor, torch.Tensor]: # Trajectory (epochs+1,P), mean loss of each epoch (epochs,)
     "The weights of `net` before training and after each epoch (MTT's buffer)"
-    get = lambda i: (data.normalize(to_float(data.train.x[i])), data.train.y[i])
     stream, opt = Stream(len(data.train), batch, data.device, tail=True), sgd(net, lr, 0, 0)
     tau, losses, one = [to_vector(net)], [], Augment(augment, 'one')
     for epoch in range(epochs):
         falls = (0,) if decay and epoch == epochs//2 + 2 else ()
         steps = math.ceil(stream.n/stream.size)
-        loss = train(net, opt, get, stream, steps, one, milestones=falls, gamma=.1)
+        loss = train(net, opt, data.batch, stream, steps, one, milestones=falls, gamma=.1)
         losses.append(torch.stack(loss).mean())
         tau.append(to_vector(net))
     return torch.stack(tau), torch.stack(losses)
 
 # %% ../../nbs/46_match.experts.ipynb #f9936e8f
-def _source(data):
-    "The properties of data that trajectories depend on: images, validation split and normalisation"
-    constants = {k: getattr(data, k).flatten().tolist() for k in ('mean', 'std')}
-    white = isinstance(data, WhitenedData)
-    return dict(digest=data.digest, held=data.held, whitened=white, **constants)
-
 class Experts:
     "The trajectories in a folder; `ValueError` if it holds none"
     def __init__(self, path: str | Path): # A folder that train_experts wrote
@@ -104,7 +97,7 @@ class Experts:
         if net is not None and str(net) != str(own):
             raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}; '
                              'use this network, or other experts')
-        for part, given in dict(data=_source(data), training=training).items():
+        for part, given in dict(data=data_facts(data), training=training).items():
             for key, value in given.items():
                 if (used := self.info[part].get(key)) != value:
                     raise ValueError(f'{self.path} was made with {part} {key}={used!r}, not {value!r}; '
@@ -141,7 +134,7 @@ def train_experts(
     with seeded(seed): example = create_net(**net)
     there = (path/'experts.json').exists()
     if there: Experts(path).check(data, example, seed=seed, **training)
-    info = dict(versions=versions(), data=dict(name=data.name, **_source(data)), net=net,
+    info = dict(versions=versions(), data=dict(name=data.name, **data_facts(data)), net=net,
                 training=dict(seed=seed, **training))
     with _folder(path, there) as run:
         if not there: write_json(run/'experts.json', info)

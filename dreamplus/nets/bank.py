@@ -24,7 +24,7 @@ from torch import nn
 
 from ..arguments import Count, Momentum, Natural, NonNegative, Share
 from ..core import Key, load_state, read_json, save_state, write_json
-from ..data.core import ImageData, to_float
+from ..data.core import ImageData
 from ..data.whiten import WhitenedData
 from ..machine import cache_folder, versions
 from .augment import Augment
@@ -120,23 +120,19 @@ class Trainee:
         self.stream = Stream(len(data.train), how.bank_batch, data.device)
         self.augment, self.step, self.seconds = Augment(how.bank_augment), 0, 0.
 
-    def get(self, i): # Positions (B,)
-        "Normalised real images (B,ch,h,w) and their labels"
-        return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
-
     def go(self, steps: int):
         "Train for some steps"
         start = time.monotonic()
         for step in range(self.step, self.step + steps):
             with self.key.at(step).seeded():
-                train(self.net, self.opt, self.get, self.stream, 1, self.augment, self.mix)
+                train(self.net, self.opt, self.data.batch, self.stream, 1, self.augment, self.mix)
         self.step, self.seconds = self.step + steps, self.seconds + time.monotonic() - start
 
     def accuracy(self) -> float:
         "Share of up to 1,000 real training images, spread over the classes, that are classified correctly"
         i = torch.linspace(0, len(self.data.train) - 1, min(len(self.data.train), 1000),
                            device=self.data.device).long()
-        return accuracy(self.net, lambda at: self.get(i[at]), len(i))
+        return accuracy(self.net, lambda at: self.data.batch(i[at]), len(i))
 
     def state_dict(self):
         about = dict(step=self.step, seconds=self.seconds, accuracy=self.accuracy())

@@ -93,17 +93,13 @@ class RealNetworks(NetworkSchedule):
         trained = args['n_data'] and args['inner'] > 1 or args['warm_epochs']
         return reasons | ({} if trained else dict(compiled='its networks are not trained'))
 
-    def batch_of(self, i: torch.Tensor): # Positions (B,)
-        "Normalised real images (B,ch,h,w) and their labels"
-        return self.data.normalize(to_float(self.data.train.x[i])), self.data.train.y[i]
-
     def begin(self, key):
         with key.seeded():
             self.new()
-            self.train(self.batch_of, self.stream, self.warm_steps)
+            self.train(self.data.batch, self.stream, self.warm_steps)
 
     def after_update(self, images, key):
-        with key.seeded(): self.train(self.batch_of, self.stream, self.steps)
+        with key.seeded(): self.train(self.data.batch, self.stream, self.steps)
 
     def state_dict(self): return super().state_dict() | dict(stream=self.stream.state_dict())
     def load_state_dict(self, state):
