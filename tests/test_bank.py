@@ -12,7 +12,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.loop.distill import distill, distiller, resume
 from dreamplus.match.core import View, make_matcher
-from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics
+from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics, waves
 from dreamplus.nets.augment import Augment
 from dreamplus.loop.callbacks import LoopCB
 from dreamplus.nets.bank import Bank, BankTraining, all_banks, network_bank, network_facts
@@ -161,21 +161,36 @@ def test_changed_weights_are_not_resumed_from(data, tmp_path):
 
 # Statistics
 
-def test_statistics_equal_a_loop_over_classes(data, bank):
+@pytest.mark.parametrize('statistic, numbers', [
+    ('embedding', lambda net, x: [net.embed(x)]), ('blocks', lambda net, x: [f.flatten(1) for f in net.features(x)]),
+    ('squares', lambda net, x: [net.embed(x), net.embed(x)**2])])
+def test_statistics_equal_a_loop_over_classes(data, bank, statistic, numbers):
     net, train = bank.nets[3], data.train
-    found = class_statistics(net, data, Augment(''), n=30, key=Key(0))
-    with torch.no_grad(): each = [net.embed(data.normalize(to_float(x))) for x in train.x.split(train.counts)]
-    torch.testing.assert_close(found['mean'], torch.stack([e.mean(0) for e in each]))
-    within = torch.stack([(e - e.mean(0)).pow(2).sum(1).mean() for e in each]).mean()
-    torch.testing.assert_close(found['within'], within, rtol=1e-4, atol=0)
+    found = class_statistics(net, data, Augment(''), 30, Key(0), statistic=statistic)
+    with torch.no_grad(): each = [numbers(net, data.normalize(to_float(x))) for x in train.x.split(train.counts)]
+    for part, classes in zip(found, zip(*each), strict=True):
+        torch.testing.assert_close(part['mean'], torch.stack([e.mean(0) for e in classes]))
+        within = torch.stack([(e - e.mean(0)).pow(2).sum(1).mean() for e in classes]).mean()
+        torch.testing.assert_close(part['within'], within, rtol=1e-4, atol=0)
+
+def test_waves_tell_directions(data, bank):
+    x = data.normalize(to_float(data.test.x[:12])).unflatten(0, (3, 4))
+    [near], [other] = (waves(View(bank.nets[3], x[i:i + 1, :1], torch.zeros(1))) for i in (0, 1))
+    assert near.shape == (1, 1, 1024) and not torch.allclose(near, other, atol=.1)
+    e = bank.nets[3].embed(x[0, :1])
+    angles = 2*F.normalize(e, dim=1)@Key(0, 'waves').randn(e.shape[1], 512)
+    torch.testing.assert_close(near[0], torch.cat([angles.cos(), angles.sin()], 1))
 
 def test_statistics_do_not_depend_on_the_batch(data, bank):
-    one, other = (class_statistics(bank.nets[0], data, Augment('color_crop'), 40, Key(3), batch) for batch in (500, 7))
+    under = lambda batch: class_statistics(bank.nets[0], data, Augment('color_crop'), 40, Key(3), batch)
+    [one], [other] = under(500), under(7)
     for k in one: torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-5)
 
 def test_statistics_are_kept_for_each_augmentation(data, bank):
     a, b, again = (bank_statistics(bank, data, Augment(ops), 20) for ops in ('crop', 'color', 'crop'))
-    assert torch.equal(a[0]['mean'], again[0]['mean']) and not torch.equal(a[0]['mean'], b[0]['mean'])
+    means = [found[0][0]['mean'] for found in (a, b, again)]
+    assert torch.equal(means[0], means[2]) and not torch.equal(means[0], means[1])
+    assert len(bank_statistics(bank, data, Augment('crop'), 20, statistic='squares')[0]) == 2
 
 def test_a_loss_of_one_class_is_that_of_all(data, bank):
     match = StatisticsMatcher(data, bank, Augment(''), None, 20) + .3*TeachMatcher(bank, 'last')
@@ -184,13 +199,15 @@ def test_a_loss_of_one_class_is_that_of_all(data, bank):
     for c in range(3):
         torch.testing.assert_close(match(None, View(bank.nets[0], x[c:c + 1], y[c:c + 1])), whole[c:c + 1])
 
-def test_the_gradient_is_that_of_the_formula(data, bank):
-    known, x, y = bank_statistics(bank, data, Augment(''),
-                                  20)[1], torch.randn(3, 4, 1, 8, 8, requires_grad=True), torch.arange(3)
-    net, match = bank.nets[1], StatisticsMatcher(data, bank, Augment(''), None, 20) + .5*TeachMatcher(bank)
+@pytest.mark.parametrize('statistic, function', [('embedding', lambda e: [e]), ('squares', lambda e: [e, e**2])])
+def test_the_gradient_is_that_of_the_formula(data, bank, statistic, function):
+    known = bank_statistics(bank, data, Augment(''), 20, statistic=statistic)[1]
+    x, y = torch.randn(3, 4, 1, 8, 8, requires_grad=True), torch.arange(3)
+    net, match = bank.nets[1], StatisticsMatcher(data, bank, Augment(''), None, 20, statistic) + .5*TeachMatcher(bank)
     slow = 0
     for c in range(3):
-        slow = slow + (net.embed(x[c]).mean(0) - known['mean'][c]).pow(2).sum()/known['within']
+        for e, k in zip(function(net.embed(x[c])), known, strict=True):
+            slow = slow + (e.mean(0) - k['mean'][c]).pow(2).sum()/k['within']/len(known)
         slow = slow + .5*F.cross_entropy(net(x[c]), torch.full((4,), c))
     ours = match(None, View(net, x, y)).sum()
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, slow)))
