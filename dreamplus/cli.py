@@ -307,7 +307,7 @@ def study(
     starts: str = 'random,k-means', # where the images begin
     samplers: str = 'random,representative', # how real images are chosen
     matches: str = 'gradient,bidirectional', # what is compared
-    warms: str = '0,1,3', # epochs on real data that each network gets first
+    warms: str = '0,1,3', # epochs on real data that each network gets first; bank: a network bank
     ipc: int = 1, # images per class
     factor: int = None, # a stored image decodes to FACTOR*FACTOR; default: the recipe's
     nets: int = 2, # fresh networks at each report

@@ -87,7 +87,8 @@ def read_numbers(text: str, kind=int) -> tuple:
         raise ValueError(f'{text!r} is not a list of {whole}numbers; write 0,1,2') from None
 
 def read_epochs(text: str):
-    "A number of epochs: whole where it is whole"
+    "A number of epochs, whole where it is whole; or `bank`"
+    if text == 'bank': return text
     return int(value) if (value := float(text)).is_integer() else value
 
 def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that they are for

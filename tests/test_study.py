@@ -67,6 +67,14 @@ def test_records_are_the_factorial(done):
     assert [p['outer'] for p in records[0]['points']] == [0, 1, 2]
     assert all(a['seconds'] < b['seconds'] for r in records for a, b in zip(r['points'], r['points'][1:]))
 
+def test_a_network_bank_in_place_of_warming(data, tmp_path, monkeypatch):
+    monkeypatch.setenv('DREAMPLUS_CACHE', str(tmp_path/'cache'))
+    asked = ONE | dict(warms=(0, 'bank')) | QUICK | dict(bank_stages='3', bank_nets=1)
+    fresh, bank = study(data, tmp_path/'study', **asked)
+    assert (fresh['warm'], bank['warm']) == (0, 'bank') and bank['bank_seconds'] > 0 and 'bank_seconds' not in fresh
+    assert fresh['points'][0]['acc'] == bank['points'][0]['acc'] and fresh['oscillation'] != bank['oscillation']
+    assert [e['levels'] for e in effects([fresh, bank])] == ['bank instead of 0']
+
 def test_a_subset_is_other_data(data, tmp_path):
     "A study of a subset trains on that many images, says so, and is not continued with all images"
     [r] = study(data, tmp_path, images=20, valid=.25, **ONE, **QUICK)

@@ -83,8 +83,9 @@ def _check_levels(warms, overrides, **counts):
     for name, value in counts.items():
         if value is not None and value < 1: raise ValueError(f'{name}={value!r} must be at least 1')
     for warm in warms:
-        if not 0 <= warm < math.inf: raise ValueError(f'{warm=} must be at least 0 epochs')
-    for name in {'start', 'sampler', 'match', 'warm_epochs'} & {*overrides}:
+        if warm != 'bank' and not (isinstance(warm, int | float) and 0 <= warm < math.inf):
+            raise ValueError(f'{warm=} must be at least 0 epochs, or bank')
+    for name in {'start', 'sampler', 'match', 'warm_epochs', 'networks'} & {*overrides}:
         raise ValueError(f'{name}={overrides[name]!r} is an ingredient of the study; give its levels instead')
 
 # %% ../../nbs/84_labs.study.ipynb #5c6a7489
@@ -105,7 +106,9 @@ def _header(data, device, levels, fixed, overrides):
 def _changes(data, setting, fixed, overrides):
     "The overrides of one run: its levels, and other arguments that have an effect with them"
     levels = {k: setting[k] for k in ('start', 'sampler', 'match')}
-    levels |= dict(warm_epochs=setting['warm'], outer=fixed['outer'])
+    warm = setting['warm']
+    levels |= dict(networks='bank') if warm == 'bank' else dict(warm_epochs=warm)
+    levels['outer'] = fixed['outer']
     own = recipe('dream+', data.name, fixed['ipc'], fixed['factor'], **levels)
     every = {name for part in all_parts().values() for name in arguments(part)}
     return levels | {k: v for k, v in overrides.items() if k in own or k not in every}
@@ -124,10 +127,11 @@ def _measure(data, setting, job, fixed, overrides):
     metric = ValidAccuracy(nets=fixed['nets'], epochs=0, steps=fixed['steps'])
     changes = _changes(data, setting | dict(start='random'), fixed, overrides) # TraceCB sets the initial images
     changes['report'] = fixed['every']*inner
-    distill(data, 'dream+', fixed['ipc'], fixed['factor'], seed=setting['seed'], device=fixed['device'],
-            cbs=[trace], metrics=[metric], log=None, **changes)
+    dset = distill(data, 'dream+', fixed['ipc'], fixed['factor'], seed=setting['seed'], device=fixed['device'],
+                   cbs=[trace], metrics=[metric], log=None, **changes)
+    bank = dict(bank_seconds=dset.provenance['bank']['seconds']) if 'bank' in dset.provenance else {}
     points = [dict(outer=p.pop('step')/inner, **p) for p in trace.points]
-    return setting | dict(points=points) | steadiness(torch.stack(trace.losses), torch.stack(trace.norms), inner)
+    return setting | bank | dict(points=points) | steadiness(torch.stack(trace.losses), torch.stack(trace.norms), inner)
 
 # %% ../../nbs/84_labs.study.ipynb #b021a51a
 def load_study(
@@ -146,7 +150,7 @@ def study(
     outer: int = 20, every: int = 2, # Outer iterations of each run; between two reports
     starts=LEVELS['start'], samplers=LEVELS['sampler'], # As in distill
     matches=LEVELS['match'], # As in distill
-    warms=LEVELS['warm'], # Epochs on real data for which each network is trained first
+    warms=LEVELS['warm'], # Epochs on real data for which each network is trained first, or bank
     ipc: int = 1, factor: int | None = None, # As in distill
     nets: int = 2, steps: int = 200, # Networks at each report; SGD steps of each
     valid: float = .2, # Fraction of each class of train for the validation split
@@ -218,7 +222,7 @@ _PLAIN = tuple(levels[0] for levels in LEVELS.values())
 
 def _sorted_levels(records, name):
     "The levels of an ingredient in the records: first those of `LEVELS`, then others"
-    known = [*LEVELS[name], *sorted({r[name] for r in records} - {*LEVELS[name]})]
+    known = [*LEVELS[name], *sorted({r[name] for r in records} - {*LEVELS[name]}, key=str)]
     return [v for v in known if any(r[name] == v for r in records)]
 
 def _settings(records):
@@ -306,7 +310,8 @@ def plot_study(
         (_, acc, std), x = _curve(own), _curve(own, axis)[1]
         ax.plot(x, 100*acc, styles.get(match, ':'), c=c, label=f'{sampler}, {match}')
         ax.fill_between(x, 100*(acc - std), 100*(acc + std), color=c, alpha=.12, lw=0)
-        ax.set_title(f'{start} start, {warm:g} warm epochs', fontsize=11)
+        networks = 'network bank' if warm == 'bank' else f'{warm:g} warm epochs'
+        ax.set_title(f'{start} start, {networks}', fontsize=11)
     fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds', fontsize=11)
     fig.supylabel('validation accuracy, %', fontsize=11)
     entries = {label: h for ax in axs.flat for h, label in zip(*ax.get_legend_handles_labels())}

@@ -1,0 +1,65 @@
+"""What makes `best`: its recipe with one change at a time, scored on a held-out tenth of the training images.
+
+    python -m benchmarks.best cifar10-jpeg --root FOLDER --ipc 10 --steps 205
+
+The test split is not used. The command adds what is missing to an existing record.
+"""
+import copy
+from pathlib import Path
+
+from dreamplus.core import read_json, write_json
+from dreamplus.data.sources import load_data
+from dreamplus.judge.evaluate import score
+from dreamplus.loop.distill import distill
+from dreamplus.machine import keep_memory
+from dreamplus.match.core import match_terms
+from dreamplus.recipes import recipe
+
+from . import head, make_parser
+
+# `teach` multiplies the weight of the teacher; everything else is an argument of `distill`
+CHANGES = [{}, dict(teach=0), dict(teach=1/3), dict(teach=3), dict(teacher='same'),
+           dict(bank_nets=1), dict(bank_nets=6), dict(bank_stages='450'), dict(bank_stages='1500'),
+           dict(lr=5e-3), dict(lr=.02), dict(lr_schedule='constant'), dict(start='random'), dict(start_candidates=500),
+           dict(statistic='blocks'), dict(statistic='squares'), dict(statistic='waves'), dict(label_lr=.01),
+           dict(factor=1), dict(factor=3)]
+
+def overrides(change, data, ipc):
+    "A change as arguments of `distill`"
+    if 'teach' not in change: return change
+    terms = match_terms(recipe('best', data.name, ipc)['match'])
+    scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in terms]
+    return dict(match=' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w))
+
+def measure(data, change, seed, a):
+    "Accuracies of one set, and what it cost"
+    held = data.hold_out(.1, 0)
+    dset = distill(held, 'best', a.ipc, seed=seed, steps=a.steps, width=a.width, log=None, **overrides(change, data, a.ipc))
+    scored = copy.copy(held)
+    scored.test = held.valid
+    [row] = score(dset, scored, n=a.nets, rows=('distilled',), seed=1000*seed)
+    made = dset.provenance
+    return dict(change=change, seed=seed, accs=row['accs'], steps=made['steps'], seconds=made['seconds'],
+                bank_seconds=made['bank']['seconds'])
+
+def main():
+    parser = make_parser('benchmarks.best', __doc__, 'study-best.json')
+    parser.add_argument('data', help='as in `dreamplus distill`')
+    parser.add_argument('--root', help='folder of the data')
+    for name, default, text in (('ipc', 10, 'images per class'), ('steps', 205, 'inner iterations'), ('width', 32, 'of the networks'),
+                                ('nets', 2, 'networks for each accuracy'), ('first', len(CHANGES), 'so many changes only')):
+        parser.add_argument(f'--{name}', type=int, default=default, help=f'{text} [{default}]')
+    parser.add_argument('--seeds', default='0,1,2', help='[0,1,2]')
+    a = parser.parse_args()
+    data, seeds = load_data(a.data, **dict(root=a.root) if a.root else {}), [*map(int, a.seeds.split(','))]
+    keep_memory()
+    cells = read_json(a.out)['cells'] if Path(a.out).exists() else []
+    record = head({data.name: data.digest}, seeds) | {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets')}
+    for change in CHANGES[:a.first]:
+        for seed in seeds:
+            if any(c['change'] == change and c['seed'] == seed for c in cells): continue
+            cells.append(measure(data, change, seed, a))
+            print(cells[-1], flush=True)
+            write_json(a.out, record | dict(cells=cells))
+
+if __name__ == '__main__': main()
