@@ -23,6 +23,8 @@ CHANGES = [{}, dict(teach=0), dict(teach=1/3), dict(teach=3), dict(teacher='same
            dict(lr=5e-3), dict(lr=.02), dict(lr_schedule='constant'), dict(start='random'), dict(start_candidates=500),
            dict(statistic='blocks'), dict(statistic='squares'), dict(statistic='waves'), dict(label_lr=.01),
            dict(factor=1), dict(factor=3)]
+NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
+               nets=(2, 'networks for each accuracy'), first=(len(CHANGES), 'so many changes only'))
 
 def overrides(change, data, ipc):
     "A change as arguments of `distill`"
@@ -34,7 +36,8 @@ def overrides(change, data, ipc):
 def measure(data, change, seed, a):
     "Accuracies of one set, and what it cost"
     held = data.hold_out(.1, 0)
-    dset = distill(held, 'best', a.ipc, seed=seed, steps=a.steps, width=a.width, log=None, **overrides(change, data, a.ipc))
+    own = dict(width=a.width) | overrides(change, data, a.ipc)
+    dset = distill(held, 'best', a.ipc, seed=seed, steps=a.steps, log=None, **own)
     scored = copy.copy(held)
     scored.test = held.valid
     [row] = score(dset, scored, n=a.nets, rows=('distilled',), seed=1000*seed)
@@ -46,12 +49,12 @@ def main():
     parser = make_parser('benchmarks.best', __doc__, 'study-best.json')
     parser.add_argument('data', help='as in `dreamplus distill`')
     parser.add_argument('--root', help='folder of the data')
-    for name, default, text in (('ipc', 10, 'images per class'), ('steps', 205, 'inner iterations'), ('width', 32, 'of the networks'),
-                                ('nets', 2, 'networks for each accuracy'), ('first', len(CHANGES), 'so many changes only')):
+    for name, (default, text) in NUMBERS.items():
         parser.add_argument(f'--{name}', type=int, default=default, help=f'{text} [{default}]')
     parser.add_argument('--seeds', default='0,1,2', help='[0,1,2]')
     a = parser.parse_args()
     data, seeds = load_data(a.data, **dict(root=a.root) if a.root else {}), [*map(int, a.seeds.split(','))]
+    if 'bank_nets' not in recipe('best', data.name, a.ipc): parser.error(f'`best` uses no network bank on {data.name}')
     keep_memory()
     cells = read_json(a.out)['cells'] if Path(a.out).exists() else []
     record = head({data.name: data.digest}, seeds) | {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets')}

@@ -224,6 +224,8 @@ def test_budgets():
     done(*TINY[:3], *TINY[5:], '--minutes', '.005', '--out', 'minutes')
     made = read_json('minutes/distilled.json')['provenance']
     assert .3 <= made['seconds'] < 10 and made['steps'] == read_history('minutes')[-1]['step']
+    done(*TINY[:3], *TINY[5:], '--minutes', '1e-9', '--out', 'short') # the initial images take longer than that
+    assert [row['step'] for row in read_history('short')] == [1]
 
 # Help
 

@@ -104,7 +104,8 @@ class BudgetCB(LoopCB):
             # after_batch makes a report after each 1/10 of the time
             self.dls.train.report = self.dls.train.total
         self.last = self.learn.clock_cb.seconds
-        if self.spent(): raise CancelFitException # a resumed run may be complete already
+        # a resumed run may be complete already; a new run makes at least one inner iteration
+        if self.dls.train.at and self.spent(): raise CancelFitException
 
     def after_batch(self):
         if not self.seconds: return
