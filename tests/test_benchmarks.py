@@ -6,13 +6,14 @@ import sys
 import benchmarks.__main__
 import pytest
 import torch
-from benchmarks import attention, digits, loading, plans
+from benchmarks import attention, best, digits, loading, plans
 from PIL import Image
 
 from dreamplus import recipes
+from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
 
-MODULES = '__main__', 'alternatives', 'attention', 'chunks', 'digits', 'gpu', 'loading', 'plans'
+MODULES = '__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'plans'
 
 @pytest.mark.parametrize('name', MODULES)
 def test_help(name, monkeypatch, capsys):
@@ -53,14 +54,29 @@ def test_loading(record, tmp_path):
     found = record(loading, tmp_path/'data', '--later', 2)
     assert found['images'] == 10 and len(found['seconds']['later']) == 2
 
-def test_gpu(record, tmp_path, monkeypatch):
-    "On the CPU, with a bank of a few steps"
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "Images of 2 classes, on which `best` has a bank of a few steps"
     for name in 'ab':
         (tmp_path/'data'/name).mkdir(parents=True)
-        for i in range(8): Image.new('L', (8, 8), 20*i).save(tmp_path/'data'/name/f'{i}.png')
+        for i in range(10): Image.new('L', (8, 8), 20*i).save(tmp_path/'data'/name/f'{i}.png')
     rows = [dict(args=dict(bank_stages='2', bank_nets=1, stat_images=4, factor=2))]
     monkeypatch.setitem(recipes.published_rows(), 'best', recipes.published_rows()['best'] + rows)
-    found = record(benchmarks.__main__, 'gpu', tmp_path/'data', '--width', 4, '--ipc', 1, '--minutes', .002, '--few', 2,
+    return tmp_path/'data'
+
+def test_best(record, folder, monkeypatch):
+    "A change is an override; an existing record is completed"
+    options = folder, '--ipc', 1, '--steps', 1, '--width', 4, '--nets', 1, '--seeds'
+    monkeypatch.setattr(best, 'CHANGES', [dict(teach=0), dict(bank_nets=2)])
+    first = record(best, *options, '0')
+    both = record(best, *options, '0,1')
+    assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
+    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 9*teach')
+    with pytest.raises(SystemExit): record(best, 'digits')
+
+def test_gpu(record, folder):
+    "On the CPU, with a bank of a few steps"
+    found = record(benchmarks.__main__, 'gpu', folder, '--width', 4, '--ipc', 1, '--minutes', .002, '--few', 2,
                    '--nets', 1, '--tests', 0)
     assert found['seconds'].keys() == {'best', 'dream+'} and min(found['seconds'].values()) > 0
     assert [row['set'] for row in found['rows']] == ['distilled', 'random-factor'] and found['updates'] > 0
