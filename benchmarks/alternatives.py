@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from sklearn.cluster import KMeans
+from torch import nn
 from torch.nn import functional as F
 
 from dreamplus.choose.kmeans import kmeans, representatives
@@ -115,6 +116,49 @@ def choosing(data, ways, width):
         print('choosing', way, out[way], flush=True)
     return out
 
+def plainly_pooled(net):
+    "A copy whose pooling is torch's: compiled, the second derivatives of ours would be wrong"
+    net = copy.deepcopy(net)
+    for block in net.blocks: block.pool = nn.AvgPool2d(2)
+    return net
+
+def by_transforms(learn, to):
+    "The gradient of the pixels by torch.func inside one compiled function, called class by class"
+    match, net = learn.loss_func.match, plainly_pooled(to.net)
+    weights, distance = {k: p.detach() for k, p in net.named_parameters()}, match.matcher.parts[0].distance
+    convs, embed = [k for k, p in weights.items() if p.ndim > 2], Embeds(net)
+    last = weights['classifier.weight'], weights['classifier.bias']
+    def found(x, y, weights): # embeddings (N,D), gradients [(1,...)]
+        def loss(own):
+            e = torch.func.functional_call(embed, {f'net.{k}': p for k, p in (weights | own).items()}, (x,))
+            return F.cross_entropy(F.linear(e, *last), y.expand(len(x))), e
+        grads, e = torch.func.grad(loss, has_aux=True)({k: weights[k] for k in convs})
+        return e, [g[None] for g in grads.values()]
+    def value(x, y, weights, real):
+        e, grads = found(x, y, weights)
+        return (distance(e.mean(0)[None], real[0].mean(0)[None]) + sum(map(distance, grads, real[1]))).sum()
+    look, change = torch.compile(found), torch.compile(torch.func.grad(value))
+    def step():
+        shown, pixels = learn.model(to.classes.index), learn.model.pixels
+        x, rows = shown.detach().unflatten(0, (len(to.counts), -1)), learn.data.train.x[to.real]
+        def see(x, c):
+            draw = {k: v[c:c + 1] for k, v in to.draw.items()}
+            return match.augment(learn.data.normalize(x)[None], draw)[0]
+        def of(c):
+            real = look(see(to_float(rows[c]), c), to.classes.index[c], weights)
+            own = x[c].clone().requires_grad_()
+            seen = see(own, c)
+            return torch.autograd.grad(seen, own, change(seen.detach(), to.classes.index[c], weights, real))[0]
+        return torch.autograd.grad(shown, pixels, torch.cat([of(c) for c in range(len(x))]))[0]
+    return step
+
+class Embeds(nn.Module):
+    "A network whose output is its embedding"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x): return self.net.embed(x)
+
 def matching(data, ways, width):
     "Seconds of a step for ten images a class, and how far from ours the gradient of the pixels is"
     own = dict(ipc=IPC, factor=1, width=width, batch=KEPT, n_data=500, inner=10)
@@ -124,8 +168,11 @@ def matching(data, ways, width):
         with torch.autocast(data.device.type, torch.bfloat16, enabled=way == 'bfloat16'):
             value = learn.loss_func(learn.model(to.classes.index), to)
         return torch.autograd.grad(value, learn.model.pixels)[0]
-    for way in ['own', *(w for w in ways if w == 'bfloat16')]:
-        out[way], grads[way] = dict(seconds=seconds(lambda way=way: step(way), data.device)), step(way)
+    transforms = by_transforms(learn, to)
+    for way in ['own', *(w for w in ways if w in ('bfloat16', 'compiled'))]:
+        f = transforms if way == 'compiled' else partial(step, way)
+        first, grads[way] = timed(f, data.device) # with the compilation
+        out[way] = dict(seconds=seconds(f, data.device), first=first)
         out[way]['off'] = ((grads[way] - grads['own']).norm()/grads['own'].norm()).item()
         print('matching', way, out[way], flush=True)
     return out
