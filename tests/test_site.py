@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 import yaml
-from notebooks import NBS, PAGES
+from notebooks import CHAPTERS, NBS, PAGES, ROOT
 from test_project import refuse
 from website import homes, html_name, process, render
 
@@ -49,6 +49,33 @@ def test_pictures_have_a_text(site):
     without = [(name, tag) for name, tag in found if not re.search(r'alt="[^"]{8,}"', tag)]
     refuse([(name, re.sub(r'base64,\S+', '...', tag)[:90]) for name, tag in without],
            'pictures without alt text; write #| fig-alt: in their cell')
+
+def test_long_lines_wrap(site):
+    quarto = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['html']
+    assert quarto['code-overflow'] == 'wrap'
+    assert re.search(r'main pre[^{]*{[^}]*pre-wrap', (NBS/quarto['css']).read_text(encoding='utf-8'))
+    # what wrapping would destroy: drawings made of text
+    drawings = [(page, line) for page in PAGES for s in page.prose for block in re.findall(r'```\n(.*?)```', s, re.S)
+                for line in block.split('\n') if len(line) > 100]
+    refuse(drawings, 'wider than the column')
+
+@pytest.mark.parametrize('asked, page', [('own data', 'tutorials/new_dataset.ipynb'), ('own data', 'index.ipynb'),
+                                         ('exports', '52_distilled.ipynb'), ('Export', 'index.ipynb')])
+def test_search_finds_what_users_ask_for(site, asked, page): assert asked in site[page][1]
+
+def test_functions_have_tables_of_arguments(site):
+    html = site['66_loop.distill.ipynb'][1]
+    about = html[html.index('id="distill"'):]
+    table = about[:about.index('</table>')]
+    assert re.findall(r'<th>(.*?)</th>', table) == ['argument', 'type', 'default', 'meaning']
+    row = next(row for row in table.split('</tr>') if '<code>ipc</code>' in row)
+    assert re.findall(r'<td>(.*?)</td>', row)[1:3] == ['<code>int</code> or <code>list</code>', '<code>1</code>']
+    assert '](' not in table
+
+def test_the_index_lists_every_public_name(site):
+    html = site['99_all.ipynb'][1]
+    names = {name for nb in CHAPTERS if nb.module and nb.module.stem != 'all' for name in nb.public}
+    refuse([name for name in names if f'<code>{name}</code></a>' not in html], 'not in the index')
 
 @pytest.mark.parametrize('name, page', [('distill', 'loop.distill'), ('plan', 'labs.plan'), ('compare', 'labs.compare'),
                                         ('DistilledSet.show', 'distilled'), ('METHODS', 'recipes')])

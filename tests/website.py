@@ -15,13 +15,13 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-import nbformat
 import yaml
 from execnb.nbio import mk_cell, nb2str, read_nb
 from fastcore.docments import docments
 from nbconvert.filters import markdown2html
 from nbdev.processors import FilterDefaults
 from nbdev.showdoc import showdoc_nm
+from nbformat.v4 import reads
 from notebooks import CHAPTERS, NBS, PAGES, ROOT, Notebook, definitions
 
 import dreamplus.all
@@ -120,7 +120,7 @@ def reference(module, name):
         rows.append(('*returns*', code(returns), None, said('return')))
     used = [i for i, column in enumerate(zip(*rows)) if i == 0 or any(column)]
     head = 'argument', 'type', 'default', 'meaning'
-    table = markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows]) if rows else ''
+    table = markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows]) if len(used) > 1 else ''
     source = f'[source]({SOURCE}/{module.replace(".", "/")}.py#L{node.lineno}){{.source}}'
     table = table and f'::: {{.arguments}}\n\n{table}\n\n:::'
     return '\n\n'.join(filter(None, [f'### {name}', source, text, table]))
@@ -136,7 +136,7 @@ def name_index():
             link = f'[`{name}`]({page}#{name.lower()})' if node else f'[`{name}`]({page})'
             what = ast.get_docstring(node).split('\n')[0] if node and ast.get_docstring(node) else ''
             rows.append((link, what, f'[{module}]({page})'))
-    return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower()))
+    return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
 
 def shown(cell):
     "The name that a cell documents"
@@ -197,7 +197,7 @@ def process(page):
     "A notebook as `nbdev_docs` hands it to Quarto"
     nb = read_nb(page.path)
     FilterDefaults()(nb)
-    return nbformat.reads(nb2str(nb), as_version=4)
+    return reads(nb2str(nb))
 
 def options(source):
     "The options of a cell for Quarto: {'echo': 'false'}"
@@ -242,7 +242,7 @@ def render(nb):
     html = re.sub(r'<a class="anchor-link".*?</a>', '', html)
     html = re.sub(r'<h(\d)[^>]*>(.*?)</h\1>', heading, html, flags=re.S)
     html = re.sub(r'href="(?!\w+:)([^"#]+\.ipynb)', lambda m: f'href="{html_name(m[1])}', html)
-    return f'<h1>{front["title"]}</h1>\n<p class="lead">{front["description"]}</p>\n{html}'
+    return f'<h1>{front["title"]}</h1>\n<div class="lead">{markdown2html(front["description"])}</div>\n{html}'
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
