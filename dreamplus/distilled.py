@@ -173,17 +173,18 @@ def dls(self: DistilledSet,
 @patch
 def grid(self: DistilledSet,
          decoded: bool = False, # Decoded images, as networks train on; False: stored images
+         classes: int | None = None, # Most classes; None: all
          **kw # Arguments of picture
         ) -> Image.Image:
     "A picture of the stored or the decoded images"
     owner = self.labels(decoded).argmax(1) if self.soft else self.labels(decoded)
     counts = torch.bincount(owner, minlength=len(self.classes)).tolist()
-    return picture(self.images(decoded).split(counts), self.classes, **kw)
+    return picture(self.images(decoded).split(counts)[:classes], self.classes, **kw)
 
 @patch
 def show(self: DistilledSet,
          decoded: bool = False, # As in grid
-         **kw # Arguments of picture
+         **kw # Arguments of grid
         ) -> Image.Image: # For saving it, or for a script without a display
     "Display a picture of the stored or the decoded images, also in the middle of a notebook cell"
     return shown(self.grid(decoded, **kw))
@@ -191,7 +192,7 @@ def show(self: DistilledSet,
 @patch
 def _repr_png_(self: DistilledSet): # bytes
     "What a notebook displays for a set"
-    return self.grid(most=10, cell=48)._repr_png_()
+    return self.grid(classes=20, most=10, cell=48)._repr_png_()
 
 # %% ../nbs/52_distilled.ipynb #e72fbf88
 def folder_names(classes) -> list:
