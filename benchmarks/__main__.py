@@ -189,34 +189,35 @@ def draw(record, path):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
     bars, grown = record['parts'], record['growth']
-    fig, axs = plt.subplots(1, 1 + len(grown), figsize=(5 + 2.4*len(grown), 4), squeeze=False,
-                            width_ratios=[2] + [1]*len(grown))
-    names = 'selection', 'matching', 'training'
+    fig = plt.figure(figsize=(10, 8 if grown else 4.5), layout='constrained')
+    top, *below = fig.subfigures(1 + bool(grown), 1, squeeze=False)[:, 0]
+    ax, names = top.subplots(), ('selection', 'matching', 'training')
     for i, r in enumerate(bars.values()):
         sides = [side for side in ('untuned', 'plain', 'ours', 'compiled', 'candidates', 'both') if side in r]
         for n, side in enumerate(sides):
             at, left = i + .85*((n + .5)/len(sides) - .5), 0
             for color, name in enumerate(names):
-                axs[0, 0].barh(at, r[side][name], .7/len(sides), left=left, color=f'C{color}',
-                               label=name if i == n == 0 else None)
+                ax.barh(at, r[side][name], .7/len(sides), left=left, color=f'C{color}',
+                        label=name if i == n == 0 else None)
                 left += r[side][name]
-            axs[0, 0].text(left, at, f' {side}', fontsize=6, va='center')
-    axs[0, 0].set(yticks=range(len(bars)), yticklabels=bars, xlabel='seconds of an inner iteration')
-    axs[0, 0].margins(x=.15)
-    axs[0, 0].invert_yaxis()
-    axs[0, 0].legend(fontsize=7, loc='upper right')
-    for ax, (name, rows) in zip(axs[0, 1:], grown.items()):
-        x = [r[name] for r in rows]
-        ax.loglog(x, [r['inner'] for r in rows], 'o-', label='seconds of an inner iteration')
-        ax.loglog(x, [r['select'] for r in rows], 's-', label='seconds of a selection')
-        ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak memory, GiB')
-        ax.set_xticks(x, [f'{v:,}' for v in x], fontsize=8)
-        ax.set_xlabel(name)
-        ax.minorticks_off()
-        ax.set_ylim(*AXIS)
-    if grown: fig.legend(*axs[0, 1].get_legend_handles_labels(), ncols=3, fontsize=8, loc='upper center', frameon=False)
-    plt.tight_layout(rect=(0, 0, 1, .93))
+            ax.text(left, at, f' {side}', fontsize=10, va='center')
+    ax.set(yticks=range(len(bars)), yticklabels=bars, xlabel='seconds of an inner iteration')
+    ax.margins(x=.15)
+    ax.invert_yaxis()
+    ax.legend(loc='upper right')
+    for part in below:
+        axs = part.subplots(1, len(grown), sharey=True, squeeze=False)[0]
+        for ax, (name, rows) in zip(axs, grown.items()):
+            x = [r[name] for r in rows]
+            ax.loglog(x, [r['inner'] for r in rows], 'o-', label='seconds of an inner iteration')
+            ax.loglog(x, [r['select'] for r in rows], 's-', label='seconds of a selection')
+            ax.loglog(x, [r['peak_mib']/1024 for r in rows], '^:', c='.6', label='peak memory, GiB')
+            ax.set_xticks(x, [EngFormatter(sep='')(v) for v in x]) # 1k, 1M
+            ax.set(xlabel=name, ylim=AXIS)
+            ax.minorticks_off()
+        part.legend(*ax.get_legend_handles_labels(), ncols=3, loc='outside upper center', frameon=False)
     fig.savefig(path, dpi=90)
 
 def main():

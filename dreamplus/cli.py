@@ -141,7 +141,7 @@ def show(
     from dreamplus.distilled import load_distilled
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
-    with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
+    with atomic(out) as tmp: dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
     if (Path(run)/'result.json').exists(): print(_result_lines(read_json(Path(run)/'result.json')))
 

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -36,7 +35,7 @@ from ..loop.report import read_history
 from ..machine import pick_device, versions
 from ..match.experts import train_experts
 from ..parts import SELECTORS, chosen_parts, prepare_data
-from ..recipes import check_effect, recipe
+from ..recipes import check_effect, method_colour, recipe
 from ..runs import RunFolder, append_record, read_records
 from ..tables import interval, markdown_table, mean_std
 
@@ -343,14 +342,13 @@ def plot_comparison(
 ) -> Figure:
     "Accuracy against inner iterations and seconds, a line of panels for each number of images per class"
     done = [r for r in records if 'failed' not in r]
-    lines, names = _groups(done, 'ipc'), sorted({r['method'] for r in done})
-    colours = colormaps['tab20' if len(names) > 10 else 'tab10']
+    lines = _groups(done, 'ipc')
     fig = Figure(figsize=(9, 2.7*len(lines)), dpi=72, layout='constrained')
     for axs, here in zip(fig.subplots(len(lines), 2, squeeze=False, sharey='row'), lines):
         for ax, x in zip(axs, ('step', 'seconds')):
-            for same in _groups(here, 'method'):
+            for same in _groups(sorted(here, key=lambda r: r['method']), 'method'):
                 for k, r in enumerate(same):
-                    look = dict(color=colours(names.index(r['method'])), label='' if k else r['method'])
+                    look = dict(color=method_colour(r['method']), label='' if k else r['method'])
                     _draw(ax, r, x, **look)
             ax.set(xlabel='inner iterations' if x == 'step' else 'seconds', xlim=(0, None),
                    title=f'{r["dataset"]}, ipc {r["ipc"]}')

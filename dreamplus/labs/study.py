@@ -26,7 +26,7 @@ from ..data.core import ImageData, subset
 from ..nets.zoo import network
 from ..synthetic import check_start, start_pixels
 from ..parts import all_parts
-from ..recipes import recipe
+from ..recipes import method_colour, recipe
 from ..loop.callbacks import LoopCB
 from ..loop.distill import distill, make_job
 from ..judge.evaluate import label_of
@@ -301,19 +301,23 @@ def plot_study(
 ) -> plt.Figure:
     "Validation accuracy, mean and standard deviation over seeds; a panel for each start and warming"
     starts, warms = (_sorted_levels(records, name) for name in ('start', 'warm'))
-    colours = dict(random='tab:gray', representative='tab:blue')
     styles = dict(gradient='--', bidirectional='-')
+    methods = {('random', 'gradient'): 'idc', ('representative', 'gradient'): 'dream', # for their colours
+               ('representative', 'bidirectional'): 'dream+'}
     fig, axs = plt.subplots(len(starts), len(warms), sharey=True, squeeze=False, layout='constrained',
-                            figsize=(3.1*len(warms) + .5, 2.1*len(starts) + .8))
+                            figsize=(3.1*len(warms) + .5, 2.2*len(starts) + 1.1))
     for (start, sampler, match, warm), own in _settings(records).items():
-        ax, c = axs[starts.index(start), warms.index(warm)], colours.get(sampler, 'tab:red')
+        ax, c = axs[starts.index(start), warms.index(warm)], method_colour(methods.get((sampler, match), match))
         (_, acc, std), x = _curve(own), _curve(own, axis)[1]
         ax.plot(x, 100*acc, styles.get(match, ':'), c=c, label=f'{sampler}, {match}')
         ax.fill_between(x, 100*(acc - std), 100*(acc + std), color=c, alpha=.12, lw=0)
         networks = 'network bank' if warm == 'bank' else f'{warm:g} warm epochs'
-        ax.set_title(f'{start} start, {networks}', fontsize=11)
-    fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds', fontsize=11)
-    fig.supylabel('validation accuracy, %', fontsize=11)
+        ax.set_title(f'{start} start, {networks}', fontsize=13)
+        ax.tick_params(labelsize=12)
+    fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds', fontsize=13)
+    fig.supylabel('validation accuracy, %', fontsize=13)
     entries = {label: h for ax in axs.flat for h, label in zip(*ax.get_legend_handles_labels())}
-    fig.legend(entries.values(), entries, loc='outside upper center', ncols=4, fontsize=10, frameon=False)
+    labels = sorted(entries)
+    fig.legend([entries[label] for label in labels], labels, loc='outside upper center',
+               ncols=min(2, len(warms)), fontsize=13, frameon=False)
     return fig

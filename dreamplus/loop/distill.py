@@ -276,7 +276,7 @@ def run_learner(
     dset = result_of(learn)
     if run:
         dset.save(run.path)
-        with atomic(run/'grid.png') as tmp: dset.show().save(tmp, format='png')
+        with atomic(run/'grid.png') as tmp: dset.grid().save(tmp, format='png')
     return dset
 
 # %% ../../nbs/66_loop.distill.ipynb #5eda038f

@@ -1,0 +1,76 @@
+"What a user gets: a package that installs from its source archive and runs, and a README whose example runs twice."
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+
+import nbformat
+import pytest
+from notebooks import NBS, ROOT, body
+from test_project import MODULES, refuse, run
+
+BUILD = 'import sys; from setuptools import build_meta as b; getattr(b, "build_" + sys.argv[1])(sys.argv[2])'
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "The files of the wheel that is built from the source archive, and from nothing else"
+    folder = tmp_path_factory.mktemp('package')
+    for p in ROOT.iterdir(): # all that a checkout has at its top, and the package
+        if p.is_file(): shutil.copy(p, folder)
+    shutil.copytree(ROOT/'dreamplus', folder/'dreamplus', ignore=shutil.ignore_patterns('__pycache__'))
+    run(sys.executable, '-W', 'ignore', '-c', BUILD, 'sdist', '.', cwd=folder)
+    [archive] = folder.glob('*.tar.gz')
+    with tarfile.open(archive) as tar: tar.extractall(folder, filter='data')
+    source = folder/archive.name.removesuffix('.tar.gz')
+    run(sys.executable, '-W', 'ignore', '-c', BUILD, 'wheel', '.', cwd=source)
+    [built] = source.glob('*.whl')
+    with zipfile.ZipFile(built) as z: z.extractall(folder/'installed')
+    return folder/'installed'
+
+def test_the_wheel_of_the_source_archive_is_complete(wheel):
+    wanted = [*MODULES, *(ROOT/'dreamplus').rglob('*.json'), ROOT/'dreamplus'/'py.typed']
+    refuse([p for p in wanted if not (wheel/p.relative_to(ROOT)).is_file()],
+           'not in the wheel; see setup.py and MANIFEST.in')
+
+def test_the_page_on_pypi_has_links_that_work(wheel):
+    [metadata] = wheel.glob('*.dist-info/METADATA')
+    given = Parser().parsestr(metadata.read_text(encoding='utf-8'))
+    found = [link.split('](')[1] for link in given.get_payload().split(')') if '](' in link]
+    refuse([link for link in found if not link.startswith(('https://', '#'))], 'relative links in the description')
+    assert any(link.endswith('.png') and '/raw/' in link for link in found)
+    labels = {label.split(',')[0] for label in given.get_all('Project-URL')}
+    assert labels == {'Documentation', 'Source', 'Issues', 'Changelog'}
+    assert {f'Programming Language :: Python :: 3.{n}' for n in (11, 12, 13)} <= {*given.get_all('Classifier')}
+
+USE = """
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+import dreamplus
+assert dreamplus.__file__.startswith(sys.argv[1]), dreamplus.__file__
+ROWS = 'distilled', 'random'
+for _ in range(2): exec(sys.argv[2])
+assert len([*Path().glob('digits-ipc1-png/*/*.png')]) == 10
+print(scores._repr_markdown_())
+assert dset._repr_png_().startswith(b'\\x89PNG')
+[command] = distribution('dreamplus').entry_points.select(group='console_scripts')
+sys.exit(command.load()('distill digits --outer 1 --set inner=1 --nets 0 --out run'.split()))
+"""
+
+def test_the_installed_package_runs_the_example_twice_and_the_command(wheel, tmp_path):
+    cells = nbformat.read(NBS/'index.ipynb', as_version=4).cells
+    [example] = [body(c.source) for c in cells if c.cell_type == 'code' and 'to_imagefolder' in c.source]
+    short = example.replace('ipc=1)', 'ipc=1, outer=1, inner=1, log=None)').replace('n=3)', 'n=2, steps=2, rows=ROWS)')
+    assert short.count('outer=1') == short.count('rows=ROWS') == 1
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
+    env |= dict(PYTHONPATH=str(wheel), OMP_NUM_THREADS='1')
+    command = sys.executable, '-c', USE, wheel, short
+    done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert 'Warning' not in done.stderr
+    assert sum(line.startswith('distilled ') for line in done.stdout.split('\n')) == 2 # print(scores), twice
+    assert '| set | test accuracy, % |' in done.stdout
+    assert (tmp_path/'run'/'distilled.safetensors').is_file()

@@ -1,0 +1,82 @@
+"The site, as `nbdev_docs` hands it to Quarto: no text is lost, every link and anchor leads somewhere, pages fit."
+import posixpath
+import re
+from html import unescape
+
+import pytest
+import yaml
+from notebooks import CHAPTERS, NBS, PAGES, ROOT
+from test_project import refuse
+from website import homes, html_name, process, render
+
+@pytest.fixture(scope='module')
+def site():
+    "{name: (processed notebook, HTML)} of every page, made once"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(NBS) # whose settings.ini nbdev reads
+        processed = {page.name: process(page) for page in PAGES}
+    return {name: (nb, render(nb)) for name, nb in processed.items()}
+
+def words(text):
+    "Text without the addresses of links and without punctuation"
+    return ' '.join(re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', re.sub(r'\{[^}]*\}', '', text))))
+
+def test_no_text_is_lost(site):
+    lost = []
+    for page in PAGES:
+        cells = site[page.name][0].cells
+        front = yaml.safe_load(cells[0].source.strip().strip('-'))
+        kept = ' '.join(words(c.source) for c in cells[1:] if c.cell_type == 'markdown')
+        opening = words(f'{front["title"]} {front["description"]}')
+        if words(page.cells[0]['source']) != opening: lost.append((page, opening))
+        lost += [(page, s[:60]) for s in page.prose[1:] if words(s) not in kept]
+    refuse(lost, 'text that nbdev drops')
+
+def test_links_and_anchors_lead_somewhere(site):
+    pages = {html_name(name): html for name, (_, html) in site.items()}
+    anchors = {name: {*re.findall(r'\bid="([^"]+)"', html)} for name, html in pages.items()}
+    broken = []
+    for name, html in pages.items():
+        for link in map(unescape, re.findall(r'(?:href|src)="(?!\w+:)([^"]+)"', html)):
+            path, _, anchor = link.partition('#')
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            if target not in pages and not (NBS/target).is_file() or anchor and anchor not in anchors.get(target, ()):
+                broken.append((name, link))
+    refuse(broken, 'links of the site that lead nowhere')
+
+def test_pictures_have_a_text(site):
+    found = [(name, tag) for name, (_, html) in site.items() for tag in re.findall(r'<img\b[^>]*', html)]
+    without = [(name, tag) for name, tag in found if not re.search(r'alt="[^"]{8,}"', tag)]
+    refuse([(name, re.sub(r'base64,\S+', '...', tag)[:90]) for name, tag in without],
+           'pictures without alt text; write #| fig-alt: in their cell')
+
+def test_long_lines_wrap(site):
+    quarto = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['html']
+    assert quarto['code-overflow'] == 'wrap'
+    assert re.search(r'main pre[^{]*{[^}]*pre-wrap', (NBS/quarto['css']).read_text(encoding='utf-8'))
+    # what wrapping would destroy: drawings made of text
+    drawings = [(page, line) for page in PAGES for s in page.prose for block in re.findall(r'```\n(.*?)```', s, re.S)
+                for line in block.split('\n') if len(line) > 100]
+    refuse(drawings, 'wider than the column')
+
+@pytest.mark.parametrize('asked, page', [('own data', 'tutorials/new_dataset.ipynb'), ('own data', 'index.ipynb'),
+                                         ('exports', '52_distilled.ipynb'), ('Export', 'index.ipynb')])
+def test_search_finds_what_users_ask_for(site, asked, page): assert asked in site[page][1]
+
+def test_functions_have_tables_of_arguments(site):
+    html = site['66_loop.distill.ipynb'][1]
+    about = html[html.index('id="distill"'):]
+    table = about[:about.index('</table>')]
+    assert re.findall(r'<th>(.*?)</th>', table) == ['argument', 'type', 'default', 'meaning']
+    row = next(row for row in table.split('</tr>') if '<code>ipc</code>' in row)
+    assert re.findall(r'<td>(.*?)</td>', row)[1:3] == ['<code>int</code> or <code>list</code>', '<code>1</code>']
+    assert '](' not in table
+
+def test_the_index_lists_every_public_name(site):
+    html = site['99_all.ipynb'][1]
+    names = {name for nb in CHAPTERS if nb.module and nb.module.stem != 'all' for name in nb.public}
+    refuse([name for name in names if f'<code>{name}</code></a>' not in html], 'not in the index')
+
+@pytest.mark.parametrize('name, page', [('distill', 'loop.distill'), ('plan', 'labs.plan'), ('compare', 'labs.compare'),
+                                        ('DistilledSet.show', 'distilled'), ('METHODS', 'recipes')])
+def test_names_lead_to_what_python_users_mean(name, page): assert homes()[name].split('#')[0] == f'{page}.html'
