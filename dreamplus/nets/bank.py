@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from ..arguments import Count, Momentum, Natural, NonNegative, Share
+from ..arguments import Count, Folder, Momentum, Natural, NonNegative, Share
 from ..core import Key, load_state, read_json, save_state, write_json
 from ..data.core import ImageData
 from ..data.whiten import WhitenedData
@@ -271,7 +271,7 @@ def network_bank(
     make: Callable, # () -> a new network on the device
     bank_training: BankTraining,
     log: Callable | None, # Receives a line for each stage; None for silence
-    bank_folder: str | None = None, # Folder of the network bank; None: in the cache
+    bank_folder: Folder | None = None, # Folder of the network bank; None: in the cache
     bank_nets: Count = 3, # Networks in the bank
     bank_stages: str | int | float = '450,1500', # When each is kept: training steps, or accuracies such as .5,.7
 ) -> Bank: # Loaded; `seconds` says how long the training took now, 0 if nothing was missing
