@@ -70,6 +70,7 @@ def distill(
     _check_request(method, ipc, nets, protocol)
     from dreamplus.data.sources import load_data
     from dreamplus.loop import distill as d
+    from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe
     keep_memory()
@@ -77,7 +78,7 @@ def distill(
                        valid=valid)
     out = Path(out) if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given |= overrides(set, d.distill)
-    args = recipe(method, images.name, ipc, **given)
+    args = recipe(method, images.name, ipc, **split_start(given)[0])
     what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
     print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
     d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
@@ -150,15 +151,22 @@ def resume(
     run: str, # a run folder
     protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
     nets: int = 3, # fresh networks for each row of the final table; 0 skips it
+    *, outer: int = None, # outer iterations in all, to go on after the end; default: those of the run
+    data: str = None, # the run's data, if they moved: a name or a folder
+    root: str = None, # folder with the run's data, if they moved
+    experts: str = None, # folder of experts, if it moved
+    set: list = None, # another folder that moved, as bank_folder=BANKS; can be repeated
+    device: str = None, # default: the run's, or the best one here if it is missing
 ):
-    "Continue a run that was stopped or killed"
+    "Continue a run that was stopped or killed, or that should have more iterations"
     _check_request('idc', 1, nets, protocol)
     from dreamplus.loop import distill as d
     from dreamplus.machine import keep_memory
     from dreamplus.runs import open_run
     keep_memory()
-    images = d.run_data(run, open_run(run)[1])
-    d.resume(run, images, metrics=_validation(images))
+    images = d.run_data(run, open_run(run)[1], data, root)
+    folders = overrides(set, d.resume) | ({} if experts is None else dict(experts=experts))
+    d.resume(run, images, metrics=_validation(images), device=device, outer=outer, **folders)
     return _finish(Path(run), images, protocol, nets)
 
 # %% ../nbs/90_cli.ipynb #08490d00

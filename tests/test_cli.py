@@ -112,7 +112,7 @@ def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(pick_device()))
     assert expected.items() <= result.items()
@@ -366,7 +366,7 @@ def test_folder_as_asked(here):
     assert 'toys: 3 classes of 3x8x8' in out
     assert load_state('run/distilled.safetensors')['pixels'].shape == (3, 3, 8, 8)
     shutil.rmtree(toys)
-    refused('resume', 'run', says=['toys is not a folder'])
+    refused('resume', 'run', says=['toys, which does not exist here', '--data FOLDER'])
 
 def test_recipe_with_constants_of_its_own(here):
     write_images(here/'cifar100')

@@ -30,6 +30,7 @@ from ..machine import cache_folder, versions
 from .augment import Augment
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
+from .zoo import check_trainable
 
 # %% ../../nbs/27_nets.bank.ipynb #47ecd6dd
 def parse_stages(
@@ -119,6 +120,11 @@ class Trainee:
         self.opt = sgd(self.net, how.bank_lr, how.bank_momentum, how.bank_wd)
         self.stream = Stream(len(data.train), how.bank_batch, data.device)
         self.augment, self.step, self.seconds = Augment(how.bank_augment), 0, 0.
+        if self.stream.size > 1: return
+        try: check_trainable(self.net, data.channels, data.size, 1)
+        except ValueError: raise ValueError(
+            f'bank_batch={how.bank_batch} gives a batch norm of this network a single value; '
+            "use at least bank_batch=2, or norm='layer'") from None
 
     def go(self, steps: int):
         "Train for some steps"
