@@ -190,6 +190,7 @@ def scores(
     soft: str = None, # a teacher's labels too: kl, sce or mse
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each accuracy
+    *, data: str = None, # the runs' data, if they moved: a name or a folder
     device: str = None, # default: the run's
 ):
     "Train other networks on the images of runs, score their robustness, and write scores.json"
@@ -201,7 +202,7 @@ def scores(
     for folder in folders: open_run(folder) # or an error, before any work
     said = '  {method} ipc {ipc} {arch}, {set}: done'
     show = lambda r: print(said.format(**r), file=sys.stderr)
-    records = [score_run(f, None, archs, protocol, nets, soft, device, show) for f in folders]
+    records = [score_run(f, data, archs, protocol, nets, soft, device, show) for f in folders]
     print(cross_table([row for r in records for row in r['cross']]), end='\n\n')
     print(robust_table([(f, score) for f, r in zip(folders, records) for score in r['robust']]))
 

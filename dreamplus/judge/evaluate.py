@@ -290,7 +290,8 @@ def evaluate_run(
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     said = [(row['set'], row['n']) for row in last.get('rows', [])]
     images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
-    if (last.get('protocol'), last.get('device'), last.get('images', images), said) == (label, str(device), images, asked):
+    before = [last.get('protocol'), last.get('device'), last.get('images', images), said]
+    if before == [label, str(device), images, asked]:
         if log: [log(row) for row in last['rows']]
         return last
     seed, C = 1000*info['seed'], len(dset.classes)

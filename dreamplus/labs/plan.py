@@ -292,7 +292,7 @@ def plan(
         begin = Cost(time.perf_counter() - began, 0., 0.)
         parts = iteration_costs(learn, args['inner'], len(parse_stages(args['bank_stages'])) if bank else 1)
         net = loss.whole[0][1].start_net() if loss.whole else s.net
-        begin += start_cost(data, args['start'], max(learn.earlier.missing)*args['factor']**2, net,
+        begin += start_cost(data, args['start'], max(learn.model.earlier.missing)*args['factor']**2, net,
                             args.get('start_candidates'))
         begin += parts.get('warming the network', _NOTHING)
         made = bank_cost(args, data, build(network, args, data=data),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_job', 'make_model', 'rehearse', 'make_loss', 'make_callbacks', 'check_network', 'parameter_groups',
-           'make_learner', 'start_learner', 'distiller', 'distill', 'job_record', 'run_learner', 'result_of',
+           'make_learner', 'start_learner', 'distiller', 'distill', 'run_learner', 'job_record', 'result_of',
            'run_data', 'resume']
 
 # %% ../../nbs/66_loop.distill.ipynb #cbae21b6
@@ -27,7 +27,7 @@ from ..arguments import build
 from ..core import Key, atomic, load_state, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
-from ..distilled import DistilledSet, load_distilled
+from ..distilled import DistilledSet
 from .bank import bank_is_incomplete, make_bank, stand_in
 from .callbacks import (ClampCB, DistillLoaders, GuardCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
@@ -51,7 +51,7 @@ def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
     steps: int | None = None, minutes: float | None = None, # As `distill`
-) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data; and `earlier`, a start of one's own
+) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and a start of one's own
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
@@ -88,15 +88,18 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
     if isinstance(ipc, int): return {ipc: [*range(classes)]}
     return {n: [c for c in range(classes) if ipc[c] == n] for n in sorted({*ipc})}
 
-def make_model(args, data, ipc, missing=None) -> SyntheticSet: # missing: of `EarlierImages`; None: all
-    "The synthetic set with blank pixels; `ValueError` if its initialisation is not possible"
-    for n, ids in _same_counts(ipc if missing is None else missing, data.n_classes).items():
+def make_model(args, data, ipc, start=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
+    "The synthetic set with blank pixels, and with `earlier`; `ValueError` if its initialisation is not possible"
+    counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
+    earlier = EarlierImages(start, data, counts, args['factor'])
+    for n, ids in _same_counts(earlier.missing, data.n_classes).items():
         some = data if len(ids) == data.n_classes else data.select(ids)
         check_start(some, max(n, 1), args['factor'], args['start'] if n else 'noise')
-    counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
     labels = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)], device=data.device)
     blank = torch.zeros(len(labels), *data.train.x.shape[1:], device=data.device)
-    return build(SyntheticSet, args, pixels=blank, labels=labels)
+    model = build(SyntheticSet, args, pixels=blank, labels=labels)
+    model.earlier = earlier
+    return model
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
     "Raise the `ValueError` of a wrong argument without training a bank"
@@ -188,9 +191,7 @@ def make_learner(
     _check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
-    counts = job['ipc'] if isinstance(job['ipc'], list) else [job['ipc']]*data.n_classes
-    earlier = EarlierImages(job.get('earlier'), data, counts, args['factor'])
-    model, classes = make_model(args, data, counts, earlier.missing), iterations.class_batch or data.n_classes
+    model, classes = make_model(args, data, job['ipc'], job.get('earlier')), iterations.class_batch or data.n_classes
     supplied = dict(make=make, inner=iterations.inner, seed=seed,
                     classes=min(classes, data.n_classes), log=log,
                     ipc=len(model.pixels)/data.n_classes)
@@ -213,9 +214,7 @@ def make_learner(
                     metrics=list(metrics),
                     path=path or Path('.'), cbs=[*default_callbacks(), *loop, *report, *keep,
                                                  *(make_cb() for make_cb in method.cbs), *cbs])
-    earlier.warn(optimiser.clamp, model.label_lr is not None)
     learn.data, learn.job, learn.bank, learn.evaluation = data, job, supplied['bank'], evaluated
-    learn.earlier = earlier
     learn.clamp, learn.logger = optimiser.clamp, _silent
     if metrics: loss.validate = partial(metrics[0].validate, learn)
     return learn
@@ -223,19 +222,20 @@ def make_learner(
 # %% ../../nbs/66_loop.distill.ipynb #da05cf79
 def start_learner(learn: Learner): # Of `make_learner`
     "Make the first network and the initial pixels"
-    args, data, key = learn.job['args'], learn.data, Key(learn.job['seed'], 'start')
+    args, data, key, earlier = learn.job['args'], learn.data, Key(learn.job['seed'], 'start'), learn.model.earlier
+    earlier.warn(learn.clamp, learn.model.label_lr is not None)
     whole = learn.loss_func.whole
     net = whole[0][1].start_net() if whole else learn.network_cb.begin(0)
     if whole and learn.loss_func.match: learn.network_cb.begin(0)
     own = {k: v for k, v in args.items() if k not in ('start', 'factor')}
     parts = {}
-    for n, ids in _same_counts(learn.earlier.missing, data.n_classes).items():
+    for n, ids in _same_counts(earlier.missing, data.n_classes).items():
         if not n: continue
         some = data if len(ids) == data.n_classes else data.select(ids)
         rows = key.at(rows=data.class_batch(ids).index)
         x = start_pixels(some, n, args['factor'], args['start'], net, rows, **own) # (c,n,ch,h,w)
         parts |= dict(zip(ids, x))
-    learn.earlier.put(learn.model, parts)
+    earlier.put(learn.model, parts)
     return learn
 
 def distiller(
@@ -269,15 +269,8 @@ def distill(
         learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
     if out is None: return run_learner(learn)
     with new_run(out, **job_record(learn)) as run:
-        if 'earlier' in job: learn.earlier.set.save(run/'earlier') # a resumed run may not find it again
+        if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again
         return run_learner(learn, run)
-
-def job_record(learn) -> dict: # JSON values
-    "The job of a Learner as `run.json` has it"
-    seconds = dict(bank_seconds=learn.bank.seconds) if learn.bank else {}
-    earlier = learn.job.get('earlier')
-    of = {} if earlier is None else dict(earlier=earlier if isinstance(earlier, str) else 'pixels of the caller')
-    return learn.job | seconds | of
 
 def run_learner(
     learn: Learner, # Of `make_learner`
@@ -299,6 +292,13 @@ def run_learner(
     return dset
 
 # %% ../../nbs/66_loop.distill.ipynb #5eda038f
+def job_record(learn) -> dict: # JSON values
+    "The job of a Learner as `run.json` has it"
+    seconds = dict(bank_seconds=learn.bank.seconds) if learn.bank else {}
+    earlier = learn.job.get('earlier')
+    of = {} if earlier is None else dict(earlier=earlier if isinstance(earlier, str) else 'pixels of the caller')
+    return learn.job | seconds | of
+
 def result_of(
     learn: Learner, # Of `make_learner`, trained
 ) -> DistilledSet:
@@ -338,6 +338,7 @@ def run_data(
             'or say where they are with --data (data=)')
     return data
 
+# %% ../../nbs/66_loop.distill.ipynb #a99ceefc
 def _steps_done(run) -> int:
     "Inner iterations in the checkpoint of a run; 0 without one"
     file = run/'checkpoint'/'state.safetensors'
@@ -358,7 +359,9 @@ def resume(
     with run:
         data = run_data(out, info, data, root)
         job, changed = continued(info, out, _steps_done(run), device, outer, **folders)
-        own = dict(earlier=str(run/'earlier')) if (run/'earlier'/'distilled.json').exists() else {}
+        own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
+        if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
+            f'{out} was killed before its first images were kept; start it again with another --out')
         with seeded(info['seed']): learn = make_learner(data, job | own, cbs, metrics, log, run.path)
         learn.job, say = job, log or (lambda line: None)
         if learn.bank: learn.bank.seconds += info.get('bank_seconds', 0.)

@@ -35,7 +35,8 @@ def find_origin(
 ) -> dict: # Arguments of `load_data`
     "Where the data of a run are now; `ValueError` if they are not found"
     origin = dict(info['data']['origin'])
-    if root and not Path(root).is_dir(): raise ValueError(f'root={str(root)!r} is not a folder; give a folder')
+    if root and not Path(root).is_dir():
+        raise ValueError(f'root={str(root)!r} is not a folder; give a folder')
     for name in 'source', 'test', 'root':
         path = origin[name]
         if not path or not os.path.isabs(path): continue # the name of a dataset
@@ -63,7 +64,8 @@ def _folders(info, out, given) -> dict:
     for name in given:
         if name not in known: raise ValueError(
             f'{name!r} cannot change while a run goes on; begin another run with --start {out}')
-    found = {k: find_folder(path, out, info.get('place')) or path for k, path in folder_arguments(args).items()}
+    found = {k: find_folder(path, out,
+                            info.get('place')) or path for k, path in folder_arguments(args).items()}
     return found | {k: os.path.abspath(Path(path).expanduser()) for k, path in given.items()}
 
 def continued(

@@ -25,7 +25,8 @@ def split_start(
     start = overrides.get('start')
     if isinstance(start, (str, os.PathLike)):
         path = Path(start).expanduser()
-        if str(start) in STARTS or not (path.exists() or len(path.parts) > 1): return overrides, None
+        if str(start) in STARTS or not (path.exists() or len(path.parts) > 1):
+            return overrides, None
         if not path.is_dir(): raise ValueError(
             f'start={str(start)!r} is not a folder; give the folder of a run or of a saved set, '
             f'or one of {", ".join(STARTS)}')
@@ -34,7 +35,7 @@ def split_start(
     return {k: v for k, v in overrides.items() if k != 'start'}, start
 
 # %% ../../nbs/61_loop.start.ipynb #e5ea0332
-def _from_tensor(start, data) -> DistilledSet:
+def _from_tensor(start, data, factor) -> DistilledSet:
     "Pixels as a set; `ValueError` if they are not images of these classes in [0, 1]"
     x, C = torch.as_tensor(start).detach().cpu(), data.n_classes
     if x.dtype == torch.uint8: x = to_float(x)
@@ -44,16 +45,18 @@ def _from_tensor(start, data) -> DistilledSet:
     if not x.is_floating_point() or x.isfinite().all() and x.abs().max() > 10: raise ValueError(
         f'start has the values {x.min():g} to {x.max():g}; give floats in [0, 1], or bytes')
     mean, std = (s.flatten().tolist() for s in (data.mean, data.std))
-    return DistilledSet(x.float().unflatten(0, (C, -1)) if x.ndim == 4 else x.float(), data.classes, mean, std)
+    x = x.float().unflatten(0, (C, -1)) if x.ndim == 4 else x.float()
+    return DistilledSet(x, data.classes, mean, std, factor=factor)
 
 def as_set(
     start, # A folder, a `DistilledSet`, or pixels as a tensor or an array
     data: ImageData, # The data to distil
+    factor: int = 1, # Of pixels; a set has its own
 ) -> DistilledSet: # With the classes of the data
     "A start as a set; `ValueError` if it does not fit the data"
     if isinstance(start, (str, os.PathLike)): found, of = load_distilled(start), str(start)
     elif isinstance(start, DistilledSet): found, of = start, repr(start)
-    else: found, of = _from_tensor(start, data), 'the given tensor'
+    else: found, of = _from_tensor(start, data, factor), 'the given tensor'
     if found.pixels.shape[1:] != data.train.x.shape[1:]: raise ValueError(
         f'start: {of} holds images of {[*found.pixels.shape[1:]]}, but those of {data.name} are '
         f'{[*data.train.x.shape[1:]]}; use the same size and channels')
@@ -73,9 +76,10 @@ class EarlierImages:
     "The images of each class that a start supplies, and how many are missing; `ValueError` if it does not fit"
     def __init__(self, start, # As in `as_set`; None: nothing
                  data: ImageData, counts: list, factor: int): # counts: stored images of each class of the new run
-        self.set, self.factor = None if start is None else as_set(start, data), factor
+        self.set, self.factor = None if start is None else as_set(start, data, factor), factor
         parts = [()]*len(counts) if start is None else self.set.pixels.cpu().split(self.set.counts)
-        self.pixels = [self.use(part, n) for part, n in zip(parts, counts)] # (m,ch,h,w) of each class
+        # (m,ch,h,w) of each class
+        self.pixels = [self.use(part, n) for part, n in zip(parts, counts)]
         self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
         for name, part in zip(data.classes, self.pixels):
             if start is not None and not len(part): raise ValueError(
@@ -103,9 +107,12 @@ class EarlierImages:
 
     def put(self, model, rest: dict): # A `SyntheticSet`; class to its missing images (k,ch,h,w)
         "Set the pixels of a model, and its soft labels if the earlier set has such"
-        join = lambda c, part: torch.cat([*([part] if len(part) else []), *([rest[c].cpu()] if c in rest else [])])
+        join = lambda c, part: torch.cat([*([part] if len(part) else []),
+                                          *([rest[c].cpu()] if c in rest else [])])
         with torch.no_grad():
             model.pixels.copy_(torch.cat([join(c, part) for c, part in enumerate(self.pixels)]))
-            if self.set is None or model.logits is None or not self.set.soft or self.set.factor != self.factor: return
+            if self.set is None or model.logits is None or not self.set.soft or self.set.factor != self.factor:
+                return
             firsts = zip(model.first.tolist(), self.pixels, self.set.y.split(self.set.counts))
-            for at, part, y in firsts: model.logits[at:at + len(part)] = y[:len(part)].clamp_min(1e-6).log().to(model.logits)
+            for at, part, y in firsts:
+                model.logits[at:at + len(part)] = y[:len(part)].clamp_min(1e-6).log().to(model.logits)
