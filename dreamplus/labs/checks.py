@@ -236,7 +236,8 @@ def _noise(dset, data=None):
 @check('10 % accuracy', 'images look like noise', 'results differ from the paper')
 def _unfinished(run, done):
     "The run has come to its end"
-    if not done: return 'the run holds no distilled set yet', '`dreamplus resume RUN` finishes it'
+    if not done: return 'the run holds no distilled set yet', (
+        '`dreamplus resume RUN` finishes it; if its loss was not finite, begin again with a smaller --set lr')
 
 @check('10 % accuracy', 'images look like noise', 'results differ from the paper')
 def _too_few_steps(dset):

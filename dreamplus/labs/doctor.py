@@ -240,8 +240,8 @@ def format_diagnosis(d: Diagnosis) -> str:
     if not d.findings: lines.append('no finding')
     needs = {}
     for name, lacks in d.skipped.items():
-        needs.setdefault(' and '.join(_SOURCE.get(k, 'a run folder') for k in lacks),
-                         []).append(name)
+        sources = dict.fromkeys(_SOURCE.get(k, 'a run folder') for k in lacks)
+        needs.setdefault(' and '.join(sources), []).append(name)
     lines += [f'not checked without {source}: {", ".join(names)}' for source, names in needs.items()]
     return '\n'.join(lines + [f'* {line}' for line in d.advice])
 
