@@ -49,7 +49,7 @@ def examine(
     "Run all checks that the values of a case allow"
     found, skipped = [], {}
     for name, (look, answers, asked) in CHECKS.items():
-        if why not in answers if why or asked else False: continue
+        if (why or asked) and why not in answers: continue
         wanted = inspect.signature(look).parameters
         missing = [k for k, p in wanted.items() if p.default is p.empty and k not in case]
         if missing: skipped[name] = missing
