@@ -29,9 +29,9 @@ def rng_state() -> dict: # uint8 tensors: cpu, and cuda if CUDA is in use
 
 # %% ../nbs/00_core.ipynb #a6b3ed11
 def set_rng_state(state: dict): # A state that rng_state returned
-    "Set torch's generators back to `state`"
+    "Set torch's generators back to `state`; a machine without CUDA ignores its part"
     torch.set_rng_state(state['cpu'].cpu())
-    if 'cuda' in state: torch.cuda.set_rng_state(state['cuda'].cpu())
+    if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'].cpu())
 
 # %% ../nbs/00_core.ipynb #52b3af66
 @contextmanager

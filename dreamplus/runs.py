@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .core import read_json, write_json
-from .machine import versions
+from .machine import circumstances, versions
 
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
@@ -56,7 +56,7 @@ def check_new_run(path: str | Path): # The folder of a new run
 @contextmanager
 def new_run(
     path: str | Path, # The folder; made if absent
-    **info # The content of run.json, beside format and versions
+    **info # The content of run.json, beside its format, its place and its circumstances
 ):
     "A new, locked run folder; `ValueError` if `path` is not empty"
     check_new_run(path := Path(path))
@@ -64,7 +64,8 @@ def new_run(
     path.mkdir(parents=True, exist_ok=True)
     with RunFolder(path).acquire() as run:
         try:
-            write_json(run/'run.json', dict(format=1, versions=versions(), **info))
+            about = circumstances(info.get('device', 'cpu')) # what its bits depend on
+            write_json(run/'run.json', dict(format=1, place=str(path.absolute())) | about | info)
             yield run
         finally:
             if not (path/'run.json').exists(): _remove_empty(path, made)

@@ -6,10 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from dreamplus.arguments import build
-from dreamplus.core import Key, load_state, save_state, toy_images
+from dreamplus.core import Key, load_state, read_json, save_state, toy_images, write_json
 from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import evaluate_run
+from dreamplus.labs.plan import plan
 from dreamplus.loop.distill import distill, distiller, resume
 from dreamplus.match.core import View, make_matcher
 from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics, waves
@@ -158,6 +159,10 @@ def test_changed_weights_are_not_resumed_from(data, tmp_path):
     state = load_state(file)
     save_state(file, state | dict(net={k: 1.5*v for k, v in state['net'].items()}))
     with pytest.raises(ValueError, match='have changed since the run began'): resume(tmp_path/'run', data, log=None)
+    out, said = tmp_path/'run'/'run.json', []
+    write_json(out, read_json(out) | dict(threads=99)) # on another machine, the same training gives other weights
+    assert resume(tmp_path/'run', data, log=said.append).provenance['steps'] == 6
+    assert any('threads: 99 then' in line for line in said)
 
 # Statistics
 
@@ -242,8 +247,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path):
     args = TINY | dict(outer=6, report=1)
     whole = distill(data, 'best', **args)
     with pytest.raises(Stop): distill(data, 'best', out=tmp_path/'run', cbs=[StopCB()], **args)
-    assert torch.equal(resume(tmp_path/'run', data, log=None).pixels, whole.pixels)
+    info = read_json(tmp_path/'run'/'run.json')
+    assert info['bank_seconds'] > 0
+    write_json(tmp_path/'run'/'run.json', info | dict(bank_seconds=12.)) # so long that it is not rounded
+    rest = resume(tmp_path/'run', data, log=None)
+    assert torch.equal(rest.pixels, whole.pixels) and 12 <= rest.provenance['bank']['seconds'] < 15
     assert load_state(tmp_path/'run'/'checkpoint'/'state.safetensors')['at'] == 6
+
+def test_a_plan_counts_a_later_teacher_and_the_candidates(data, monkeypatch):
+    "The teacher costs one more pass over the images, except where the network is the last of its stages itself"
+    monkeypatch.setattr('dreamplus.labs.plan.machine_peak', lambda device: 1e9)
+    def parts(**change):
+        made = plan(data, 'best', nets=0, **{k: v for k, v in (TINY | change).items() if k != 'log'})
+        return {r['part']: r['flops'] for r in made['parts']}
+    usual, later = parts(start_candidates=4, teacher='same'), parts(start_candidates=None, teacher='last')
+    assert 'matching: teacher' not in usual
+    assert later['matching: teacher'] == pytest.approx(usual['matching']/2, rel=.05) # two stages
+    assert usual['start'] < .4*later['start'] # 4 of 21 images of a class
+
+def test_a_batch_of_one_is_refused_before_training(data):
+    args = TINY | dict(arch='resnet10', norm='batch', ipc=2, bank_batch=1)
+    with pytest.raises(ValueError, match='bank_batch=1 gives a batch norm of this network a single value'):
+        distill(data, 'best', **args)
+    assert not [m for b in all_banks() for m in b.members]
 
 def test_the_result_counts_the_seconds_of_the_bank_separately(data, tmp_path):
     for name in 'first', 'second':

@@ -112,7 +112,7 @@ def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(pick_device()))
     assert expected.items() <= result.items()
@@ -180,6 +180,38 @@ def test_scores(finished):
         [f'| {name}', labels] for name in ('run', 'other') for labels in ('hard', 'kl')]
     assert read_json('other/scores.json')['test_uses'] == 2
     refused('scores', 'run,nowhere', says=['nowhere'])
+
+def test_doctor(finished, here):
+    "Exit status 1 with findings, 0 without; questions, real images, and what cannot be checked"
+    ended = run('doctor', 'run')
+    assert ended.status == 1 and '1. too few steps: the set has had 2 of the 200' in ended.out
+    assert 'dreamplus resume RUN --outer 20' in ended.out
+    made = read_json('run/distilled.json')
+    made['provenance']['steps'] = 200
+    write_json('run/distilled.json', made | dict(factor=2))
+    assert '1. factor: the run has factor=1, but the set says 2' in run('doctor', 'run', '--data', 'digits').out
+    write_json('run/distilled.json', made)
+    ended = run('doctor', 'run', '--why', 'memory')
+    assert ended.status == 1 and 'batch_real=8' in ended.out and '* compare classes in smaller parts' in ended.out
+    (finished/'run.json').unlink(), (finished/'result.json').unlink() # a set alone
+    ended = run('doctor', 'run')
+    assert ended.status == 0 and 'not checked without --data: classes, labels\n' in ended.out
+    assert 'digits: 10 classes' in run('doctor', 'run', '--data', 'digits').out
+    assert 'torch ' in run('doctor').out and 'free_gib' in run('doctor', '--why', 'slow').out
+    refused('doctor', 'nowhere', says=['nowhere does not exist'])
+    refused('doctor', 'run', '--why', 'bored', says=["why='bored' is not a question"])
+
+def test_resume_with_more_iterations_and_data_elsewhere(here):
+    write_images(here/'toys')
+    done(*TINY, 'toys', '--channels', 3, '--out', 'run')
+    (here/'toys').rename(here/'moved')
+    refused('resume', 'run', says=['--data FOLDER'])
+    write_json('run/run.json', read_json('run/run.json') | dict(device='cuda:1'))
+    said = done('resume', 'run', '--data', 'moved', '--outer', 3, '--nets', 0)
+    assert f'goes on with device: cuda:1 then, {pick_device()} now' in said
+    assert read_json('run/distilled.json')['provenance']['steps'] == 6
+    done(*TINY, 'moved', '--channels', 3, '--start', 'run', '--ipc', 2, '--out', 'next')
+    assert read_json('next/run.json')['earlier'] == str(here/'run')
 
 def test_show(finished):
     (finished/'grid.png').unlink()
@@ -368,7 +400,7 @@ def test_folder_as_asked(here):
     assert 'toys: 3 classes of 3x8x8' in out
     assert load_state('run/distilled.safetensors')['pixels'].shape == (3, 3, 8, 8)
     shutil.rmtree(toys)
-    refused('resume', 'run', says=['toys is not a folder'])
+    refused('resume', 'run', says=['toys, which does not exist here', '--data FOLDER'])
 
 def test_recipe_with_constants_of_its_own(here):
     write_images(here/'cifar100')

@@ -10,6 +10,7 @@ from torch import nn
 import dreamplus.judge.evaluate
 import dreamplus.labs.plan
 import dreamplus.loop.distill
+import dreamplus.loop.elsewhere
 import dreamplus.parts
 from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
@@ -52,7 +53,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def there(monkeypatch):
-    for module in dreamplus.loop.distill, dreamplus.parts, dreamplus.judge.evaluate:
+    for module in dreamplus.loop.distill, dreamplus.loop.elsewhere, dreamplus.parts, dreamplus.judge.evaluate:
         monkeypatch.setattr(module, 'pick_device', lambda device=None: torch.device(device or 'cpu'))
     monkeypatch.setitem(MATCHERS, 'weighted', Weighted)
 

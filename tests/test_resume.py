@@ -1,6 +1,7 @@
 "Runs that are killed, stopped, resumed and run side by side end with the same bits as a run that was left alone."
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.callback.core import Callback
+from PIL import Image
 from processes import Process, command
 from torch import nn
 
 from dreamplus.core import load_state, read_json, toy_images, write_json
 from dreamplus.data.sources import load_data
+from dreamplus.distilled import DistilledSet
+from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.loop.checkpoint import CheckpointCB
 from dreamplus.loop.distill import distill, resume
 from dreamplus.loop.report import read_history
+from dreamplus.machine import pick_device
 from dreamplus.match.core import MATCHERS, Matcher
+from dreamplus.match.experts import train_experts
+from dreamplus.synthetic import decode
 
 CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
 
@@ -284,3 +291,140 @@ def test_data_that_can_be_loaded_again(tmp_path):
     write_json(out/'run.json', info)
     assert_done(Process(of_digits, whole), Process(go_on_alone, out))
     assert_same(out, whole)
+
+# Elsewhere, for longer, and from earlier sets
+
+FEW = dict(inner=2, report=2, width=8, n_data=16, net_batch=8, batch_real=4, log=None)
+
+def images(folder, seed=0):
+    "A folder of 3 classes of images"
+    x, y = toy_images(classes=3, per_class=6, seed=seed)
+    for i, (image, c) in enumerate(zip(x, y.tolist())):
+        (folder/f'class{c}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder/f'class{c}'/f'{i:02}.png')
+    return folder
+
+@pytest.fixture
+def moved(tmp_path, monkeypatch):
+    "A run, and its data, that were copied together to another place; the run had a GPU and 99 threads"
+    data = load_data(images(tmp_path/'a'/'data'))
+    distill(data, 'idc', outer=2, out=tmp_path/'a'/'runs'/'first', **FEW)
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    shutil.rmtree(tmp_path/'a')
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path/'b'/'runs'/'first'
+    write_json(out/'run.json', read_json(out/'run.json') | dict(device='cuda:7', threads=99))
+    return out
+
+def test_a_run_goes_on_elsewhere_and_says_so(moved):
+    said = []
+    more = resume(moved, outer=3, log=said.append)
+    info = read_json(moved/'run.json')
+    assert 'device: cuda:7 then' in said[0] and f'threads: 99 then, {torch.get_num_threads()} now' in said[0]
+    assert info['device'] == str(pick_device()) and info['changed'][0]['step'] == 4
+    assert more.provenance['steps'] == 6 and more.provenance['changed'] == info['changed']
+    said.clear()
+    resume(moved, log=said.append)
+    assert not [line for line in said if 'then' in line] # nothing has changed since
+
+@pytest.mark.parametrize('where', ['data', 'root', 'here', 'itself'])
+def test_data_that_moved_alone(moved, tmp_path, monkeypatch, where):
+    "are named, or found by their name here; other data are refused"
+    (tmp_path/'b'/'data').rename(tmp_path/'data' if where == 'here' else tmp_path/'elsewhere')
+    if where == 'root': (tmp_path/'root').mkdir(), (tmp_path/'elsewhere').rename(tmp_path/'root'/'data')
+    if where == 'itself': refused(moved, 'data in', 'does not exist here', '--data FOLDER', '--root')
+    given = dict(data=dict(data='elsewhere'), root=dict(root='root'), itself=dict(root='elsewhere'), here={})[where]
+    before = pixels(moved)
+    assert torch.equal(resume(moved, log=None, **given).pixels, before)
+    with pytest.raises(ValueError, match='digests differ'): resume(moved, images(tmp_path/'other', seed=1), log=None)
+
+@pytest.mark.parametrize('more, says', [(dict(outer=1), 'outer=1 is below the 2 outer iterations'),
+                                        (dict(outer=0), 'outer=0 must be'), (dict(device='nope'), 'not a device'),
+                                        (dict(lr=1.), "'lr' cannot change"), (dict(root='nowhere'), 'is not a folder')])
+def test_going_on_refused(moved, more, says):
+    before = {name: (moved/name).read_bytes() for name in files(moved)}
+    with pytest.raises(ValueError, match=says): resume(moved, log=None, **more)
+    assert {name: (moved/name).read_bytes() for name in files(moved)} == before
+
+@pytest.mark.parametrize('run', ['dream+', 'moving']) # which has state of all kinds
+def test_more_iterations_are_those_of_a_longer_run(tmp_path, monkeypatch, run):
+    monkeypatch.setitem(MATCHERS, 'moving', Moving)
+    method, args = RUNS[run]
+    args = args | dict(inner=2, report=2)
+    distill(toys(), method, out=tmp_path/'run', steps=3, **args | dict(outer=2)) # a budget, which `outer` replaces
+    more = resume(tmp_path/'run', toys(), outer=4, log=None)
+    whole = distill(toys(), method, **args | dict(outer=4))
+    assert torch.equal(more.pixels, whole.pixels) and more.provenance['steps'] == 8
+    assert read_json(tmp_path/'run'/'run.json')['args']['outer'] == 4
+    assert torch.equal(resume(tmp_path/'run', toys(), log=None).pixels, whole.pixels) # killed after: the new goal
+
+def test_a_result_of_fewer_iterations_is_not_reused(tmp_path):
+    data = load_data()
+    distill(data, 'idc', out=tmp_path/'run', **FEW | dict(outer=1, lr=10.))
+    table = dict(n=1, rows=('distilled',), epochs=0, steps=1)
+    first = evaluate_run(tmp_path/'run', data, **table)
+    assert evaluate_run(tmp_path/'run', data, **table) == first
+    resume(tmp_path/'run', data, outer=2, log=None)
+    with pytest.warns(UserWarning, match='tested before'): again = evaluate_run(tmp_path/'run', data, **table)
+    assert again['test_uses'] == 2 and again['images'] != first['images']
+
+def test_relative_folders_work_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_experts(load_data(), 'ex', 1, epochs=2, width=4, log=None)
+    own = dict(width=4, outer=2, syn_steps=2, max_start=1, expert_epochs=1, log=None)
+    made = distill(load_data(), 'mtt', experts='ex', out='run', **own)
+    (tmp_path/'x').mkdir(), monkeypatch.chdir(tmp_path/'x')
+    assert torch.equal(resume('../run', log=None).pixels, made.pixels)
+    (tmp_path/'ex').rename(tmp_path/'x'/'moved')
+    with pytest.raises(ValueError, match='holds no experts'): resume('../run', log=None)
+    assert torch.equal(resume('../run', log=None, experts='moved').pixels, made.pixels)
+
+STILL = FEW | dict(outer=1, lr=0., start='random') # the pixels stay as they begin
+
+def start_of(start, ipc=1, factor=1, **more):
+    return distill(toys(), 'idc', ipc, factor, **STILL | more | dict(start=start))
+
+def test_a_start_from_a_run_a_set_or_pixels(tmp_path):
+    "with fewer or more images, where the recipe's start adds what is missing"
+    first = distill(toys(), 'idc', 2, 1, out=tmp_path/'run', **STILL)
+    x = first.pixels.unflatten(0, (3, 2))
+    for start in tmp_path/'run', str(tmp_path/'run'), first, x, x.flatten(0, 1).numpy(), (255*x).round().byte():
+        assert torch.allclose(start_of(start, 2).pixels, first.pixels, atol=.5/255)
+    assert torch.equal(start_of(first).pixels, x[:, 0])
+    more = start_of(first, [2, 3, 4])
+    assert more.counts == [2, 3, 4] and torch.equal(more.pixels[[0, 1, 2, 3, 5, 6]], first.pixels)
+    own = load_state(tmp_path/'run'/'start.safetensors')['pixels']
+    assert torch.equal(own, first.pixels) and (more.pixels[7:].std((1, 2, 3)) > .05).all() # real images
+    assert more.provenance['earlier'] == 'pixels of the caller'
+
+def test_a_start_of_another_factor_or_order():
+    x, names = torch.rand(3, 1, 1, 8, 8), ['0', '1', '2']
+    four = DistilledSet(x, names, [.5], [.2], factor=2)
+    assert torch.equal(start_of(four, 3).pixels.unflatten(0, (3, 3)), decode(x, 2)[:, :3])
+    assert torch.equal(start_of(DistilledSet(x[[2, 0, 1]], ['2', '0', '1'], [.5], [.2])).pixels, x[:, 0])
+
+def test_soft_labels_of_a_start():
+    soft = DistilledSet(torch.rand(3, 1, 8, 8), ['0', '1', '2'], [.5], [.2], y=torch.eye(3)*.4 + .2)
+    torch.testing.assert_close(start_of(soft, 2, label_lr=0.).y[::2], soft.y)
+    with pytest.warns(UserWarning, match='soft labels of the earlier set are not used'): start_of(soft)
+
+def test_pixels_out_of_range():
+    with pytest.warns(UserWarning, match='lie outside of .* are clamped'): start_of(torch.randn(3, 1, 1, 8, 8))
+
+@pytest.mark.parametrize('start, says', [
+    (torch.rand(2, 1, 1, 8, 8), 'give pixels .* of 3 classes'), (255*torch.rand(3, 1, 1, 8, 8), 'floats in'),
+    (torch.rand(3, 1, 1, 9, 9), 'the same size and channels'), (torch.full((3, 1, 1, 8, 8), torch.nan), 'not finite'),
+    ('runs/none', 'is not a folder'), ('noize', "did you mean 'noise'"),
+    (DistilledSet(torch.rand(3, 1, 8, 8), ['a', 'b', 'c'], [.5], [.2], y=torch.arange(3)), "but not '0' of")], ids=str)
+def test_starts_refused(tmp_path, start, says):
+    with pytest.raises(ValueError, match=says): start_of(start, out=tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+def test_a_start_is_kept_for_a_run_that_is_killed(tmp_path):
+    "before its first checkpoint; what it started from is gone"
+    first, out = distill(toys(), 'idc', out=tmp_path/'first', **STILL), tmp_path/'run'
+    x = 1 - first.pixels
+    distill(toys(), 'idc', out=out, **STILL | dict(start=x.unflatten(0, (3, 1))))
+    shutil.rmtree(out/'checkpoint'), (out/'distilled.json').unlink()
+    assert torch.equal(resume(out, toys(), log=None).pixels, x)
+    assert read_json(out/'run.json')['earlier'] == 'pixels of the caller'

@@ -6,6 +6,7 @@
 __all__ = ['Cost', 'cost', 'machine_peak', 'iteration_costs', 'start_cost', 'evaluation_cost', 'bank_cost', 'plan', 'format_plan']
 
 # %% ../../nbs/80_labs.plan.ipynb #29cbb545
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from ..arguments import build
 from ..choose.coresets import CORESETS
 from ..choose.kmeans import kmeans
-from ..choose.samplers import RepresentativeSampler, class_parts, embed_classes
+from ..choose.samplers import RepresentativeSampler, class_parts, class_table, embed_classes
 from ..core import Key, seeded
 from ..data.core import ImageData
 from ..judge.evaluate import ROWS, possible_rows
@@ -31,7 +32,7 @@ from ..loop.bank import stand_in
 from ..loop.callbacks import LoopCB
 from ..loop.distill import make_job, make_learner, result_of
 from ..machine import peak_mib
-from ..match.statistics import class_statistics
+from ..match.statistics import TeachMatcher, class_statistics
 from ..nets.augment import augmentation
 from ..nets.bank import (Bank, BankTraining, Trainee, check_facts, find_bank,
                                  missing_members,
@@ -138,6 +139,14 @@ def _matching_shares(learn, shown, target, step): # Images and target of an inne
     share = lambda part: Cost(*(s*p/(w or 1) for s, p, w in zip(step, part, whole)))
     return {f'matching: {name}': share(part) for name, part in parts.items()}
 
+def _teacher_cost(learn, call, step, stages): # One inner iteration, its cost, the stages of a network in the bank
+    "Name to cost of a later stage as teacher: one more pass, except under the last stage of a network"
+    match = learn.loss_func.match
+    teach = [m for m in match.matcher.modules() if isinstance(m, TeachMatcher) and m.teachers] if match else []
+    if not teach or stages == 1: return {}
+    for m in teach: m.teachers = {net: copy.deepcopy(net) for net in m.teachers} # the stand-in is its own last stage
+    return {'matching: teacher': (cost(call, learn.data.device) - step)*(1 - 1/stages)}
+
 class _KeepCB(LoopCB):
     "Keeps the last batch, which the Learner does not"
     order = 90
@@ -146,19 +155,22 @@ class _KeepCB(LoopCB):
 def iteration_costs(
     learn, # The result of make_learner for 2 inner iterations
     inner: int, # Inner iterations of an outer iteration
+    stages: int = 1, # Stages of each network, with a network bank
 ) -> dict: # Name of a part to its Cost
     "The costs of an outer iteration"
     loss, device, keep = learn.loss_func, learn.data.device, _KeepCB()
     learn.add_cb(keep).fit(1) # one epoch with all callbacks
     xb, (target,) = keep.kept
-    step = cost(lambda: loss(learn.model(*xb), target).backward(), device)*inner
+    call = lambda: loss(learn.model(*xb), target).backward()
+    once = cost(call, device)
+    step, teacher = once*inner, {name: c*inner for name, c in _teacher_cost(learn, call, once, stages).items()}
     if not loss.match: return {'matching': step}
     work, shown = [*_training_work(learn, inner)], learn.model(*xb)
     if target.real is not None: work += _selection_work(learn, inner)
     alike = torch.is_tensor(shown) and len({*target.counts}) == 1 and not loss.whole
     divided = alike and target.real is not None
     matching = _matching_shares(learn, shown, target, step) if divided else {'matching': step}
-    return {name: cost(f, device)*times for name, f, times in work} | matching
+    return {name: cost(f, device)*times for name, f, times in work} | matching | teacher
 
 # %% ../../nbs/80_labs.plan.ipynb #9d5136c3
 def start_cost(
@@ -166,10 +178,12 @@ def start_cost(
     start: str, # As in distill
     n: int, # Real images of each class to choose
     net, # The network whose embeddings are used
+    candidates: int | None = None, # Choose among this number of images of a class; None: all
 ) -> Cost:
     "The cost of choosing the initial images"
-    if start not in CORESETS or start in ('random', 'first'): return _NOTHING
-    embed = lambda: embed_classes(net, data, [0])
+    if not n or start not in CORESETS or start in ('random', 'first'): return _NOTHING
+    some = [t[:, :candidates and max(candidates, n)] for t in class_table(data.train, [0])]
+    embed = lambda: embed_classes(net, data, [0], table=some)
     (x, mask), choose = embed(), CORESETS[start]
     return (cost(lambda: choose(x, mask, n), data.device) + cost(embed, data.device))*data.n_classes
 
@@ -230,7 +244,7 @@ _CHANGE = { # part: arguments that make it cheaper
     'k-means, again': 'a smaller --set warm_rounds', 'warming the network': '--set warm_epochs=0',
     'training the network': 'a smaller --set n_data or net_epochs',
     'matching': 'a smaller --factor or --ipc, or a smaller --set syn_steps',
-    'matching: real images': 'a smaller --set batch_real',
+    'matching: real images': 'a smaller --set batch_real', 'matching: teacher': '--set teacher=same',
     'matching: synthetic images': 'a smaller --factor or --ipc',
     'matching: back to the pixels': 'a smaller --factor or --ipc',
     'network bank': 'a smaller --set bank_nets, or earlier --set bank_stages',
@@ -276,9 +290,10 @@ def plan(
         learn.model.pixels.data.uniform_()
         # the first optimiser imports modules for seconds
         begin = Cost(time.perf_counter() - began, 0., 0.)
-        parts = iteration_costs(learn, args['inner'])
+        parts = iteration_costs(learn, args['inner'], len(parse_stages(args['bank_stages'])) if bank else 1)
         net = loss.whole[0][1].start_net() if loss.whole else s.net
-        begin += start_cost(data, args['start'], max(learn.model.counts)*args['factor']**2, net)
+        begin += start_cost(data, args['start'], max(learn.model.earlier.missing)*args['factor']**2, net,
+                            args.get('start_candidates'))
         begin += parts.get('warming the network', _NOTHING)
         made = bank_cost(args, data, build(network, args, data=data),
                          args.get('stat_images', 0)) if bank else _NOTHING

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..arguments import Count, NonNegative, arguments
+from ..arguments import Count, Folder, NonNegative, arguments
 from ..core import Key, seeded
 from ..data.core import ImageData
 from .core import MATCHERS, Matcher, with_gradient
@@ -110,7 +110,7 @@ class TrajectoryMatcher(Matcher):
     def __init__(self,
                  data: ImageData, # On the device, with the normalisation of the experts
                  make: Callable, # () -> a network of the experts' kind, on the device
-                 experts: str | None = None, # Folder of experts, made by dreamplus experts
+                 experts: Folder | None = None, # Folder of experts, made by dreamplus experts
                  syn_steps: Count = 20, # Steps of the student
                  batch_syn: Count | None = None, # Synthetic images in a step; None: all
                  form: Literal[tuple(FORMS)] = 'rebuilt', # How the gradient is computed

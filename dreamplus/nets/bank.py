@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from ..arguments import Count, Momentum, Natural, NonNegative, Share
+from ..arguments import Count, Folder, Momentum, Natural, NonNegative, Share
 from ..core import Key, load_state, read_json, save_state, write_json
 from ..data.core import ImageData
 from ..data.whiten import WhitenedData
@@ -30,6 +30,7 @@ from ..machine import cache_folder, versions
 from .augment import Augment
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
+from .zoo import check_trainable
 
 # %% ../../nbs/27_nets.bank.ipynb #47ecd6dd
 def parse_stages(
@@ -119,6 +120,11 @@ class Trainee:
         self.opt = sgd(self.net, how.bank_lr, how.bank_momentum, how.bank_wd)
         self.stream = Stream(len(data.train), how.bank_batch, data.device)
         self.augment, self.step, self.seconds = Augment(how.bank_augment), 0, 0.
+        if self.stream.size > 1: return
+        try: check_trainable(self.net, data.channels, data.size, 1)
+        except ValueError: raise ValueError(
+            f'bank_batch={how.bank_batch} gives a batch norm of this network a single value; '
+            "use at least bank_batch=2, or norm='layer'") from None
 
     def go(self, steps: int):
         "Train for some steps"
@@ -271,7 +277,7 @@ def network_bank(
     make: Callable, # () -> a new network on the device
     bank_training: BankTraining,
     log: Callable | None, # Receives a line for each stage; None for silence
-    bank_folder: str | None = None, # Folder of the network bank; None: in the cache
+    bank_folder: Folder | None = None, # Folder of the network bank; None: in the cache
     bank_nets: Count = 3, # Networks in the bank
     bank_stages: str | int | float = '450,1500', # When each is kept: training steps, or accuracies such as .5,.7
 ) -> Bank: # Loaded; `seconds` says how long the training took now, 0 if nothing was missing

@@ -25,6 +25,7 @@ from .zoo import freeze_norms, has_batch_norm
 # %% ../../nbs/28_nets.schedules.ipynb #530adfc1
 class NetworkSchedule:
     "The matching network of each outer iteration"
+    moved = False # a run that goes on elsewhere
     def __init__(self,
                  data: ImageData, # On the device
                  make: Callable, # () -> a new network on the device
@@ -151,7 +152,8 @@ class BankNetworks(NetworkSchedule):
         return dict(member=self.bank.nets.index(self.net), bank=self.bank.digests)
     def load_state_dict(self, state):
         if 'member' not in state: return
-        if state['bank'] != self.bank.digests: raise ValueError(
+        # on another machine, the same training gives other bits
+        if state['bank'] != self.bank.digests and not self.moved: raise ValueError(
             f'the networks in {self.bank.path} have changed since the run began; restore them')
         self.net = self.bank.nets[state['member']]
 
