@@ -18,6 +18,7 @@ from .judge.protocols import PROTOCOLS
 from .judge.scores import robust
 from .judge.validate import BestCB, ValidAccuracy
 from .labs.compare import compare, compare_figures, compare_table
+from .labs.doctor import doctor
 from .labs.plan import format_plan, plan
 from .labs.reproduce import reproduce
 from .labs.study import study

@@ -23,7 +23,7 @@ from ..arguments import arguments, build
 from ..choose.coresets import coreset
 from ..choose.samplers import class_table
 from ..core import Key, load_state, read_json, save_state, seeded, write_json
-from ..data.core import ImageData, Split, listed, to_float
+from ..data.core import ImageData, Split, fingerprint, listed, to_float
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, load_distilled
 from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of,
@@ -300,7 +300,9 @@ def evaluate_run(
     label, last = label_of(protocol, changes), {} if again else _record(run/'result.json')
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     said = [(row['set'], row['n']) for row in last.get('rows', [])]
-    if (last.get('protocol'), last.get('device'), said) == (label, str(device), asked):
+    images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
+    before = [last.get('protocol'), last.get('device'), last.get('images', images), said]
+    if before == [label, str(device), images, asked]:
         if log: [log(row) for row in last['rows']]
         return last
     seed, C = 1000*info['seed'], len(dset.classes)
@@ -311,7 +313,7 @@ def evaluate_run(
         seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
     result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
                   arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
-                  device=str(device), rows=results, test_uses=next_use(out), seconds=seconds,
+                  device=str(device), rows=results, images=images, test_uses=next_use(out), seconds=seconds,
                   training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
                   versions=versions(), data=info['data']['digest'])
     write_json(run/'result.json', result)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['make_job', 'make_model', 'rehearse', 'make_loss', 'make_callbacks', 'check_network', 'parameter_groups',
-           'make_learner', 'start_learner', 'distiller', 'distill', 'run_learner', 'result_of', 'run_data', 'resume']
+           'make_learner', 'start_learner', 'distiller', 'distill', 'run_learner', 'job_record', 'result_of',
+           'run_data', 'resume']
 
 # %% ../../nbs/66_loop.distill.ipynb #cbae21b6
 import inspect
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -22,7 +24,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from ..arguments import build
-from ..core import Key, atomic, save_state, seeded
+from ..core import Key, atomic, load_state, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet
@@ -30,7 +32,9 @@ from .bank import bank_is_incomplete, make_bank, stand_in
 from .callbacks import (ClampCB, DistillLoaders, GuardCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
 from .checkpoint import CheckpointCB, checkpoint_on_signal
+from .elsewhere import continued, find_origin, folder_arguments
 from .report import BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, default_callbacks
+from .start import EarlierImages, split_start
 from ..machine import pick_device, versions
 from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
@@ -47,7 +51,7 @@ def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
     steps: int | None = None, minutes: float | None = None, # As `distill`
-) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data
+) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and a start of one's own
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
@@ -66,15 +70,17 @@ def make_job(
         raise ValueError(f'{steps=} must be a whole number')
     if minutes is not None and overrides.get('outer') is None:
         overrides = overrides | dict(outer=10**6) # the budget ends the run
+    overrides, earlier = split_start({k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()})
     args = recipe(method, data.name, max(counts), factor, **overrides)
-    if args.get('bank_folder'): # a resumed run may have another working directory
-        args['bank_folder'] = str(Path(args['bank_folder']).expanduser().absolute())
+    # a resumed run may have another working directory
+    args |= {k: os.path.abspath(Path(v).expanduser()) for k, v in folder_arguments(args).items()}
     if taken := (inspect.signature(make_job).parameters.keys() - {'factor'}) & args.keys():
         raise TypeError(
             f'a part has an argument called {min(taken)!r}, which `distill` has too; give it another name')
+    start = {} if earlier is None else dict(earlier=earlier)
     return dict(method=method, ipc=ipc, seed=seed, device=str(pick_device(device)), args=args,
                 budget=dict(steps=steps, minutes=minutes),
-                data=dict(name=data.name, digest=data.digest, held=data.held, origin=data.origin))
+                data=dict(name=data.name, digest=data.digest, held=data.held, origin=data.origin), **start)
 
 # %% ../../nbs/66_loop.distill.ipynb #416e89d3
 def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number for each class
@@ -82,15 +88,18 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
     if isinstance(ipc, int): return {ipc: [*range(classes)]}
     return {n: [c for c in range(classes) if ipc[c] == n] for n in sorted({*ipc})}
 
-def make_model(args, data, ipc) -> SyntheticSet:
-    "The synthetic set with blank pixels; `ValueError` if its initialisation is not possible"
-    for n, ids in _same_counts(ipc, data.n_classes).items():
-        some = data if len(ids) == data.n_classes else data.select(ids)
-        check_start(some, n, args['factor'], args['start'])
+def make_model(args, data, ipc, start=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
+    "The synthetic set with blank pixels, and with `earlier`; `ValueError` if its initialisation is not possible"
     counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
+    earlier = EarlierImages(start, data, counts, args['factor'])
+    for n, ids in _same_counts(earlier.missing, data.n_classes).items():
+        some = data if len(ids) == data.n_classes else data.select(ids)
+        check_start(some, max(n, 1), args['factor'], args['start'] if n else 'noise')
     labels = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)], device=data.device)
     blank = torch.zeros(len(labels), *data.train.x.shape[1:], device=data.device)
-    return build(SyntheticSet, args, pixels=blank, labels=labels)
+    model = build(SyntheticSet, args, pixels=blank, labels=labels)
+    model.earlier = earlier
+    return model
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
     "Raise the `ValueError` of a wrong argument without training a bank"
@@ -182,7 +191,7 @@ def make_learner(
     _check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
-    model, classes = make_model(args, data, job['ipc']), iterations.class_batch or data.n_classes
+    model, classes = make_model(args, data, job['ipc'], job.get('earlier')), iterations.class_batch or data.n_classes
     supplied = dict(make=make, inner=iterations.inner, seed=seed,
                     classes=min(classes, data.n_classes), log=log,
                     ipc=len(model.pixels)/data.n_classes)
@@ -213,19 +222,20 @@ def make_learner(
 # %% ../../nbs/66_loop.distill.ipynb #da05cf79
 def start_learner(learn: Learner): # Of `make_learner`
     "Make the first network and the initial pixels"
-    args, data, ipc, key = learn.job['args'], learn.data, learn.job['ipc'], Key(learn.job['seed'], 'start')
+    args, data, key, earlier = learn.job['args'], learn.data, Key(learn.job['seed'], 'start'), learn.model.earlier
+    earlier.warn(learn.clamp, learn.model.label_lr is not None)
     whole = learn.loss_func.whole
     net = whole[0][1].start_net() if whole else learn.network_cb.begin(0)
     if whole and learn.loss_func.match: learn.network_cb.begin(0)
     own = {k: v for k, v in args.items() if k not in ('start', 'factor')}
     parts = {}
-    for n, ids in _same_counts(ipc, data.n_classes).items():
+    for n, ids in _same_counts(earlier.missing, data.n_classes).items():
+        if not n: continue
         some = data if len(ids) == data.n_classes else data.select(ids)
         rows = key.at(rows=data.class_batch(ids).index)
         x = start_pixels(some, n, args['factor'], args['start'], net, rows, **own) # (c,n,ch,h,w)
         parts |= dict(zip(ids, x))
-    with torch.no_grad():
-        learn.model.pixels.copy_(torch.cat([parts[c] for c in range(data.n_classes)]))
+    earlier.put(learn.model, parts)
     return learn
 
 def distiller(
@@ -250,7 +260,7 @@ def distill(
     cbs=(), # More callbacks
     metrics=(), # `ValidAccuracy()` measures the accuracy on the validation split at each report
     log: Callable | None = print, # Where report lines go; None for silence
-    **overrides # Any argument of the parts; see `arguments_text(all_parts())`
+    **overrides # Any argument of the parts; see `arguments_text(all_parts())`. `start` may also be a folder or pixels
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
@@ -258,7 +268,9 @@ def distill(
     with seeded(seed):
         learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
     if out is None: return run_learner(learn)
-    with new_run(out, **job) as run: return run_learner(learn, run)
+    with new_run(out, **job_record(learn)) as run:
+        if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again
+        return run_learner(learn, run)
 
 def run_learner(
     learn: Learner, # Of `make_learner`
@@ -280,12 +292,20 @@ def run_learner(
     return dset
 
 # %% ../../nbs/66_loop.distill.ipynb #5eda038f
+def job_record(learn) -> dict: # JSON values
+    "The job of a Learner as `run.json` has it"
+    seconds = dict(bank_seconds=learn.bank.seconds) if learn.bank else {}
+    earlier = learn.job.get('earlier')
+    of = {} if earlier is None else dict(earlier=earlier if isinstance(earlier, str) else 'pixels of the caller')
+    return learn.job | seconds | of
+
 def result_of(
     learn: Learner, # Of `make_learner`, trained
 ) -> DistilledSet:
     "The current set of a Learner, with its arguments and versions"
     model, data, pixels = learn.model, learn.data, learn.model.pixels.detach().cpu()
-    provenance = {k: learn.job[k] for k in ('method', 'args', 'seed', 'device', 'budget', 'data')}
+    job, about = job_record(learn), ('method', 'args', 'seed', 'device', 'budget', 'data', 'earlier', 'changed')
+    provenance = {k: job[k] for k in about if k in job}
     provenance |= dict(versions=versions(), threads=torch.get_num_threads(),
                        steps=learn.dls.train.at, seconds=learn.clock_cb.seconds)
     if learn.bank: provenance['bank'] = learn.bank.summary()
@@ -299,30 +319,57 @@ def result_of(
 def run_data(
     out: str | Path, # The run folder, for messages
     info: dict, # Its `run.json`
-    data: ImageData | None = None, # None: loaded as the run loaded it
+    data: ImageData | str | Path | None = None, # Or where they are now; None: loaded as the run loaded it
+    root: str | Path | None = None, # Folder with the data, if they moved
 ) -> ImageData:
     "The data of a run; `ValueError` if it cannot be loaded again or is not the same"
-    origin = info['data']['origin']
+    origin, held = info['data']['origin'], info['data']['held']
     if data is None and not origin:
         raise ValueError(f'{out} was distilled from Python objects; pass the same data')
-    data, held = data or load_data(**origin), info['data']['held']
+    if data is None: data = load_data(**find_origin(info, out, root))
+    elif not isinstance(data, ImageData):
+        data = load_data(**(origin or {}) | dict(source=data, root=root))
     if held and data.valid is None: data = data.hold_out(*held)
     if data.held != held: raise ValueError(
         f'{out} was distilled from data with {held=} (fraction, seed), not {data.held}; hold out the same part')
     if data.digest != info['data']['digest']:
         raise ValueError(
-            f'{out} was distilled from other data than {data.name} is now: the digests differ; restore the data')
+            f'{out} was distilled from other data than {data.name} is now: the digests differ; restore the data, '
+            'or say where they are with --data (data=)')
     return data
+
+# %% ../../nbs/66_loop.distill.ipynb #a99ceefc
+def _steps_done(run) -> int:
+    "Inner iterations in the checkpoint of a run; 0 without one"
+    file = run/'checkpoint'/'state.safetensors'
+    return load_state(file)['at'] if file.exists() else 0
 
 def resume(
     out: str | Path, # A run folder
-    data: ImageData | None = None, # Needed where the run's data came from Python objects
+    data: ImageData | str | Path | None = None, # Or where they are now; needed if they came from Python objects
     cbs=(), metrics=(), # The callbacks and metrics that the run was started with
     log: Callable | None = print,
+    *, device: str | None = None, # None: that of the run, or the best one here if it is missing
+    root: str | Path | None = None, # Folder with the data, if they moved
+    outer: int | None = None, # Outer iterations in all, in place of those of the run and of its budget
+    **folders # Where folders of the run's arguments moved, as experts=FOLDER
 ) -> DistilledSet:
-    "Continue a run where it was killed or stopped; on a CPU the result is that of a run never stopped, bit for bit"
+    "Continue a run; on a CPU the result is that of a run never stopped, bit for bit. `ValueError` as in `distill`"
     run, info = open_run(out, write=True)
     with run:
-        data = run_data(out, info, data)
-        with seeded(info['seed']): learn = make_learner(data, info, cbs, metrics, log, run.path)
+        data = run_data(out, info, data, root)
+        job, changed = continued(info, out, _steps_done(run), device, outer, **folders)
+        own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
+        if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
+            f'{out} was killed before its first images were kept; start it again with another --out')
+        with seeded(info['seed']): learn = make_learner(data, job | own, cbs, metrics, log, run.path)
+        learn.job, say = job, log or (lambda line: None)
+        if learn.bank: learn.bank.seconds += info.get('bank_seconds', 0.)
+        if changed:
+            if learn.loss_func.match: learn.network_cb.schedule.moved = True
+            say(f'goes on with {"; ".join(changed)}: the pixels may differ by rounding from those of a run that '
+                'was never stopped')
+        if job['args']['outer'] != info['args']['outer'] and job['args']['lr_schedule'] != 'constant':
+            say('lr_schedule follows the new number of outer iterations, so the learning rate rises now')
+        if job_record(learn) != info: write_json(run/'run.json', job_record(learn))
         return run_learner(learn, run)
