@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from ..arguments import arguments, build
-from ..core import Key
+from ..core import Key, seeded
 from ..machine import versions
 from ..tables import interval, markdown_table
 from ..runs import RunFolder, append_record, read_records
 from ..data.core import ImageData, subset
+from ..nets.facts import network_facts
 from ..nets.zoo import network
 from ..synthetic import check_start, start_pixels
 from ..parts import all_parts
@@ -95,11 +96,12 @@ def _header(data, device, levels, fixed, overrides):
     options += [f'--set {k}={v}' for k, v in overrides.items()]
     args = recipe('dream+', data.name, fixed['ipc'], fixed['factor']) | overrides
     args = {k: v for k, v in args.items() if k not in (*LEVELS, 'warm_epochs')}
+    with seeded(0): net = network_facts(build(network, args, data=data)())
     return dict(study='iterations', dataset=data.name, data=data.digest,
                 command=' '.join(['dreamplus study iterations', data.name, *options]),
                 **{k: fixed[k] for k in ('images', 'valid', 'ipc', 'every', 'nets')},
                 protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=device,
-                threads=torch.get_num_threads(), versions=versions(),
+                threads=torch.get_num_threads(), versions=versions(), network=net['code'],
                 args=args | dict(outer=fixed['outer']))
 
 def _changes(data, setting, fixed, overrides):
@@ -182,7 +184,7 @@ def _continue(file, head):
     if not (file.exists() and read_records(file)): append_record(file, head)
     first = read_records(file)[0]
     other = {k: v for k, v in head.items() if first.get(k) != v}
-    for k in other.keys() - {'command', 'threads', 'versions'}:
+    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
         raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
     return other
 

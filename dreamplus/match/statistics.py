@@ -20,7 +20,8 @@ from ..data.core import ImageData, to_float
 from ..machine import to_device
 from .core import MATCHERS, Matcher
 from ..nets.augment import Augment
-from ..nets.bank import Bank, digest_of
+from ..nets.bank import Bank
+from ..nets.facts import digest_of
 
 # %% ../../nbs/45_match.statistics.ipynb #7a33b0d7
 @torch.no_grad()
