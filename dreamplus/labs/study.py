@@ -96,12 +96,11 @@ def _header(data, device, levels, fixed, overrides):
     options += [f'--set {k}={v}' for k, v in overrides.items()]
     args = recipe('dream+', data.name, fixed['ipc'], fixed['factor']) | overrides
     args = {k: v for k, v in args.items() if k not in (*LEVELS, 'warm_epochs')}
-    with seeded(0): net = network_facts(build(network, args, data=data)())
     return dict(study='iterations', dataset=data.name, data=data.digest,
                 command=' '.join(['dreamplus study iterations', data.name, *options]),
                 **{k: fixed[k] for k in ('images', 'valid', 'ipc', 'every', 'nets')},
                 protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=device,
-                threads=torch.get_num_threads(), versions=versions(), network=net['code'],
+                threads=torch.get_num_threads(), versions=versions(),
                 args=args | dict(outer=fixed['outer']))
 
 def _changes(data, setting, fixed, overrides):
@@ -166,6 +165,7 @@ def study(
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out)
+    with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']
     out.mkdir(parents=True, exist_ok=True)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with RunFolder(out).acquire():
