@@ -63,7 +63,10 @@ class Argument(NamedTuple):
         if fits and kind in numbers:
             least, most, below = self.bounds
             fits = math.isfinite(value) and least <= value <= most and not (below and value == most)
-        if not fits: raise ValueError(f'{self.name}={value!r} must be {self.text}')
+        if fits: return
+        known = callable(value) and str in self.kinds # such as a class in place of its name
+        raise ValueError(f'{self.name}={" ".join(repr(value).split())[:200]} must be {self.text}'
+                         + '; register it under a name of your own, and give that name'*known)
 
 # %% ../nbs/02_arguments.ipynb #d06b28a7
 def _annotation(a):

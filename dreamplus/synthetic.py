@@ -141,6 +141,9 @@ def check_start(
 ):
     "Raise `ValueError` unless `data` has enough real images for this initialisation"
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
+    if factor > 1 and data.size < 4:
+        raise ValueError(f'{factor=} needs images of at least {2*factor} pixels, these have {data.size}; use factor=1, '
+                         'or larger images (size=32, --size 32)')
     if factor != 1 and not 1 <= factor <= data.size//2:
         raise ValueError(
             f'{factor=} must lie between 1 and {data.size//2}: a cell needs at least 2 of {data.size} pixels')

@@ -21,6 +21,7 @@ from dreamplus.labs.compare import compare, compare_figures, compare_table, load
 from dreamplus.loop.checkpoint import CheckpointCB
 from dreamplus.loop.distill import resume
 from dreamplus.loop.report import BudgetCB
+from dreamplus.nets.zoo import ARCHS
 from dreamplus.recipes import METHODS, Method
 
 SMALL = dict(ipc=(1,), seeds=(0, 1), steps=6, nets=2, training=dict(epochs=0, steps=4), width=4,
@@ -257,3 +258,22 @@ def test_command(tmp_path, monkeypatch, capsys):
     for taken in 'steps=3', 'valid=.2', 'nets=1':
         assert main(['compare', '--methods', 'mtt', '--set', taken]) == 2
         assert f"--set '{taken}' is not an argument of a part" in capsys.readouterr().err
+
+def test_a_changed_network_is_not_compared_with_what_it_was(tmp_path, monkeypatch):
+    class Mine(torch.nn.Module):
+        def __init__(self, classes, scale):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+            self.scale, self.fc = scale, torch.nn.Linear(144, classes)
+        def forward(self, x): return self.scale*self.fc(self.body(x))
+        def embed(self, x): return self.body(x)
+        def logits(self, e): return self.scale*self.fc(e)
+    own = SMALL | dict(seeds=(0,), steps=2, nets=1, rows=('distilled',), arch='mine', out=tmp_path/'out')
+    own.pop('width')
+    def run(scale, methods):
+        monkeypatch.setitem(ARCHS, 'mine', lambda channels, classes, size: Mine(classes, scale))
+        return compare(toys(), methods, **own)
+    first = run(1, ['dm'])
+    with pytest.raises(ValueError, match="was made when network 'mine' computed something else; use another --out"):
+        run(2, ['dm'])
+    assert bare(run(1, ['dm'])) == bare(first)

@@ -24,7 +24,7 @@ from dreamplus.judge.validate import BestCB, ValidAccuracy
 from dreamplus.loop.distill import distill, resume
 from dreamplus.nets.augment import Augment
 from dreamplus.nets.train import Stream, sgd
-from dreamplus.nets.zoo import create_net
+from dreamplus.nets.zoo import ARCHS, create_net
 from dreamplus.recipes import METHODS
 
 BRIEF = dict(epochs=0, steps=3)
@@ -414,3 +414,31 @@ def test_zoom_against_torchvision():
 def test_imagenet_looks_at_no_value():
     aug, x = Augment('imagenet'), torch.empty(4, 3, 32, 32, device='meta')
     assert aug(x, aug.draw(4, 32, 'meta')).shape == x.shape
+
+# Networks of one name
+
+class Mine(torch.nn.Module):
+    def __init__(self, classes, blind):
+        super().__init__()
+        self.blind, self.flat, self.fc = blind, torch.nn.Flatten(), torch.nn.Linear(64, classes)
+    def forward(self, x): return self.fc(self.flat(x*0 if self.blind else x))
+
+def test_rows_of_a_changed_network_are_trained_again(data, monkeypatch):
+    "A network that sees nothing gives one class, whatever a network of its name learned before"
+    rows = dict(n=1, rows=('distilled', 'random', 'k-means', 'full'), epochs=0, steps=30)
+    dset = replace(make_set(data), evaluation=dict(arch='mine'))
+    found = []
+    for blind in False, True, False:
+        monkeypatch.setitem(ARCHS, 'mine', lambda channels, classes, size, blind=blind: Mine(classes, blind))
+        found.append(score(dset, data, **rows))
+    seeing, blind, again = map(accs, found)
+    assert all(blind[row] == [1/3] for row in blind) and seeing['full'][0] > .6
+    assert again == seeing and [r.get('cached', False) for r in found[2]] == [False, True, True, True]
+    assert not any(r.get('cached') for r in found[1])
+
+def test_a_set_with_nan_is_not_scored(data, dset):
+    "not even if only other rows are asked for"
+    dset.pixels[1, 0, 0, 0] = torch.nan
+    for rows in ('distilled',), ('random',):
+        with pytest.raises(ValueError, match="stored image 1, of class '1', has pixels"):
+            score(dset, data, n=1, rows=rows, **BRIEF)

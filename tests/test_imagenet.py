@@ -183,10 +183,10 @@ def decoded(monkeypatch):
     monkeypatch.setattr(reading, 'decode_file', lambda path, fit: (paths.append(path), decode(path, fit))[1])
     return paths
 
-def test_second_load_decodes_lists_and_hashes_nothing(ten, decoded, monkeypatch):
+def test_second_load_opens_no_image(ten, decoded, monkeypatch):
     first = load_data('imagenet10', root=ten, size=8)
     assert len(decoded) == 50
-    monkeypatch.setattr(imagenet, 'image_files', None)
+    monkeypatch.setattr(imagenet, 'file_digests', None)
     monkeypatch.setattr(containers, 'fingerprint', None)
     again = load_data('imagenet10', root=ten, size=8, valid=.3)
     assert len(decoded) == 50 and again.digest == first.digest
@@ -231,7 +231,8 @@ def test_two_at_once(ten):
     assert answers[0] == answers[1] == (load_data('imagenet10', root=ten, size=8).digest, 0)
 
 @pytest.mark.parametrize('change, again', [('add', 31), ('remove', 29), ('replace', 30), ('add to the end', 21),
-                                           ('touch the folder', 0), ('lose', 20), ('truncate', 20), ('damage', 50)])
+                                           ('touch the folder', 0), ('touch a file', 0), ('overwrite', 30),
+                                           ('lose', 20), ('truncate', 20), ('damage', 50)])
 def test_a_change_is_seen(ten, decoded, change, again):
     before = load_data('imagenet10', root=ten, size=8)
     first, last = (ten/part/SUBSETS['imagenet10'][i] for part, i in (('train', 0), ('val', 9)))
@@ -241,6 +242,13 @@ def test_a_change_is_seen(ten, decoded, change, again):
     if change == 'replace': os.replace(shutil.copy(sorted(last.iterdir())[0], ten/'new'), image)
     if change == 'add to the end': shutil.copy(image, last/'z.jpg')
     if change == 'touch the folder': os.utime(first, ns=(0, 0))
+    if change == 'touch a file': os.utime(image, ns=(0, 0))
+    if change == 'overwrite': # with as many bytes, and set the times back
+        about = image.stat()
+        Image.new('L', (8, 8)).save(image, 'JPEG', quality=10)
+        image.write_bytes(image.read_bytes().ljust(about.st_size, b'\0'))
+        assert image.stat().st_size == about.st_size
+        os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
     if change == 'lose': next(cache_folder().rglob('val.u8')).unlink()
     if change == 'truncate': os.truncate(next(cache_folder().rglob('val.u8')), 100)
     if change == 'damage': next(cache_folder().rglob('set.json')).write_text('{')
@@ -249,7 +257,7 @@ def test_a_change_is_seen(ten, decoded, change, again):
     after = load_data('imagenet10', root=ten, size=8)
     assert_close(before.train.x, pixels) # whoever has mapped the old file keeps it
     assert len(decoded) == again
-    assert (after.digest != before.digest) == (change in ('add', 'remove', 'replace', 'add to the end'))
+    assert (after.digest != before.digest) == (change in ('add', 'remove', 'replace', 'add to the end', 'overwrite'))
     there = prepared()
     shutil.rmtree(cache_folder())
     assert load_data('imagenet10', root=ten, size=8).digest == after.digest

@@ -102,6 +102,7 @@ def test_seed_fixes_weights_and_leaves_the_generator():
 @pytest.mark.parametrize('arch, channels, size, kw, message', [
     ('vgg', 3, 32, {}, 'use one of convnet, resnet10'), ('convnet', 0, 32, {}, 'channels=0 must be'),
     ('convnet', 3, 32., {}, 'size=32.0 must be'),
+    ('convnet', 3, 1, {}, 'size=1 is too small for a ConvNet; load larger images'),
     ('convnet', 3, 3, {}, 'depth=2 is too large for 3 pixels, which each block halves; use 1 or less'),
     ('convnet', 3, 32, dict(depth=0), 'depth=0 must be'), ('convnet', 3, 32, dict(act='gelu'), "act='gelu' is unknown"),
     ('resnet10', 3, 4, {}, 'size=4 is too small'), ('resnet10', 1, 8, dict(norm='instance'), 'at least 16 pixels'),

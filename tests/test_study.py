@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
@@ -18,6 +19,7 @@ from dreamplus.labs import study as st
 from dreamplus.labs.reproduce import PUBLISHED, operations, reproduce, tolerance
 from dreamplus.labs.study import effects, effects_table, fewer_table, load_study, plot_study, study, times_fewer
 from dreamplus.loop.distill import distill
+from dreamplus.nets.zoo import ARCHS
 from dreamplus.runs import read_records
 
 TINY = dict(width=8, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
@@ -266,3 +268,15 @@ def test_every_published_accuracy_is_listed_and_has_a_cost(capsys):
     assert all(v > 0 for name in PUBLISHED for k, v in operations(name).items() if k != 'experts')
     assert not any(name.startswith('atom') for name in PUBLISHED) # known from memory alone
     assert tolerance(PUBLISHED['datadam/cifar10/ipc1'], 0) == pytest.approx(2.4)
+
+def test_a_changed_network_needs_another_folder(data, tmp_path, monkeypatch):
+    quick = QUICK | dict(arch='mine', outer=1)
+    quick.pop('width')
+    def run(act):
+        def mine(channels, classes, size):
+            return nn.Sequential(nn.Conv2d(channels, 4, 3), act(), nn.Flatten(), nn.Linear(144, classes))
+        monkeypatch.setitem(ARCHS, 'mine', mine)
+        return study(data, tmp_path/'study', **ONE, **quick)
+    first = run(nn.ReLU)
+    with pytest.raises(ValueError, match='was made with another network; give another folder'): run(nn.Tanh)
+    assert timeless(run(nn.ReLU)[0]) == timeless(first[0])

@@ -1,6 +1,8 @@
 "Cells, decoding, mosaics and starts against the specification, one image and one cell at a time; and what is kept."
 import json
 import math
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +161,13 @@ def test_what_cannot_be_started(ipc, factor, start, says):
         with pytest.raises(ValueError) as e: check(data, ipc, factor, start)
         assert says in str(e.value)
 
+@pytest.mark.parametrize('size', [1, 2, 3])
+def test_images_too_small_for_a_factor(size):
+    with pytest.raises(ValueError, match=f'factor=2 needs images of at least 4 pixels, these have {size};.*size=32'):
+        check_start(unequal([10, 3], size), 1, 2, 'noise')
+    check_start(unequal([10, 3], size), 1, 1, 'noise')
+    check_start(unequal([10, 3], 4), 1, 2, 'noise')
+
 def test_noise_needs_no_images(): check_start(unequal([10, 3]), 100, 4, 'noise')
 
 # The model
@@ -276,3 +285,39 @@ def test_dls():
     assert x.shape == (32, 1, 8, 8) and dls.c == 3 and len(dls.train) == 3 and len(dls.valid_ds) == 90
     torch.testing.assert_close(dset.dataset(normalize=True)[40][0], (dset.images()[40] - .5)/.2)
     assert dset.dataset()[40][1] == 1
+
+# Values
+
+USES = dict(images=lambda s, _: s.images(), stored=lambda s, _: s.images(decoded=False),
+            dataset=lambda s, _: s.dataset(), dls=lambda s, _: s.dls(), show=lambda s, _: s.show(),
+            png=lambda s, path: s.to_imagefolder(path/'png'))
+
+@pytest.mark.parametrize('use', USES)
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused(tmp_path, use, value):
+    dset = a_set([*'abc'])
+    dset.pixels[-1, 0, 3, 3] = value
+    dset.save(tmp_path/'set')
+    for s in dset, load_distilled(tmp_path/'set'): # can be loaded, to find out what is wrong
+        with pytest.raises(ValueError, match=f"stored image {len(dset.y) - 1}, of class 'c', has pixels that are not"):
+            USES[use](s, tmp_path)
+    assert not (tmp_path/'png').exists()
+
+@pytest.mark.parametrize('constants', [dict(mean=[math.nan]), dict(std=[math.nan]), dict(std=[0.]), dict(std=[-1.])])
+def test_constants_that_cannot_normalise_are_refused(constants):
+    with pytest.raises(ValueError, match='mean=.*std=.*cannot normalise'): replace(a_set('ab', 1), **constants).dls()
+
+def test_png_says_what_it_clips(tmp_path):
+    dset = a_set([*'ab'])
+    dset.pixels[0, 0, :4] = torch.tensor([-2., 3.]).repeat(4)
+    share = 32/dset.pixels.numel()
+    with pytest.warns(UserWarning, match=f'{share:.2%} of the values lie outside .*safetensors.*numpy.save'):
+        dset.to_imagefolder(tmp_path/'a')
+    first = np.array(Image.open(tmp_path/'a'/'a'/'0000.png'))
+    assert first[:4].tolist() == [[0, 255]*4]*4
+    dset.pixels.clamp_(-.4/255, 1 + .4/255) # what rounding to 8 bits moves anyway
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dset.to_imagefolder(tmp_path/'b')
+    dset.save(tmp_path/'c')
+    assert torch.equal(load_distilled(tmp_path/'c').pixels, dset.pixels)

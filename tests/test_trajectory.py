@@ -19,6 +19,7 @@ from dreamplus.match.experts import Experts, to_vector, to_weights, train_expert
 from dreamplus.match.trajectory import FORMS, TrajectoryMatcher, draw_batches
 from dreamplus.nets.augment import DSA, Augment
 from dreamplus.nets.convnet import ConvNet
+from dreamplus.nets.zoo import ARCHS
 from dreamplus.runs import RunFolder
 
 @pytest.fixture(autouse=True)
@@ -314,3 +315,19 @@ def test_many_images_at_a_time():
     x = torch.randint(256, (5000, 1, 3, 3), dtype=torch.uint8) # more than are summed at once
     torch.testing.assert_close(ZCA(x, ridge=0).white@to_float(x).flatten(1).T.cov()@ZCA(x, ridge=0).white, torch.eye(9),
                                rtol=1e-3, atol=1e-3)
+
+def test_experts_of_a_changed_network_are_refused(tmp_path, monkeypatch):
+    class Scaled(torch.nn.Linear):
+        scale = 1
+        def forward(self, x): return self.scale*super().forward(x.flatten(1))
+        def embed(self, x): return x.flatten(1)
+        def logits(self, e): return self.scale*super().forward(e)
+    data = load_data(toy_images(3, 6, 8))
+    monkeypatch.setitem(ARCHS, 'mine', lambda classes: Scaled(64, classes))
+    train = lambda: train_experts(data, tmp_path/'experts', 1, epochs=1, arch='mine', log=None)
+    assert len(train()) == len(train()) == 1
+    train().check(data)
+    monkeypatch.setattr(Scaled, 'scale', 2)
+    for again in train, lambda: Experts(tmp_path/'experts').check(data):
+        with pytest.raises(ValueError, match='weights of another network.*or it computed something else then'):
+            again()

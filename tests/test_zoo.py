@@ -12,7 +12,10 @@ from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import score
 from dreamplus.loop.distill import distill, resume
 from dreamplus.match.core import View, by_class, make_matcher
+from dreamplus.match.experts import train_experts
+from dreamplus.match.gradient import matched_weights
 from dreamplus.nets.convnet import Net
+from dreamplus.nets.facts import network_facts
 from dreamplus.nets.zoo import ARCHS, Hooked, check_trainable, create_net, has_batch_norm, network
 
 def parameters(net): return sum(p.numel() for p in net.parameters())
@@ -156,6 +159,149 @@ def test_errors(arch, kw, message):
                                             ('densenet', 15, dict(norm='instance'))])
 def test_too_small(arch, size, kw):
     with pytest.raises(ValueError, match=f'{size=} is too small'): create_net(arch, 3, 10, size, **kw)
+
+# Networks as other people write them
+
+class Plain(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.fc, self.aux = nn.Linear(24, num_classes), nn.Linear(24, num_classes)
+    def forward(self, x): return self.fc(self.body(x))
+    def both(self, x): return self.fc(e := self.body(x)), self.aux(e), e
+
+class Tuple(Plain):
+    def forward(self, x): return self.both(x)
+class FeaturesFirst(Plain):
+    def forward(self, x): return self.both(x)[2], [self.both(x)[0]]
+class Dictionary(Plain):
+    def forward(self, x): return dict(features=self.body(x), out=dict(logits=self.fc(self.body(x))))
+class OnlyInTraining(Plain):
+    def forward(self, x): return self.both(x)[:2] if self.training else self.both(x)[0]
+class Names(Plain):
+    def __init__(self, n_classes, in_chans, img_size=32): super().__init__(n_classes)
+class Answers(Plain):
+    def embed(self, x): return self.body(x)
+    def logits(self, e): return self.fc(e)
+class Frozen(Plain):
+    def __init__(self, num_classes=3, all=False):
+        super().__init__(num_classes)
+        (self if all else self.body).requires_grad_(False)
+
+WORKS = [Tuple, FeaturesFirst, Dictionary, OnlyInTraining, Names, Answers, partial(Plain),
+         lambda classes: Plain(classes), lambda **kw: Plain(kw['classes']), lambda *args: Plain(),
+         lambda num_classes, **kw: Plain(num_classes, **kw)]
+
+@pytest.fixture(scope='module')
+def three(): return load_data(toy_images(3, 8, 12, 3))
+
+SHORT = dict(outer=1, inner=2, factor=1, batch_real=4, log=None)
+
+@pytest.mark.parametrize('method', ['dm', 'dsa'])
+def test_all_these_are_the_same_network(three, monkeypatch, method):
+    "so they distil the same pixels"
+    found = []
+    for arch in [Plain, *WORKS]:
+        monkeypatch.setitem(ARCHS, 'mine', arch)
+        found.append(distill(three, method, arch='mine', **SHORT).pixels)
+    for pixels in found[1:]: torch.testing.assert_close(pixels, found[0])
+
+def test_logits_are_those_of_the_classifier():
+    x = torch.randn(2, 3, 12, 12)
+    for cls in Tuple, FeaturesFirst, Dictionary, OnlyInTraining:
+        net = create_net(cls, 3, 5, 12)
+        for training in True, False:
+            assert torch.equal(net.train(training)(x), net.module.fc(net.module.body(x)))
+        assert torch.equal(net.embed(x), net.module.body(x)) and net.head == 'fc'
+
+REFUSED = [
+    (Plain(), 'arch is a network .Plain., but every run needs new ones; give its class'),
+    (lambda channels, classes, size: Plain(2), 'gives 2 logits for 3 classes; give its last layer one output for each'),
+    (lambda channels, classes, size: Answers(2), r'gives logits of shape \(1, 2\) for 1 image and 3 classes'),
+    (lambda c, k, s: Plain(k), 'needs c, k, s, which a run does not supply; give a function of channels'),
+    (lambda channels, classes, size: None, 'returned a NoneType; it must return a torch.nn.Module'),
+    (lambda channels, classes, size: {}['x'], 'fails for .*KeyError.*change it'),
+    (lambda classes: nn.Sequential(Plain(classes), nn.LogSoftmax(1)), 'does not end in a linear layer.*remove what'),
+    (lambda classes: nn.Sequential(nn.Conv2d(1, classes, 3)), 'fails on images of 3x12x12.*load images of another'),
+    (partial(Frozen, all=True), 'has no parameter that can be trained; set requires_grad')]
+
+@pytest.mark.parametrize('arch, says', REFUSED, ids=lambda v: v[:20] if isinstance(v, str) else '')
+def test_what_has_to_be_changed_is_said_in_a_line(arch, says):
+    with pytest.raises(ValueError, match=says) as e: create_net(arch, 3, 3, 12)
+    assert '\n' not in str(e.value)
+
+def test_a_frozen_backbone(three, monkeypatch, tmp_path):
+    "Only trained weights are matched; trajectories need all of them"
+    monkeypatch.setitem(ARCHS, 'mine', Frozen)
+    for method in ('dm', 'dsa'): assert distill(three, method, arch='mine', **SHORT).pixels.isfinite().all()
+    with pytest.raises(ValueError, match='or it is frozen .requires_grad=False.; use fc=True'):
+        distill(three, 'idc', arch='mine', n_data=0, **SHORT)
+    assert distill(three, 'idc', arch='mine', fc=True, n_data=0, **SHORT).pixels.isfinite().all()
+    with seeded(0): net = create_net(Frozen, 3, 3, 12)
+    assert [*matched_weights(net, bias=True, fc=True)] == ['module.fc.weight', 'module.fc.bias', 'module.aux.weight',
+                                                          'module.aux.bias']
+    with pytest.raises(ValueError, match='without frozen parameters, but module.body.0.weight of mine'):
+        train_experts(three, tmp_path/'experts', 1, epochs=1, arch='mine', log=None)
+    assert not (tmp_path/'experts').exists()
+
+@pytest.mark.parametrize('arch', [Plain, Plain()], ids=['class', 'network'])
+def test_a_run_needs_the_name_of_a_network(three, arch):
+    with pytest.raises(ValueError, match='must be a name; register it under a name of your own') as e:
+        distill(three, 'dm', arch=arch, **SHORT)
+    assert '\n' not in str(e.value)
+
+# What identifies a network
+
+SCALE = 2
+
+def variant(what):
+    "A function that makes a network: all do the same, but for one thing"
+    def pick(name): return 3 if what == name else 2
+    value, stride, private, nested = map(pick, ('closure', 'stride', 'private', 'nested'))
+    first, filled, default = map(pick, ('partial', 'buffer', 'default'))
+    def inner(x): return x*value
+    class Base(nn.Module):
+        kind = pick('class attribute')
+        def act(self, x): return x.relu()
+    class Net(Base):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=stride), nn.Linear(4, 3)
+            self._private, self.listed, self.part = private, [1, dict(a=nested)], partial(torch.mul, first)
+            self.register_buffer('filter', torch.full((3,), float(filled)))
+        @property
+        def scale(self): return 2
+        def forward(self, x, by=default): return self.fc(inner(self.act(self.conv(x))).mean((2, 3)))*by*SCALE
+    if what == 'parent': Base.act = lambda self, x: x.sigmoid()
+    if what == 'property': Net.scale = property(lambda self: 3)
+    if what == 'call': Net.__call__ = lambda self, x: 2*nn.Module.__call__(self, x)
+    def make():
+        net = Net()
+        if what == 'hook': net.fc.register_forward_hook(lambda m, x, out: out + 1)
+        if what == 'weights': nn.init.zeros_(net.fc.bias)
+        if what == 'frozen': net.conv.requires_grad_(False)
+        return net
+    return make
+
+CHANGES = ['closure', 'class attribute', 'stride', 'private', 'nested', 'partial', 'buffer', 'hook', 'weights',
+           'frozen', 'property', 'default', 'call', 'parent']
+
+def code(make):
+    with seeded(0): return network_facts(make())['code']
+
+def test_every_change_makes_another_network():
+    assert len({code(variant(change)) for change in [None, *CHANGES]}) == 1 + len(CHANGES)
+
+def test_the_same_network_is_found_again():
+    assert code(variant(None)) == code(variant(None))
+    before = code(variant(None))
+    torch.manual_seed(7)
+    assert code(variant(None)) == before
+
+def test_a_global_constant_is_part_of_a_network(monkeypatch):
+    before = code(variant(None))
+    monkeypatch.setitem(globals(), 'SCALE', 3)
+    assert code(variant(None)) != before
 
 # Batch norm
 

@@ -9,7 +9,6 @@ __all__ = ['to_float', 'to_bytes', 'image_grid', 'picture', 'shown', 'Movable', 
 # %% ../../nbs/11_data.core.ipynb #1693b334
 import hashlib
 import json
-import os
 import sys
 from copy import copy
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from ..core import seeded
 from .datasets import named_stats
-from ..machine import to_device
+from ..machine import memory_bytes, to_device
 
 # %% ../../nbs/11_data.core.ipynb #9726d9b5
 def to_float(
@@ -135,7 +134,7 @@ def listed(
 def _fits(x, device):
     "Whether a copy of `x` takes at most 1/3 of the memory"
     if torch.device(device).type == 'cuda': free = torch.cuda.mem_get_info(device)[0]
-    else: free = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    else: free = memory_bytes()
     return x.nbytes <= free/3
 
 def _pick(x, i):

@@ -11,7 +11,6 @@ import shutil
 import warnings
 import zipfile
 from dataclasses import astuple
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,9 @@ from filelock import FileLock
 from ..core import read_json, write_json
 from .core import fingerprint
 from .datasets import DATASETS
-from .reading import (Fit, class_folders, count_labels, decode_files, from_arrays,
+from .reading import (Fit, class_folders, count_labels, decode_files, file_digests, from_arrays,
                                     image_files, with_bar)
+from ..images import decoder
 from ..machine import cache_folder
 
 # %% ../../nbs/14_data.imagenet.ipynb #ef6fdd4e
@@ -66,25 +66,32 @@ class PreparedSet:
         return [(images(part), *count_labels(counts[part])) for part in counts]
 
 # %% ../../nbs/14_data.imagenet.ipynb #0a55f2ef
+def _mark(paths):
+    "A fingerprint of the content of files and of what decodes them"
+    return fingerprint(decoder(), file_digests(paths))
+
 @patch
 def append(self: PreparedSet,
            part: str, # train or val
-           files: list, # Path, size and modification time of each image
+           files: list, # As image_files lists them
            progress: bool | None = None): # Show a bar; None: in a terminal only
     "Decode the missing images of a part; the file is renamed to its final name when it is complete"
     blocks = [files[i:i + self.block] for i in range(0, len(files), self.block)]
-    marks, state = [*accumulate(blocks, fingerprint, initial='')], self.state
-    done = marks.index(state.get(part)) if state.get(part) in marks else 0 # blocks
+    paths, state, done = [[path for path, *_ in block] for block in blocks], self.state, 0 # blocks done
+    known = state[part] if isinstance(state.get(part), list) else []
+    while done < min(len(paths), len(known)) and _mark(paths[done]) == known[done]: done += 1
     path, temp, size = self.folder/f'{part}.u8', self.folder/f'{part}.part', self.block*self.n_bytes
     if done == len(blocks) and _bytes(path) == len(files)*self.n_bytes: return
     path.unlink(missing_ok=True) # a process that has mapped the file can still read it
     with open(temp, 'ab') as f:
         done = min(done, f.tell()//size)
         f.truncate(done*size)
-        for block, mark in with_bar([*zip(blocks, marks[1:])][done:], len(blocks) - done, progress):
-            f.write(torch.stack([*decode_files([path for path, *_ in block], self.fit)]).numpy())
+        state[part] = known[:done]
+        for block in with_bar(paths[done:], len(blocks) - done, progress):
+            mark = _mark(block)
+            f.write(torch.stack([*decode_files(block, self.fit)]).numpy())
             f.flush(), os.fsync(f.fileno())
-            state[part] = mark
+            state[part].append(mark)
             write_json(self.folder/'set.json', state)
     os.replace(temp, path)
 
@@ -109,18 +116,17 @@ def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = 
 # %% ../../nbs/14_data.imagenet.ipynb #6d0071d9
 @patch
 def load(self: PreparedSet,
-         folders: list, # Folders whose modification times make the stamp
          trees, # Function that lists the files: () -> part -> class name -> files
          progress: bool | None = None, # Show a bar; None: in a terminal only
         ) -> tuple[list, str]: # [train, val], each images, labels and class names; and the digest
     "The images, decoded now if necessary; `ValueError` for a folder that cannot be read or written"
     try:
-        stamp = fingerprint([os.stat(f).st_mtime_ns for f in folders])
-        listed = None if self.is_whole(stamp) else trees()
+        listed = trees()
+        stamp = fingerprint(decoder(), listed)
     except OSError as e:
         raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check its path and permissions') from None
     try:
-        if listed:
+        if not self.is_whole(stamp):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder/'.lock'): self.prepare(listed, stamp, progress)
     except OSError as e:
@@ -160,9 +166,8 @@ def _from_tree(name, root, classes, fit, progress, layout):
     if missing:
         more = f' and {len(missing) - 1} more folders are' if missing[1:] else ' is'
         raise ValueError(f'{missing[0]}{more} missing; {name} needs {layout}')
-    every += [f/'images' for f in every if (f/'images').is_dir()]
     trees = lambda: {part: {c: _files(f) for c, f in of.items()} for part, of in folders.items()}
-    return PreparedSet(name, root, fit).load(every, trees, progress)
+    return PreparedSet(name, root, fit).load(trees, progress)
 
 # %% ../../nbs/14_data.imagenet.ipynb #579a3714
 def from_imagenet(
@@ -216,12 +221,10 @@ def from_tinyimagenet(
     classes, val = _class_names(root/'train', 200, 'tinyimagenet'), root/'val'
     if not (val/'val_annotations.txt').is_file() or (val/classes[0]).is_dir():
         return _from_tree('tinyimagenet', root, classes, fit, progress, _TINY)
-    folders = [f for c in classes for f in (root/'train'/c, root/'train'/c/'images') if f.is_dir()]
     def trees():
         tree = _annotated(val)
         lost = [c for c in classes if c not in tree] + [c for c in tree if c not in classes]
         if lost: raise ValueError(f'class {lost[0]!r} is not in both train and val_annotations.txt; '
                                   f'download {root} again')
         return dict(train={c: _files(root/'train'/c) for c in classes}, val={c: tree[c] for c in classes})
-    folders += [val/'images', val/'val_annotations.txt']
-    return PreparedSet('tinyimagenet', root, fit).load(folders, trees, progress)
+    return PreparedSet('tinyimagenet', root, fit).load(trees, progress)

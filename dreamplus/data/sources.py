@@ -20,6 +20,7 @@ from .core import ImageData
 from .datasets import DATASETS, Dataset, named_stats
 from .imagenet import from_imagenet, from_tinyimagenet
 from .reading import Fit, assemble, from_arrays, from_dataset, from_folder
+from ..images import check_levels
 from ..machine import cache_folder
 
 # %% ../../nbs/16_data.sources.ipynb #eaa844b8
@@ -82,7 +83,7 @@ def read_source(
 ) -> tuple[list, str | None]: # [train] or [train, test], as read_named returns them; the digest, if known
     "Read the images of any source; `ValueError` if it is not a source"
     row = DATASETS.get(source, Dataset()) if isinstance(source, str) else Dataset()
-    fit = Fit(fit.size or row.size, fit.channels or row.channels, fit.resize or row.resize)
+    fit = Fit(fit.size or row.size, fit.channels or row.channels, fit.resize or row.resize, fit.levels)
     if row.reader: return read_named(source, root, fit, progress, fraction, seed)
     if isinstance(source, tuple) and len(source) == 2: return [from_arrays(*source, fit)], None
     if isinstance(source, (str, Path)):
@@ -96,7 +97,7 @@ def read_source(
                      'give a name, a folder, a map-style dataset or a tuple (x, y)')
 
 # %% ../../nbs/16_data.sources.ipynb #b57de9b3
-def _check_arguments(root, size, channels, resize, stats, seed):
+def _check_arguments(root, size, channels, resize, stats, seed, levels=None):
     "Raise `ValueError` before anything is read"
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f'{seed=} must be an integer from 0 to 2**32 - 1')
@@ -108,6 +109,7 @@ def _check_arguments(root, size, channels, resize, stats, seed):
             raise ValueError(f'{k}={v} must be at least 1; leave it out to keep that of the images')
     if resize not in (None, 'crop', 'squash'):
         raise ValueError(f'{resize=} is unknown; use crop or squash')
+    if levels is not None: check_levels(levels)
     if isinstance(stats, str): named_stats(stats)
 
 def _origin(source, test, root, stats, **rest):
@@ -133,15 +135,17 @@ def load_data(
     valid: float = 0., # Fraction of each class of train for the validation split; 0: none
     resize: str | None = None, # crop or squash, as Fit says; None: the dataset's way, or crop
     progress: bool | None = None, # Show a bar if images are read one by one; None: in a terminal only
+    levels: tuple | None = None, # Values that become black and white, if images have more than 8 bits
 ) -> ImageData: # On the CPU
     "Load labelled images from any source; `ValueError` if they cannot be used for training"
-    _check_arguments(root, size, channels, resize, stats, seed)
-    read = partial(read_source, root=root, fit=Fit(size, channels, resize), progress=progress,
+    _check_arguments(root, size, channels, resize, stats, seed, levels)
+    levels = levels and tuple(map(float, levels))
+    read = partial(read_source, root=root, fit=Fit(size, channels, resize, levels), progress=progress,
                    fraction=fraction, seed=seed)
     parts, digest = read(source)
     if test is not None: parts, digest = [parts[0], read(test)[0][-1]], None
     origin = _origin(source, test, root, stats, size=size, channels=channels, seed=seed,
-                     fraction=fraction, valid=valid, resize=resize)
+                     fraction=fraction, valid=valid, resize=resize, levels=levels)
     if isinstance(source, (str, Path)): name = os.path.basename(os.path.abspath(source))
     else: name = 'arrays' if isinstance(source, tuple) else type(source).__name__.lower()
     own = source if isinstance(source, str) else None

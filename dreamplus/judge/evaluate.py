@@ -30,6 +30,7 @@ from .protocols import (accuracy_on, calibration_error, check_protocol, evaluati
                                        logits_on, protocol_args, train_fresh, training_steps)
 from ..loop.distill import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
+from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
 from ..runs import open_run
@@ -121,6 +122,7 @@ class Bench:
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; '
                              'score the set on its own data')
+        dset.check_values()
         self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
@@ -138,9 +140,14 @@ class Bench:
     def key(self, **what) -> dict:
         "Everything that the results of real images depend on"
         e = self.evaluation
-        net = {k: e[k] for k in arguments(network) if e.get(k) is not None}
+        net = {k: e[k] for k in arguments(network) if e.get(k) is not None} | self.network_facts
         return what | dict(data=self.source, zca=e.get('zca'), network=net,
                            device=self.data.device.type, versions=versions())
+
+    @cached_property
+    def network_facts(self) -> dict:
+        "What the networks compute"
+        with seeded(0): return network_facts(build(network, self.evaluation, data=self.data)())
 
     @property
     def chooser_args(self) -> dict:

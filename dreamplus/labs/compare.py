@@ -23,10 +23,11 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..arguments import build, check_arguments, union
-from ..core import atomic, read_json, write_json
+from ..arguments import arguments, build, check_arguments, union
+from ..core import atomic, read_json, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import load_distilled, picture
+from ..images import open_image
 from ..judge.evaluate import ROWS, check_baselines, evaluate_run, label_of
 from ..judge.protocols import check_protocol, protocol_args
 from ..judge.validate import ValidAccuracy
@@ -34,6 +35,8 @@ from ..loop.distill import distill, make_job, resume
 from ..loop.report import read_history
 from ..machine import pick_device, versions
 from ..match.experts import train_experts
+from ..nets.facts import network_facts
+from ..nets.zoo import network
 from ..parts import SELECTORS, chosen_parts, prepare_data
 from ..recipes import check_effect, method_colour, recipe
 from ..runs import RunFolder, append_record, read_records
@@ -93,6 +96,12 @@ class Comparison:
         factor, device = args.pop('factor', None), str(self.device)
         return make_job(self.data, run.method, run.ipc, factor, run.seed, device, args, *budget)
 
+    def networks(self, runs: list) -> dict: # Arguments of a network, as text, to the digest of what it computes
+        "The networks of these runs"
+        jobs = [self.job(run)['args'] for run in runs]
+        own = {' '.join(str(a[k]) for k in arguments(network) if a[k]): a for a in jobs}
+        with seeded(0): return {k: network_facts(build(network, a, data=self.data)())['code'] for k, a in own.items()}
+
 # %% ../../nbs/82_labs.compare.ipynb #ff32f0eb
 @patch
 def header(self: Comparison, runs: list) -> dict: # JSON values
@@ -106,7 +115,8 @@ def header(self: Comparison, runs: list) -> dict: # JSON values
     words = [f'--{k} {v}' for k, v in options.items() if v is not None]
     words += [f'--set {k}={v}' for k, v in sets.items()]
     words += [f'--experts {k}={v}' for k, v in experts.items()]
-    about = dict(command=' '.join(['dreamplus compare', name, *words]), plan=p, dataset=name,
+    about = dict(command=' '.join(['dreamplus compare', name, *words]),
+                 plan=p | dict(networks=self.networks(runs)), dataset=name,
                  data=self.data.digest, protocol=label_of(p['protocol'], p['training']),
                  device=str(self.device), threads=torch.get_num_threads(), versions=versions())
     if e := {k.removeprefix('eval_'): v for k, v in self.evaluation.items()}:
@@ -132,9 +142,14 @@ def open(self: Comparison, runs: list) -> RunFolder: # Locked
     if kept == [self.file] and not self.head: kept = [] # a comparison was killed at its start
     if out.is_file() or kept and 'plan' not in self.head:
         raise ValueError(f'{out} holds files that are not of a comparison; use another --out')
+    known = {} # networks of finished runs
+    for r in read_records(self.file) if self.head else []: known |= r.get('plan', {}).get('networks', {})
+    for name, code in self.now['plan']['networks'].items():
+        if known.get(name, code) != code:
+            raise ValueError(f'{out} was made when network {name!r} computed something else; use another --out')
     for k, v in self.now['plan'].items():
         old = self.head['plan'].get(k) if self.head else v
-        if old == v: continue
+        if old == v or k == 'networks': continue
         raise ValueError(f'{out} compares with {k}={old!r}, not {v!r}; use the same value, or another --out')
     out.mkdir(parents=True, exist_ok=True)
     lock = RunFolder(out).acquire()
@@ -384,9 +399,9 @@ def compare_figures(
         titled = []
         for r, *_ in _groups(same, 'method'):
             s = load_distilled(out/Run(*(r[k] for k in Run._fields)).name)
-            shown = picture([x[:10] for x in s.pixels.split(s.counts)], s.classes, 32)
+            shown = picture([x[:10] for x in s.images(False).split(s.counts)], s.classes, 32)
             titled.append((f'{r["method"]}, ipc {r["ipc"]}', shown))
         lines += [titled[i:i + 3] for i in range(0, len(titled), 3)]
     with atomic(out/'accuracy.png') as tmp: plot_comparison(records).savefig(tmp, format='png')
     with atomic(out/'grids.png') as tmp: _page(lines).save(tmp, format='png')
-    return tuple(Image.open(out/name) for name in ('accuracy.png', 'grids.png'))
+    return tuple(open_image(out/name) for name in ('accuracy.png', 'grids.png'))

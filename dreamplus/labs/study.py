@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from ..arguments import arguments, build
-from ..core import Key
+from ..core import Key, seeded
 from ..machine import versions
 from ..tables import interval, markdown_table
 from ..runs import RunFolder, append_record, read_records
 from ..data.core import ImageData, subset
+from ..nets.facts import network_facts
 from ..nets.zoo import network
 from ..synthetic import check_start, start_pixels
 from ..parts import all_parts
@@ -168,6 +169,7 @@ def study(
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out)
+    with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']
     out.mkdir(parents=True, exist_ok=True)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with RunFolder(out).acquire():
@@ -186,7 +188,7 @@ def _continue(file, head):
     if not (file.exists() and read_records(file)): append_record(file, head)
     first = read_records(file)[0]
     other = {k: v for k, v in head.items() if first.get(k) != v}
-    for k in other.keys() - {'command', 'threads', 'versions'}:
+    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
         raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
     return other
 

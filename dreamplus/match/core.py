@@ -81,7 +81,8 @@ def _by_loop(view, logits, weights):
     "Gradients of each weight (C,*weight.shape), by one backward pass for each class"
     def grad(logits, labels):
         loss = F.cross_entropy(logits, labels)
-        return torch.autograd.grad(loss, weights, create_graph=view.graph, retain_graph=True)
+        return torch.autograd.grad(loss, weights, create_graph=view.graph, retain_graph=True, allow_unused=True,
+                                   materialize_grads=True) # 0 for weights of outputs that are left out
     each = map(grad, logits.unflatten(0, view.x.shape[:2]), view.labels)
     return [torch.stack(g) for g in zip(*each)]
 

@@ -22,6 +22,7 @@ from ..data.core import ImageData
 from ..machine import versions
 from ..nets.augment import DSA, Augment
 from ..nets.bank import data_facts
+from ..nets.facts import network_facts
 from ..nets.train import Stream, sgd, train
 from ..nets.zoo import create_net
 from ..runs import RunFolder
@@ -90,13 +91,14 @@ class Experts:
 
     def check(self,
               data: ImageData, # The data to distil
-              net: nn.Module | None = None, # The student
+              net: nn.Module | None = None, # The student, made under seed 0
               **training): # Arguments of train_experts
         "Raise `ValueError` if the experts were trained with other data, network or arguments"
-        with seeded(0): own = self.make()
-        if net is not None and str(net) != str(own):
-            raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}; '
-                             'use this network, or other experts')
+        with seeded(0): own = network_facts(self.make())
+        used = [self.info.get('network', own), *[network_facts(net)]*(net is not None)]
+        if any(facts != own for facts in used):
+            raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}, or it computed '
+                             'something else then; use this network, or other experts')
         for part, given in dict(data=data_facts(data), training=training).items():
             for key, value in given.items():
                 if (used := self.info[part].get(key)) != value:
@@ -131,10 +133,14 @@ def train_experts(
     kw = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
     net = dict(arch=arch, channels=data.channels, classes=data.n_classes, size=data.size, **kw)
     path = Path(out)
-    with seeded(seed): example = create_net(**net)
+    with seeded(0): example = create_net(**net)
+    frozen = [name for name, p in example.named_parameters() if not p.requires_grad]
+    if frozen: raise ValueError(f'trajectories need networks without frozen parameters, but {frozen[0]} of {arch} has '
+                                'requires_grad=False; use another network or method')
     there = (path/'experts.json').exists()
     if there: Experts(path).check(data, example, seed=seed, **training)
     info = dict(versions=versions(), data=dict(name=data.name, **data_facts(data)), net=net,
+                network=network_facts(example),
                 training=dict(seed=seed, **training))
     with _folder(path, there) as run:
         if not there: write_json(run/'experts.json', info)

@@ -17,12 +17,12 @@ def matched_weights(
     bias: bool = False, # Include vectors: biases, and scales and shifts of norms
     fc: bool = False, # Include matrices: the classifier
 ) -> dict: # Name to parameter
-    "The parameters whose gradients are compared; `ValueError` if there are none"
+    "The trained parameters whose gradients are compared; `ValueError` if there are none"
     keep = lambda p: p.ndim > 2 or (bias and p.ndim == 1) or (fc and p.ndim == 2)
-    found = {n: p for n, p in net.named_parameters() if keep(p)}
+    found = {n: p for n, p in net.named_parameters() if keep(p) and p.requires_grad}
     if not found:
-        raise ValueError('the network has no convolution to compare gradients of; use fc=True to compare '
-                         'the classifier')
+        raise ValueError('the network has no convolution to compare gradients of, or it is frozen '
+                         '(requires_grad=False); use fc=True to compare the classifier')
     return found
 
 # %% ../../nbs/42_match.gradient.ipynb #09e09765

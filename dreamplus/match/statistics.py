@@ -20,7 +20,8 @@ from ..data.core import ImageData, to_float
 from ..machine import to_device
 from .core import MATCHERS, Matcher, View
 from ..nets.augment import Augment
-from ..nets.bank import Bank, digest_of
+from ..nets.bank import Bank
+from ..nets.facts import digest_of
 
 # %% ../../nbs/45_match.statistics.ipynb #c897526f
 STATISTICS = Registry('statistic') # View -> list of (C,N,D), whose class means are compared

@@ -126,9 +126,9 @@ class TrajectoryMatcher(Matcher):
         own = dict(syn_steps=syn_steps, batch_syn=batch_syn, form=form, expert_epochs=expert_epochs,
                    max_start=max_start, syn_lr=syn_lr, lr_lr=lr_lr)
         for name, value in own.items(): arguments(TrajectoryMatcher)[name].check(value)
+        with seeded(0): student = make().train() # not a submodule: its own weights are never used
         vars(self).update(own, data=data, make=make, experts=Experts(experts),
-                          augment=Augment(augment, 'one'),
-                          student=make().train()) # not a submodule: its own weights are never used
+                          augment=Augment(augment, 'one'), student=student)
         if form != 'plain' and not _is_steady(self.student, data):
             raise ValueError(f"{form=} takes each step twice, but the output of the network is random; "
                              "use form='plain'")

@@ -124,6 +124,8 @@ class ConvNet(Net):
         depth = max(2, round(math.log2(size)) - 2) if depth is None else depth
         check_counts(depth=depth)
         side = size + 4*(channels == 1)
+        if side < 2: raise ValueError(f'{size=} is too small for a ConvNet; load larger images (size=32, --size 32), '
+                                      "or use arch='mlp'")
         left = side if pool == 'none' else side >> depth # pixels after the last pooling
         if not left: raise ValueError(f'{depth=} is too large for {side} pixels, which each block halves; use '
                                       f'{int(math.log2(side))} or less')

@@ -7,11 +7,11 @@ __all__ = ['ARCHS', 'Hooked', 'has_batch_norm', 'freeze_norms', 'torchvision_net
 
 # %% ../../nbs/22_nets.zoo.ipynb #8316475d
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 
 import torch
 from fastcore.basics import patch
@@ -101,35 +101,56 @@ def _hooked(modules, seen):
     finally:
         for hook in hooks: hook.remove()
 
+def _tensors(out):
+    "The tensors in the output of a network"
+    if torch.is_tensor(out): return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
+    return [t for part in parts for t in _tensors(part)]
+
+# %% ../../nbs/22_nets.zoo.ipynb #fdc397b4
 class Hooked(nn.Module):
     "Any module that ends with a linear layer, with the interface of a `Net`"
     def __init__(self,
-        module: nn.Module, # From (N,ch,h,w) to logits (N,C)
+        module: nn.Module, # From (N,ch,h,w) to logits (N,C), or to several outputs with the logits among them
         channels: int, # Of the images
         size: int, # Height and width of the images, in pixels
+        classes: int | None = None, # Number of logits; None: any
     ):
         super().__init__()
         self.module = module
-        try: self.head = self._find(torch.zeros(1, channels, size, size))
-        except RuntimeError as e:
-            raise ValueError(f'the network fails on images of {channels}x{size}x{size}: {e}') from None
+        self.head, self.at = self._find(torch.zeros(1, channels, size, size), classes)
+        if classes not in (None, self.classifier.out_features):
+            raise ValueError(f'the network gives {self.classifier.out_features} logits for {classes} classes; '
+                             'give its last layer one output for each class')
 
     @torch.no_grad()
-    def _find(self, x):
-        "The name of the linear layer that gives the logits"
+    def _find(self, x, classes):
+        "The name of the linear layer that gives the logits, and their place among the outputs of their shape"
         names = {m: name for name, m in self.module.named_modules() if isinstance(m, nn.Linear)}
-        calls = []
-        with _hooked(names, lambda m, i, o: calls.append((m, i[0], o))): out = self.module.eval()(x)
+        calls = {} # output to layer and input
+        try:
+            with _hooked(names, lambda m, i, o: calls.update({o: (m, i[0])})): outputs = _tensors(self.module.eval()(x))
+        except Exception as e: # a network of someone's own can raise anything
+            raise ValueError(f'the network fails on images of {"x".join(map(str, x.shape[1:]))} ({e}); change it, or '
+                             'load images of another size or number of channels (size=, channels=)') from e
         self.module.train()
-        if not calls or calls[-1][2] is not out or calls[-1][1].ndim != 2:
-            raise ValueError('the network does not end in a linear layer of an embedding (N,D); '
-                             'give it the methods embed and logits, or use another network')
-        return names[calls[-1][0]]
+        found = [o for o in outputs if o in calls and calls[o][1].ndim == 2]
+        if not found:
+            raise ValueError('the network does not end in a linear layer of an embedding (N,D); remove what '
+                             'follows it (softmax), give the network the methods embed and logits, or use another')
+        logits = next((o for o in found if o.shape[1] == classes), found[0])
+        alike = [o for o in outputs if o.shape == logits.shape]
+        return names[calls[logits][0]], next(i for i, o in enumerate(alike) if o is logits)
 
     @property
     def classifier(self): return self.module.get_submodule(self.head)
-    def forward(self, x): return self.module(x)
     def logits(self, e): return self.classifier(e)
+
+    def forward(self, x):
+        "The logits; other outputs are left out"
+        if torch.is_tensor(out := self.module(x)): return out
+        alike = [o for o in _tensors(out) if o.shape == (len(x), self.classifier.out_features)]
+        return alike[min(self.at, len(alike) - 1)] # in training, a network may have more outputs
 
     def embed(self, x: torch.Tensor) -> torch.Tensor: # (N,ch,h,w) -> (N,D)
         "The input of the last linear layer"
@@ -202,33 +223,72 @@ ARCHS = dict(convnet=ConvNet, resnet10=partial(ResNet, 10), resnet18=partial(Res
              resnetap10=partial(ResNetAP, 10), resnetap18=partial(ResNetAP, 18),
              mlp=_mlp, lenet=_lenet, alexnet=_alexnet, vgg11=_vgg11, densenet=_densenet)
 
+_SYNONYMS = dict(
+    channels='channels in_channels in_chans in_ch num_channels n_channels input_channels c_in'.split(),
+    classes='classes num_classes n_classes nb_classes num_labels n_labels num_outputs n_out c_out'.split(),
+    size='size img_size image_size im_size input_size resolution'.split()) # names in other people's networks
+
 def _maker(arch):
     "The function that makes a network"
+    if isinstance(arch, nn.Module):
+        raise ValueError(f'arch is a network ({type(arch).__name__}), but every run needs new ones; give its class, '
+                         'or a function of channels, classes and size that makes it')
     if callable(arch) or arch in ARCHS: return ARCHS.get(arch, arch)
     from torchvision import models
     if arch in models.list_models(module=models): return partial(torchvision_net, arch)
     raise ValueError(f'{arch=} is unknown; use one of {", ".join(ARCHS)}, or a torchvision network such as '
                      'efficientnet_b0')
 
+def _make(name, make, shape, kw):
+    "Call `make` with the arguments that it takes; `shape`: channels, classes and size"
+    takes = signature(make).parameters
+    kinds = {k: p.kind for k, p in takes.items()}
+    given = {own: shape[k] for k, names in _SYNONYMS.items() for own in names if own in takes}
+    anything = Parameter.VAR_KEYWORD in kinds.values()
+    if anything: given = given or shape
+    own = [k for k in takes if k not in given and kinds[k] not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)]
+    for k in kw:
+        if k not in own and not anything:
+            raise ValueError(f'{name} takes no argument {k!r}; it takes {", ".join(own) or "none"}')
+    lacking = [k for k in own if takes[k].default is Parameter.empty and k not in kw]
+    if lacking: raise ValueError(f'{name} needs {", ".join(lacking)}, which a run does not supply; give a function of '
+                                 'channels, classes and size that calls it')
+    try: return make(**given, **kw)
+    except ValueError: raise
+    except Exception as e: # a function of someone's own can raise anything
+        raise ValueError(f'{name} fails for {given | kw} ({type(e).__name__}: {e}); change it') from e
+
+# %% ../../nbs/22_nets.zoo.ipynb #53d1be09
+@torch.no_grad()
+def _check_head(name, net, channels, classes, size):
+    "Raise `ValueError` unless the methods embed and logits give one logit for each class"
+    training = net.training
+    try: out = net.eval().logits(net.embed(torch.zeros(1, channels, size, size)))
+    except Exception as e: # as in Hooked
+        shape = f'{channels}x{size}x{size}'
+        raise ValueError(f'{name} fails on images of {shape} ({e}); change its embed and logits') from e
+    net.train(training)
+    if out.shape != (1, classes): raise ValueError(
+        f'{name} gives logits of shape {tuple(out.shape)} for 1 image and {classes} classes; change its last layer')
+
 def create_net(
-    arch: str | Callable, # A key of ARCHS, a name of torchvision, or a function of channels, classes, size
+    arch: str | Callable, # A key of ARCHS, a name of torchvision, a class, or a function of channels, classes, size
     channels: int, # Channels of the images
     classes: int, # Number of logits
     size: int, # Height and width of the images, in pixels
     **kw, # Other arguments of the architecture: width, norm; ConvNet: depth, act, pool
 ) -> nn.Module: # Has the methods embed, logits, features
     "A new network on the CPU; `ValueError` if a name or an argument is unknown or does not fit"
-    make = _maker(arch)
-    takes = signature(make).parameters
-    if not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
-        own = [name for name in takes if name not in ('channels', 'classes', 'size')]
-        for name in kw:
-            if name not in own:
-                raise ValueError(f'{arch} takes no argument {name!r}; '
-                                 f'it takes {", ".join(own) or "none"}')
+    make, name = _maker(arch), getattr(arch, '__name__', arch)
     check_counts(channels=channels, classes=classes, size=size)
-    net = make(channels=channels, classes=classes, size=size, **kw)
-    return net if hasattr(net, 'embed') and hasattr(net, 'logits') else Hooked(net, channels, size)
+    net = _make(name, make, dict(channels=channels, classes=classes, size=size), kw)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f'{name} returned a {type(net).__name__}; it must return a torch.nn.Module')
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError(f'{name} has no parameter that can be trained; set requires_grad of its last layer')
+    if not (hasattr(net, 'embed') and hasattr(net, 'logits')): return Hooked(net, channels, size, classes)
+    if not isinstance(net, (Net, Hooked)): _check_head(name, net, channels, classes, size)
+    return net
 
 # %% ../../nbs/22_nets.zoo.ipynb #56ff3ad9
 def network(
