@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from .core import load_state, read_json, save_state, write_json
 from .data.core import image_grid
+from .labels import CLASSES_FILE, class_list, is_junk
 from .synthetic import decode_classes
 
 # %% ../nbs/52_distilled.ipynb #e1673f49
@@ -124,7 +125,7 @@ def labels(self: DistilledSet,
 def save(self: DistilledSet,
          path: str | Path): # A folder; created if it does not exist
     "Write `distilled.safetensors` and `distilled.json` into `path`"
-    (path := Path(path)).mkdir(parents=True, exist_ok=True)
+    (path := Path(path).expanduser()).mkdir(parents=True, exist_ok=True)
     rest = {k: v for k, v in vars(self).items() if k not in ('pixels', 'y')}
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
     write_json(path/'distilled.json', dict(format=2, **rest))
@@ -133,6 +134,7 @@ def load_distilled(
     path: str | Path, # The folder
 ) -> DistilledSet: # On the CPU
     "Read a saved set; `ValueError` if it is missing, damaged or of another format"
+    path = Path(path).expanduser()
     text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
     if not text.exists() and (Path(path)/'run.json').exists():
         raise ValueError(
@@ -194,23 +196,27 @@ def show(self: DistilledSet,
 
 # %% ../nbs/52_distilled.ipynb #e72fbf88
 def folder_names(classes) -> list:
-    "A folder name for each class, all different"
-    names = [re.sub(r'[^\w .+-]', '_', str(c)).strip(' .') or '_' for c in classes]
-    return [n if names.count(n) == 1 else f'{n} {i}' for i, n in enumerate(names)]
+    "A folder name for each class, all different also without case, in the order of the classes if sorted"
+    names = [re.sub(r'[^\w .+-]', '_', str(c))[:50].strip(' .') or '_' for c in classes]
+    different = len({name.casefold() for name in names}) == len(names)
+    if different and names == sorted(names) and not any(map(is_junk, names)): return names
+    digits = len(str(len(names) - 1))
+    return [f'{i:0{digits}}_{name}' for i, name in enumerate(names)]
 
 @patch
 def to_imagefolder(self: DistilledSet,
                    path: str | Path, # A new or empty folder
                    decoded: bool = True): # Decoded images, as networks train on; False: stored images
-    "Write `path/<class>/0000.png`, ...; `ValueError` if `path` is not empty or images have not 1 or 3 channels"
-    path, x, y = Path(path), self.images(decoded), self.labels(decoded)
+    "Write `path/<class>/0000.png`, ... and `classes.json`; `ValueError` if `path` is not empty or for 2 channels"
+    path, x, y = Path(path).expanduser(), self.images(decoded), self.labels(decoded)
     if path.is_file() or path.is_dir() and any(path.iterdir()):
         raise ValueError(f'{path} is not empty; give a new folder')
     if x.shape[1] not in (1, 3):
         raise ValueError(f'PNG holds 1 or 3 channels, these images have {x.shape[1]}; use dataset()')
     x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (n,h,w,ch)
     owner = (y.argmax(1) if self.soft else y).cpu().numpy()
-    for c, name in enumerate(folder_names(self.classes)):
+    for c, name in enumerate(names := folder_names(self.classes)):
         (path/name).mkdir(parents=True)
         for i, image in enumerate(x[owner == c]):
             Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')
+    write_json(path/CLASSES_FILE, class_list(names, self.classes))

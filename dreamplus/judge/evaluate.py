@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..arguments import arguments, build
+from ..arguments import arguments, build, plain_numbers
 from ..choose.coresets import coreset
 from ..choose.samplers import class_table
 from ..core import Key, load_state, read_json, save_state, seeded, write_json
@@ -207,6 +207,7 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
     return result | dict(cached=True) if found else result
 
 # %% ../../nbs/72_judge.evaluate.ipynb #3e1472ea
+@plain_numbers
 def score(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -258,7 +259,7 @@ def _record(path):
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
-    records = [_record(Path(run)/name) for name in ('result.json', 'scores.json')]
+    records = [_record(Path(run).expanduser()/name) for name in ('result.json', 'scores.json')]
     uses = 1 + max(r.get('test_uses', 0) for r in records)
     if uses > 1: warnings.warn(f'{run} was tested before, this is use {uses} of the test split; '
                                'do not select anything by its result', stacklevel=3)
@@ -270,6 +271,7 @@ def label_of(protocol: str, changes: dict) -> str:
     return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
 
 # %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
+@plain_numbers
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run
@@ -335,7 +337,8 @@ def results_table(
     tables = {}
     for r in folders:
         if not isinstance(r, dict):
-            folder, run = Path(r), Path(r)/'run.json'
+            folder = Path(r).expanduser()
+            run = folder/'run.json'
             args = read_json(run)['args'] if run.exists() else None # other arguments have a line of their own
             r = read_json(folder/'result.json') | dict(args=args)
         own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings

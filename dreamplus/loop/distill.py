@@ -21,7 +21,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build
+from ..arguments import build, plain_numbers
 from ..core import Key, atomic, save_state, seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -43,6 +43,7 @@ from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
 
 # %% ../../nbs/66_loop.distill.ipynb #d88c7276
+@plain_numbers
 def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
@@ -228,6 +229,7 @@ def start_learner(learn: Learner): # Of `make_learner`
         learn.model.pixels.copy_(torch.cat([parts[c] for c in range(data.n_classes)]))
     return learn
 
+@plain_numbers
 def distiller(
     data: ImageData, method: str = 'best', ipc: int | list = 1, factor: int | None = None, # As `distill`
     *, seed: int = 0, device: str | None = None, cbs=(), metrics=(), **overrides # As `distill`
@@ -237,6 +239,7 @@ def distiller(
     with seeded(seed): return start_learner(make_learner(data, job, cbs, metrics))
 
 # %% ../../nbs/66_loop.distill.ipynb #bdf13e6f
+@plain_numbers
 def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'best', # A key of `METHODS`
@@ -256,7 +259,7 @@ def distill(
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
     if out: check_new_run(out) # a network bank takes minutes
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
+        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None)
     if out is None: return run_learner(learn)
     with new_run(out, **job) as run: return run_learner(learn, run)
 
