@@ -79,7 +79,7 @@ def distill(
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **given)
     what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-    print(f'{images}\nrecipe: {recipe_source(images.name)}\n{method} ({what}), ipc {ipc}, into {out}')
+    print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
     d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
               metrics=_validation(images), **given)
     return _finish(out, images, protocol, nets)
@@ -108,7 +108,7 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
-    print(f'{images}\nrecipe: {recipe_source(images.name)}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
+    print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
 

@@ -15,6 +15,7 @@ from dreamplus.core import toy_images, write_json
 from dreamplus.data.datasets import DATASETS
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet, load_distilled
+from dreamplus.judge.evaluate import score
 from dreamplus.labels import class_names, read_labels, role_of
 from dreamplus.loop.distill import distill
 from dreamplus.machine import cache_folder
@@ -158,6 +159,12 @@ def test_tinyimagenet_as_it_is_unpacked(tmp_path):
                        match=r'val_9.png is missing; val_annotations.txt lists it'):
         with warnings.catch_warnings(action='ignore'): load_data(root)
 
+def test_images_beside_the_class_folders(tmp_path):
+    for part in 'train', 'test': tree(tmp_path/part, dict(cat=2, dog=2))
+    Image.fromarray(PIXELS[0]).save(tmp_path/'train'/'stray.png')
+    with warned('train: 1 images beside the class folders have no class and are left out .stray.png'):
+        assert len(load_data(tmp_path).train) == 4
+
 # Dataset names and folders
 
 def test_a_name_that_is_also_a_folder(tmp_path):
@@ -166,7 +173,9 @@ def test_a_name_that_is_also_a_folder(tmp_path):
     assert data.n_classes == 10
     for source in './digits', tmp_path/'here'/'digits':
         with warned('is not the dataset digits'): assert load_data(source).classes == ['cat', 'dog']
-    quiet('digits', root=tmp_path) # root says where the files of the dataset are
+    with warned(f'{tmp_path}/here/digits is the folder'): load_data('digits', root=tmp_path/'here')
+    quiet('digits', root=tmp_path)
+    with pytest.raises(ValueError, match='^/.*nowhere is not a folder or an .npz file'): load_data(tmp_path/'nowhere')
 
 def test_a_folder_with_the_name_of_a_dataset(tmp_path):
     "has the recipe and the constants of its own images"
@@ -356,7 +365,7 @@ ODD = {'numbers': [str(i) for i in range(12)], 'fashion': ['T-shirt/top', 'Trous
                                                            'Bag', 'Ankle boot'],
        'unsorted': ['dog', 'cat'], 'odd': ['..', '.', 'a/b', 'a:b', 'A:B', ' x ', 'ü\n"', '猫', '__MACOSX',
                                            '.hidden', 'w'*300],
-       'parts': ['train', 'test', 'val'], 'twice': ['crane', 'dog', 'crane']}
+       'parts': ['test', 'train', 'val'], 'windows': ['aux', 'con.a', 'x'], 'twice': ['crane', 'dog', 'crane']}
 
 @pytest.mark.parametrize('kind', ODD)
 def test_classes_travel(tmp_path, kind):
@@ -379,6 +388,18 @@ def test_a_class_without_images_travels(tmp_path):
                                                                                       2])).to_imagefolder(tmp_path/'out')
     data = quiet(tmp_path/'out')
     assert data.classes == ['b', 'c', 'a'] and [a + b for a, b in zip(data.train.counts, data.test.counts)] == [2, 0, 1]
+
+def test_soft_labels_in_class_folders(tmp_path):
+    soft = DistilledSet(torch.rand(2, 1, 8, 8), ['a', 'b'], [.5], [.5], y=torch.tensor([[.9, .1], [.2, .8]]))
+    with warned('hold the most probable class of each image'): soft.to_imagefolder(tmp_path/'out')
+
+def test_a_long_tail_says_which_rows_are_missing():
+    data = quiet((X[:13], Y[:13]), test=(X[:16], Y[:16])) # 8 and 5 images
+    dset = DistilledSet(torch.rand(2, 8, 3, 8, 8), ['0', '1'], [.5]*3, [.5]*3)
+    dset.evaluation.update(arch='convnet', width=8, norm='instance', augment='', mix=0.)
+    with warned("random: class '1' has 5 of 8 real images"):
+        rows = score(dset, data, n=1, rows=('distilled', 'random', 'full'), steps=1, epochs=0)
+    assert [row['set'] for row in rows] == ['distilled', 'full']
 
 def test_a_list_of_classes_that_does_not_fit(tmp_path):
     greys(['b', 'a']).to_imagefolder(tmp_path/'out')

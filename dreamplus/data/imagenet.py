@@ -173,7 +173,8 @@ def from_imagenet(
     progress: bool | None, # Show a bar; None: in a terminal only
 ) -> tuple[list, str]: # As PreparedSet.load returns them
     "ImageNet, or some of its classes"
-    root, chosen = _find(name, root, 'imagenet', _TREE), DATASETS[name].subset or range(1000)
+    row = DATASETS[name]
+    root, chosen = _find(name, root, row.folder, _TREE), row.subset or range(1000)
     if isinstance(chosen[0], int):
         names = _class_names(root/'train', 1000, name)
         chosen = [names[i] for i in chosen]
@@ -210,7 +211,7 @@ def from_tinyimagenet(
 ) -> tuple[list, str | None]: # As PreparedSet.load returns them; no digest for a file
     "TinyImageNet, in any of its forms"
     if root and (file := Path(root)/'tinyimagenet.pt').is_file(): return _from_file(file, fit), None
-    root = _find('tinyimagenet', root, 'tiny-imagenet-200', _TINY)
+    root = _find('tinyimagenet', root, DATASETS['tinyimagenet'].folder, _TINY)
     classes, val = _class_names(root/'train', 200, 'tinyimagenet'), root/'val'
     if not (val/'val_annotations.txt').is_file() or (val/classes[0]).is_dir():
         return _from_tree('tinyimagenet', root, classes, fit, progress, _TINY)

@@ -12,6 +12,7 @@ import sys
 import warnings
 from contextlib import closing
 from dataclasses import astuple, dataclass
+from mimetypes import guess_type
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from textwrap import shorten
@@ -290,6 +291,12 @@ def _class_files(folder):
     return tree
 
 # %% ../../nbs/12_data.reading.ipynb #6476a7cb
+def _say_loose(folder):
+    "Warn of images beside class folders"
+    loose = [e.name for e in _scan(folder) if e.is_file() and (guess_type(e.name)[0] or '').startswith('image/')]
+    if loose: warnings.warn(f'{folder}: {len(loose)} images beside the class folders have no class and are left out '
+                            f'({loose[0]})', stacklevel=3)
+
 def _inside(path, name):
     "The folder of a part, or the only folder in it if that has the name of the same part"
     inner = class_folders(path)
@@ -354,7 +361,9 @@ def from_folder(
 ) -> list: # [train] or [train, test], each as from_arrays returns it
     "The images of a folder of class folders"
     try:
-        trees = [_class_files(f) for f in part_folders(folder)]
+        folders = part_folders(folder)
+        for f in {folder, *folders}: _say_loose(f)
+        trees = [_class_files(f) for f in folders]
     except OSError as e:
         raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check its path and permissions') from None
     check_classes(*trees)

@@ -157,17 +157,19 @@ def read_source(
     row = DATASETS.get(source, Dataset()) if isinstance(source, str) else Dataset()
     fit = Fit(fit.size or row.size, fit.channels or row.channels, fit.resize or row.resize)
     if row.reader:
-        if root is None and Path(source).is_dir():
-            warnings.warn(f'{source!r} is read as the name of a dataset; ./{source} is the folder',
-                          stacklevel=3)
+        path = absolute(source, root)
+        if source != row.folder and path.is_dir() and source in os.listdir(path.parent): # MNIST is not mnist
+            folder = path if root else f'./{source}'
+            warnings.warn(f'{source!r} is read as the name of a dataset; {folder} is the folder', stacklevel=3)
         return read_named(source, root, fit, progress, fraction, seed)
     if isinstance(source, (str, Path)):
         path = absolute(source, root)
         if path.is_dir(): return from_folder(path, fit, progress), None
         if path.suffix == '.npz':
             return from_mapping(load_arrays(path), fit, progress, str(path)), None
-        raise ValueError(f'{str(source)!r} is not a dataset name ({", ".join(DATASETS)}), and {path} is not a folder '
-                         'or an .npz file; give one of these names, or the path of a folder of class folders')
+        name = '' if isinstance(source, Path) else f'{source!r} is not a dataset name ({", ".join(DATASETS)}), and '
+        raise ValueError(f'{name}{path} is not a folder or an .npz file; give the name of a dataset, or the path of a '
+                         'folder of class folders')
     return from_memory(source, fit, progress, names), None
 
 # %% ../../nbs/16_data.sources.ipynb #b57de9b3
