@@ -200,7 +200,8 @@ def folder_names(classes) -> list:
     "A folder name for each class, all different also without case, in the order of the classes if sorted"
     names = [re.sub(r'[^\w .+-]', '_', str(c))[:50].strip(' .') or '_' for c in classes]
     different = len({name.casefold() for name in names}) == len(names)
-    odd = any(is_junk(name) or re.match(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', name, re.I) for name in names) # of Windows
+    device = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I) # which no file of Windows may be called
+    odd = any(is_junk(name) or device.match(name) for name in names)
     if different and names == sorted(names) and not odd: return names
     digits = len(str(len(names) - 1))
     return [f'{i:0{digits}}_{name}' for i, name in enumerate(names)]
@@ -216,7 +217,8 @@ def to_imagefolder(self: DistilledSet,
     if x.shape[1] not in (1, 3):
         raise ValueError(f'PNG holds 1 or 3 channels, these images have {x.shape[1]}; use dataset()')
     if self.soft:
-        warnings.warn('class folders hold the most probable class of each image; save() keeps soft labels', stacklevel=2)
+        warnings.warn('class folders hold the most probable class of each image; save() keeps soft labels',
+                      stacklevel=2)
     x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (n,h,w,ch)
     owner = (y.argmax(1) if self.soft else y).cpu().numpy()
     for c, name in enumerate(names := folder_names(self.classes)):

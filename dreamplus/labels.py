@@ -242,15 +242,14 @@ def read_class_list(
     "The classes that `classes.json` lists; `ValueError` if they are not the folders that are there"
     if not (path := Path(folder)/CLASSES_FILE).is_file(): return None
     listed = read_json(path)
-    both = [listed.get(key) for key in ('folders',
-                                        'classes')] if isinstance(listed, dict) else [None]*2
-    if not all(isinstance(names, list) and all(isinstance(name,
-                                                          str) for name in names) for names in both):
+    listed = listed if isinstance(listed, dict) else {}
+    folders, classes = listed.get('folders'), listed.get('classes')
+    texts = lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts(folders) or not texts(classes):
         warnings.warn(f'{path} does not list folders and classes, so classes are sorted by name',
                       stacklevel=2)
         return None
     there = {p.name for p in Path(folder).iterdir() if p.is_dir() and not is_junk(p.name)}
-    folders, classes = both
     odd = sorted({*folders} ^ there)
     if odd or not len({*folders}) == len({*classes}) == len(folders) == len(classes):
         raise ValueError(f'{path} does not list the class folders of {folder} once each'

@@ -135,8 +135,7 @@ def from_memory(
     if pair: return [from_arrays(*source, fit, names)]
     if isinstance(source, Mapping): return from_mapping(source, fit, progress)
     if hasattr(source, 'train_ds') and hasattr(source, 'valid_ds'): # fastai
-        return [from_dataset(part, fit, progress,
-                             names) for part in (source.train_ds, source.valid_ds)]
+        return [from_dataset(part, fit, progress, names) for part in (source.train_ds, source.valid_ds)]
     if hasattr(source, '__len__') and not hasattr(source, '__getitem__'):
         source = getattr(source, 'dataset', source)
     if hasattr(source, '__len__') and hasattr(source, '__getitem__'):
@@ -195,8 +194,7 @@ def _origin(source, test, root, stats, **rest):
         return p if p is None or p in DATASETS else str(absolute(p, root))
     if stats is not None and not isinstance(stats, str):
         stats = [torch.as_tensor(s).tolist() for s in stats]
-    return dict(source=whole(source), test=whole(test), root=root and str(absolute(root)),
-                stats=stats,
+    return dict(source=whole(source), test=whole(test), root=root and str(absolute(root)), stats=stats,
                 **rest)
 
 # %% ../../nbs/16_data.sources.ipynb #89f79082
@@ -241,8 +239,7 @@ def load_data(
     size, channels, seed, fraction, valid = map(plain, (size, channels, seed, fraction, valid))
     _check_arguments(root, size, channels, resize, stats, seed)
     names = class_names(source) or class_names(test) # a part of a dataset may have none
-    read = partial(read_source, root=root and absolute(root), fit=Fit(size, channels, resize),
-                   progress=progress,
+    read = partial(read_source, root=root and absolute(root), fit=Fit(size, channels, resize), progress=progress,
                    fraction=fraction, seed=seed, names=names)
     parts, digest = read(source)
     if test is not None: parts, digest = [parts[0], read(test)[0][-1]], None
