@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'NonNegative', 'Share', 'Momentum', 'Folder', 'Bounds', 'Argument', 'arguments', 'build',
-           'Registry', 'union', 'check_arguments', 'arguments_text']
+           'Registry', 'union', 'check_arguments', 'arguments_text', 'plain', 'plain_numbers']
 
 # %% ../nbs/02_arguments.ipynb #da2ea56e
 import difflib
@@ -12,7 +12,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
 
 from fastcore.docments import docments
@@ -171,3 +171,17 @@ def arguments_text(
             doc = f'{a.doc} ' if a.doc else ''
             lines.append(f'  {a.name}={a.default}'.ljust(26) + f'  {doc}({a.text})')
     return '\n'.join(lines)
+
+# %% ../nbs/02_arguments.ipynb #f493a0b7
+def plain(value):
+    "Numbers of NumPy and torch as Python's, also in lists and dictionaries; anything else as it is"
+    if getattr(value, 'ndim', None) in (0, 1) and hasattr(value, 'tolist'): return value.tolist()
+    if type(value) in (list, tuple) and any(getattr(v, 'ndim', None) == 0 for v in value):
+        return type(value)(map(plain, value))
+    return {k: plain(v) for k, v in value.items()} if type(value) is dict else value
+
+def plain_numbers(f: Callable) -> Callable:
+    "A function that gets all its arguments as `plain` makes them"
+    @wraps(f)
+    def inner(*args, **kw): return f(*map(plain, args), **{k: plain(v) for k, v in kw.items()})
+    return inner

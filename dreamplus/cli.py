@@ -72,15 +72,15 @@ def distill(
     from dreamplus.loop import distill as d
     from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
-    from dreamplus.recipes import recipe
+    from dreamplus.recipes import recipe, recipe_source
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid)
-    out = Path(out) if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
+    out = Path(out).expanduser() if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
     what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-    print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
+    print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
     d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
               metrics=_validation(images), **given)
     return _finish(out, images, protocol, nets)
@@ -104,11 +104,12 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
     from dreamplus.data.sources import load_data
     from dreamplus.labs import plan as p
     from dreamplus.machine import keep_memory
+    from dreamplus.recipes import recipe_source
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
-    print(f'{images}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
+    print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
 
@@ -140,8 +141,8 @@ def show(
 ):
     "Write the picture of a run's images and say what is in the run"
     from dreamplus.distilled import load_distilled
-    dset = load_distilled(run)
-    out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
+    dset, run = load_distilled(run), Path(run).expanduser()
+    out = Path(out).expanduser() if out else run/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
     if (Path(run)/'result.json').exists(): print(_result_lines(read_json(Path(run)/'result.json')))

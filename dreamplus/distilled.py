@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from .core import load_state, read_json, save_state, write_json
 from .data.core import picture, shown
+from .labels import CLASSES_FILE, class_list, is_junk
 from .synthetic import decode_classes
 
 # %% ../nbs/52_distilled.ipynb #a70f3629
@@ -117,7 +118,7 @@ def labels(self: DistilledSet,
 def save(self: DistilledSet,
          path: str | Path): # A folder; created if it does not exist
     "Write `distilled.safetensors` and `distilled.json` into `path`"
-    (path := Path(path)).mkdir(parents=True, exist_ok=True)
+    (path := Path(path).expanduser()).mkdir(parents=True, exist_ok=True)
     rest = {k: v for k, v in vars(self).items() if k not in ('pixels', 'y')}
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
     write_json(path/'distilled.json', dict(format=2, **rest))
@@ -126,6 +127,7 @@ def load_distilled(
     path: str | Path, # The folder
 ) -> DistilledSet: # On the CPU
     "Read a saved set; `ValueError` if it is missing, damaged or of another format"
+    path = Path(path).expanduser()
     text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
     if not text.exists() and (Path(path)/'run.json').exists():
         raise ValueError(
@@ -221,23 +223,29 @@ def warn_clipped(x: torch.Tensor): # Images, float
 
 # %% ../nbs/52_distilled.ipynb #e72fbf88
 def folder_names(classes) -> list:
-    "A folder name for each class, all different"
-    names = [re.sub(r'[^\w .+-]', '_', str(c)).strip(' .') or '_' for c in classes]
-    return [n if names.count(n) == 1 else f'{n} {i}' for i, n in enumerate(names)]
+    "A folder name for each class, all different also without case, in the order of the classes if sorted"
+    names = [re.sub(r'[^\w .+-]', '_', str(c))[:50].strip(' .') or '_' for c in classes]
+    different = len({name.casefold() for name in names}) == len(names)
+    device = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I) # which no file of Windows may be called
+    odd = any(is_junk(name) or device.match(name) for name in names)
+    if different and names == sorted(names) and not odd: return names
+    digits = len(str(len(names) - 1))
+    return [f'{i:0{digits}}_{name}' for i, name in enumerate(names)]
 
 def _is_own(p, folder):
     "Whether a path in a folder is a class folder, or an image of it, as to_imagefolder names them"
     inside = p.relative_to(folder).as_posix()
     if p.is_symlink(): return False
-    return '/' not in inside if p.is_dir() else bool(re.fullmatch(r'[^/]+/\d{4,}\.png', inside))
+    if p.is_dir(): return '/' not in inside
+    return inside == CLASSES_FILE or bool(re.fullmatch(r'[^/]+/\d{4,}\.png', inside))
 
 @patch
 def to_imagefolder(self: DistilledSet,
                    path: str | Path, # A new or empty folder
                    decoded: bool = True, # Decoded images, as networks train on; False: stored images
                    overwrite: bool = False): # Replace what an earlier to_imagefolder wrote to path
-    "Write `path/<class>/0000.png`, ...; `ValueError` if `path` is not empty or images have not 1 or 3 channels"
-    path, x, y = Path(path), self.images(decoded), self.labels(decoded)
+    "Write `path/<class>/0000.png`, ... and `classes.json`; `ValueError` if `path` is not empty or for 2 channels"
+    path, x, y = Path(path).expanduser(), self.images(decoded), self.labels(decoded)
     if path.is_file() or path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ValueError(f'{path} is not empty; give a new folder, or overwrite=True')
     there = sorted(path.rglob('*'), reverse=True) if overwrite else []
@@ -248,10 +256,14 @@ def to_imagefolder(self: DistilledSet,
     if x.shape[1] not in (1, 3):
         raise ValueError(f'PNG holds 1 or 3 channels, these images have {x.shape[1]}; use dataset()')
     warn_clipped(x)
+    if self.soft:
+        warnings.warn('class folders hold the most probable class of each image; save() keeps soft labels',
+                      stacklevel=2)
     x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (n,h,w,ch)
     owner = (y.argmax(1) if self.soft else y).cpu().numpy()
     for p in there: p.rmdir() if p.is_dir() else p.unlink() # images before their folders
-    for c, name in enumerate(folder_names(self.classes)):
+    for c, name in enumerate(names := folder_names(self.classes)):
         (path/name).mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(x[owner == c]):
             Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')
+    write_json(path/CLASSES_FILE, class_list(names, self.classes))

@@ -75,7 +75,7 @@ def keep_memory() -> bool: # False if the C library is not glibc
 def cache_folder() -> Path: # $DREAMPLUS_CACHE, or dreamplus/ in $XDG_CACHE_HOME or in ~/.cache
     "The folder of downloads, decoded images and other files that can be made again"
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    return Path(os.environ.get('DREAMPLUS_CACHE') or Path(home)/'dreamplus')
+    return Path(os.environ.get('DREAMPLUS_CACHE') or Path(home)/'dreamplus').expanduser()
 
 # %% ../nbs/04_machine.ipynb #4068d28a
 _version = cache(metadata.version) # which reads a file for each package

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SURROGATE', 'DISTRIBUTION', 'COLOURS', 'Method', 'method_colour', 'published_rows', 'published', 'recipe',
-           'check_effect', 'methods_table']
+           'recipe_source', 'check_effect', 'methods_table']
 
 # %% ../nbs/56_recipes.ipynb #b60b7136
 import json
@@ -12,8 +12,8 @@ from functools import cache
 from importlib import resources
 from zlib import crc32
 
-from .arguments import Registry, arguments, check_arguments, union
-from .data.datasets import known
+from .arguments import Registry, arguments, check_arguments, plain, plain_numbers, union
+from .data.datasets import DATASETS, known
 from .parts import SELECTORS, all_parts, chosen_parts
 from .tables import markdown_table
 
@@ -31,7 +31,7 @@ class Method:
         base = METHODS.find(base) if isinstance(base, str) else base
         self.paper, self.cbs = paper or (base.paper if base else ''), tuple(cbs) or (base.cbs if base else ())
         self.families = (base.families if base else ()) + ((family,) if family else ())
-        self.args = (base.args if base else {}) | args
+        self.args = (base.args if base else {}) | plain(args)
 
     @property
     def family(self) -> str:
@@ -109,6 +109,7 @@ def published(
     return args
 
 # %% ../nbs/56_recipes.ipynb #3ab331d1
+@plain_numbers
 def recipe(
     method: str, # A key of `METHODS`
     dataset: str, # A dataset's name; an unknown one gets the arguments of CIFAR-10
@@ -142,6 +143,16 @@ def recipe(
             raise ValueError(
                 f'method={method!r} states {name!r}, which is not an argument of any part; correct its name')
     return full
+
+# %% ../nbs/56_recipes.ipynb #1ca93aaa
+def recipe_source(
+    dataset: str, # The name of the data, as in ImageData
+) -> str:
+    "Whose published arguments a recipe uses on a dataset, and why"
+    like = known(dataset).like
+    if like not in DATASETS: return f'general arguments, because no dataset is called {dataset!r}'
+    why = 'the data have this name' if like == dataset else f'the row of {dataset!r} says so'
+    return f'arguments for {like}, because {why}'
 
 # %% ../nbs/56_recipes.ipynb #d0ccce9a
 def check_effect(

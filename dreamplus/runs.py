@@ -20,7 +20,7 @@ from .machine import circumstances, versions
 class RunFolder:
     "A folder with one run in it, locked while this object is open"
     def __init__(self, path: str | Path): # The folder, which may not exist yet
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.lock = FileLock(self.path/'.lock', timeout=0)
 
     def __truediv__(self, name): return self.path/name
@@ -45,7 +45,7 @@ def _remove_empty(path, made):
 
 def check_new_run(path: str | Path): # The folder of a new run
     "Raise `ValueError` if `path` is a file, or a folder with anything but what a killed process leaves"
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file(): raise ValueError(f'{path} is a file; give a folder')
     if (path/'run.json').exists(): raise ValueError(f'{path} holds a run already; `dreamplus resume {path}` '
                                                     'continues it, or use another --out')
@@ -59,7 +59,7 @@ def new_run(
     **info # The content of run.json, beside its format, its place and its circumstances
 ):
     "A new, locked run folder; `ValueError` if `path` is not empty"
-    check_new_run(path := Path(path))
+    check_new_run(path := Path(path).expanduser())
     made = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     with RunFolder(path).acquire() as run:
@@ -76,7 +76,7 @@ def open_run(
     write: bool = False, # Take the lock, and require the version that started the run
 ) -> tuple[RunFolder, dict]: # The folder and the content of its run.json
     "An existing run folder; `ValueError` if it is not a run folder, is of another version, or is being written"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir(): raise ValueError(f'{path} is not a folder; `dreamplus distill --out {path}` makes a run')
     if not (path/'run.json').exists(): raise ValueError(f'{path} is not a run folder: it holds no run.json')
     info = read_json(path/'run.json')

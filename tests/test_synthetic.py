@@ -257,11 +257,11 @@ def test_imagefolder_of_awkward_names(tmp_path):
     dset = a_set(names, 3)
     dset.to_imagefolder(tmp_path/'out')
     folders = sorted(p.name for p in (tmp_path/'out').iterdir())
-    assert folders == sorted(['T-shirt_top', '_', 'hidden', 'a_b 3', 'a_b 4', 'Ankle boot', 'ネコ'])
+    assert folders == ['0_T-shirt_top', '1__', '2_hidden', '3_a_b', '4_a_b', '5_Ankle boot', '6_ネコ', 'classes.json']
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     data = load_data(tmp_path/'out', fraction=.5)
-    assert data.classes == folders and len(data.train) == len(data.test) == len(names)
-    png = torch.tensor(np.array(Image.open(tmp_path/'out'/'hidden'/'0001.png')))/255
+    assert data.classes == names and len(data.train) == len(data.test) == len(names)
+    png = torch.tensor(np.array(Image.open(tmp_path/'out'/'2_hidden'/'0001.png')))/255
     assert (png - dset.images()[5].permute(1, 2, 0)).abs().max() < .51/255
 
 def test_imagefolder_refuses(tmp_path):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
+from ..arguments import plain_numbers
 from ..core import seeded
 from .datasets import named_stats
 from ..machine import memory_bytes, to_device
@@ -293,6 +294,7 @@ def with_stats(self: ImageData,
 
 # %% ../../nbs/11_data.core.ipynb #323f862d
 @patch
+@plain_numbers
 def hold_out(self: ImageData,
              fraction: float = .1, # Fraction of each class; at least one image is held out, and at least one stays
              seed: int = 0,
@@ -308,6 +310,7 @@ def hold_out(self: ImageData,
     return out
 
 # %% ../../nbs/11_data.core.ipynb #e616b709
+@plain_numbers
 def subset(
     data: ImageData, # Without a validation split
     n: int, # Images of each class of train; a class with fewer keeps all

@@ -21,7 +21,7 @@ class Dataset(NamedTuple):
     reader: str = '' # digits, torchvision, tinyimagenet or imagenet; '': a folder of class folders
     torchvision: str = '' # The class in torchvision.datasets that downloads it
     files: tuple = () # The files of the download
-    folder: str = '' # The folder of these files, below root
+    folder: str = '' # The folder of its files, below root
     resize: str = 'crop' # How images of other sizes are resized: crop or squash
     subset: tuple = () # Its classes: positions among ImageNet's sorted class folders, or names; (): all
     mirror: bool = True # A mirrored image still shows its class
@@ -34,7 +34,7 @@ _MNIST = dict(size=28, channels=1, classes=10, train=60_000, test=10_000, reader
     't10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'))
 _CIFAR = dict(size=32, channels=3, train=50_000, test=10_000, reader='torchvision')
 _IMAGENET = dict(channels=3, mean=(.485, .456, .406), std=(.229, .224, .225), reader='imagenet',
-                 large=True)
+                 folder='imagenet', large=True)
 _TEN = _IMAGENET | dict(size=128, resize='squash', classes=10, train=13_000, test=500)
 _HUNDRED = tuple('''
 n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797
@@ -62,7 +62,8 @@ DATASETS = {
     'cifar100': Dataset(**_CIFAR, classes=100, mean=(.5071, .4866, .4409), std=(.2673, .2564, .2762),
                         torchvision='CIFAR100', files=('cifar-100-python.tar.gz',)),
     'tinyimagenet': Dataset(64, classes=200, train=100_000, test=10_000,
-                            **_IMAGENET | dict(reader='tinyimagenet', large=False)),
+                            **_IMAGENET | dict(reader='tinyimagenet', folder='tiny-imagenet-200',
+                                                large=False)),
     'imagenette': Dataset(**_TEN, subset=(0, 217, 482, 491, 497, 566, 569, 571, 574, 701)),
     'imagewoof': Dataset(**_TEN, subset=(193, 182, 258, 162, 155, 167, 159, 273, 207, 229)),
     'imagemeow': Dataset(**_TEN, subset=(281, 282, 283, 284, 285, 291, 292, 290, 289, 287)),

@@ -21,7 +21,8 @@ from filelock import FileLock
 from ..core import read_json, write_json
 from .core import fingerprint
 from .datasets import DATASETS
-from .reading import (Fit, class_folders, count_labels, decode_files, file_digests, from_arrays,
+from .reading import (Fit, annotated_files, class_folders, count_labels, decode_files,
+                                    file_digests, from_arrays,
                                     image_files, with_bar)
 from ..images import decoder
 from ..machine import cache_folder
@@ -177,7 +178,8 @@ def from_imagenet(
     progress: bool | None, # Show a bar; None: in a terminal only
 ) -> tuple[list, str]: # As PreparedSet.load returns them
     "ImageNet, or some of its classes"
-    root, chosen = _find(name, root, 'imagenet', _TREE), DATASETS[name].subset or range(1000)
+    row = DATASETS[name]
+    root, chosen = _find(name, root, row.folder, _TREE), row.subset or range(1000)
     if isinstance(chosen[0], int):
         names = _class_names(root/'train', 1000, name)
         chosen = [names[i] for i in chosen]
@@ -191,24 +193,21 @@ def _from_file(path, fit):
     except Exception as e: # a damaged or malicious file can raise anything
         raise ValueError(f'{path} cannot be read ({type(e).__name__}); it must hold tensors, lists and '
                          'strings only, written by torch.save') from None
-    if not isinstance(d, dict) or not {*keys} <= {*d} or len(d['classes']) != 200:
-        raise ValueError(f'{path} must hold a dictionary with {", ".join(keys)}, of 200 classes; '
-                         'download it again')
-    return [from_arrays(d[f'images_{p}'], d[f'labels_{p}'], fit, d['classes']) for p in ('train', 'val')]
+    names = d.get('classes') if isinstance(d, dict) else None
+    tensors = [d.get(k) for k in keys[:-1]] if names else []
+    numbers = [t for t in tensors if torch.is_tensor(t) and t.layout == torch.strided and t.device.type == 'cpu']
+    if not isinstance(names, list) or len(names) != 200 or len(numbers) < 4:
+        raise ValueError(f'{path} must hold a dictionary with {", ".join(keys)}: dense tensors of numbers, and '
+                         'the names of 200 classes; download it again')
+    try: parts = [from_arrays(*pair, fit, names) for pair in (numbers[:2], numbers[2:])]
+    except ValueError as e: raise ValueError(f'{path}: {e}') from None
+    if any(y.is_floating_point() for y in numbers[1::2]):
+        raise ValueError(
+            f'{path} must hold labels that are integers, not {numbers[1].dtype}; download it again')
+    return parts
 
 # %% ../../nbs/14_data.imagenet.ipynb #921f0c5b
 _TINY = 'tinyimagenet.pt, or train/<wnid>/images/*.JPEG and val with class folders or val_annotations.txt'
-
-def _annotated(val):
-    "Class -> files in the order of their names, by val_annotations.txt"
-    files, tree = {Path(f[0]).name: f for f in image_files(val/'images')}, {}
-    lines = (val/'val_annotations.txt').read_text().splitlines()
-    rows = sorted(line.split('\t')[:2] for line in lines if line) # file and class; a box follows
-    for name, c in rows:
-        if name not in files:
-            raise ValueError(f'{val/"images"/name} is missing; val_annotations.txt lists it')
-        tree.setdefault(c, []).append(files[name])
-    return tree
 
 def from_tinyimagenet(
     root: str | Path | None, # A folder with tinyimagenet.pt, train and val, or tiny-imagenet-200/
@@ -217,12 +216,12 @@ def from_tinyimagenet(
 ) -> tuple[list, str | None]: # As PreparedSet.load returns them; no digest for a file
     "TinyImageNet, in any of its forms"
     if root and (file := Path(root)/'tinyimagenet.pt').is_file(): return _from_file(file, fit), None
-    root = _find('tinyimagenet', root, 'tiny-imagenet-200', _TINY)
+    root = _find('tinyimagenet', root, DATASETS['tinyimagenet'].folder, _TINY)
     classes, val = _class_names(root/'train', 200, 'tinyimagenet'), root/'val'
     if not (val/'val_annotations.txt').is_file() or (val/classes[0]).is_dir():
         return _from_tree('tinyimagenet', root, classes, fit, progress, _TINY)
     def trees():
-        tree = _annotated(val)
+        tree = annotated_files(val)
         lost = [c for c in classes if c not in tree] + [c for c in tree if c not in classes]
         if lost: raise ValueError(f'class {lost[0]!r} is not in both train and val_annotations.txt; '
                                   f'download {root} again')

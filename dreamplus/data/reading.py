@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Fit', 'from_arrays', 'check_classes', 'assemble', 'class_folders', 'image_files', 'name_others', 'decode_file',
-           'decode_files', 'file_digests', 'with_bar', 'stack_images', 'from_dataset', 'count_labels', 'from_folder']
+           'decode_files', 'file_digests', 'with_bar', 'stack_images', 'from_dataset', 'count_labels',
+           'annotated_files', 'part_folders', 'from_folder']
 
 # %% ../../nbs/12_data.reading.ipynb #2719f732
 import hashlib
@@ -14,8 +15,10 @@ import sys
 import warnings
 from contextlib import closing
 from dataclasses import astuple, dataclass
+from mimetypes import guess_type
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -26,6 +29,9 @@ from ..core import load_state, save_state
 from .core import ImageData, Split, fingerprint, set_aside
 from .datasets import DATASETS
 from ..images import decoder, eight_bits, from_pil, image_suffixes, read_image
+from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_junk,
+                              read_class_list, read_item, read_labels,
+                              role_of)
 from ..machine import cache_folder
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
@@ -58,7 +64,11 @@ class Fit:
 # %% ../../nbs/12_data.reading.ipynb #41d5e571
 def _pixels(x, levels=None):
     "Images in any layout as uint8 (N,ch,h,w), not shared with the caller"
-    try: x = x.detach().cpu().clone() if torch.is_tensor(x) else torch.from_numpy(np.array(x))
+    try:
+        if not torch.is_tensor(x): x = np.array(x)
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x.astype(x.dtype.newbyteorder('='))) # as torch has them
+        x = x.detach().cpu().clone()
     except (TypeError, ValueError):
         raise ValueError('images must be one array of numbers; stack them first') from None
     if x.ndim not in (3, 4) or not x.numel():
@@ -68,18 +78,6 @@ def _pixels(x, levels=None):
     if x.ndim == 3: x = x[:, None]
     elif b != c and (a == b or c < a): x = x.permute(0, 3, 1, 2)
     return eight_bits(x, levels)
-
-# %% ../../nbs/12_data.reading.ipynb #d2856d0a
-def _labels(y, classes=None):
-    "Labels as int64 (N,) from 0, and the names of the classes that occur (from `classes`, if given)"
-    y = np.asarray(y.detach().cpu() if torch.is_tensor(y) else y)
-    if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any():
-        raise ValueError(f'labels must be whole numbers, one for each image; these are {y.dtype} of shape '
-                         f'{y.shape}; number the classes 0, 1, 2, ...')
-    values, y = np.unique(y.astype(np.int64), return_inverse=True)
-    names = [str(c) for c in classes] if classes is not None else []
-    names = {i: c if names.count(c) == 1 else f'{c} {i}' for i, c in enumerate(names)}
-    return torch.from_numpy(y), [names.get(v, str(v)) for v in values.tolist()]
 
 # %% ../../nbs/12_data.reading.ipynb #8fdf9171
 def _check_square(shape, what): # shape (...,ch,h,w)
@@ -95,11 +93,13 @@ def from_arrays(
     x, # Images: a tensor or array (N,h,w), (N,h,w,ch) or (N,ch,h,w), uint8 or float in [0, 1]
     y, # Labels (N,): a tensor, array or list of whole numbers
     fit: Fit, # The shape that images get
-    classes: list | None = None, # Class names; label i has the name classes[i]
+    classes: list | dict | None = None, # Class names; label i has the name classes[i]
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]: # uint8 (N,ch,h,w), int64 (N,), class names
     "Convert images and labels in memory to the form of a split"
-    x, (y, classes) = fit(_pixels(x, fit.levels)).contiguous(), _labels(y, classes)
-    if len(x) != len(y): raise ValueError(f'{len(x)} images but {len(y)} labels; give one label for each image')
+    check_dense(x, 'images')
+    x, (y, classes) = fit(_pixels(x, fit.levels)).contiguous(), read_labels(y, classes)
+    if len(x) != len(y):
+        raise ValueError(f'{len(x)} images but {len(y)} labels; give one label for each image')
     _check_square(x.shape, 'each image')
     return x, y, classes
 
@@ -144,14 +144,15 @@ def assemble(
 # %% ../../nbs/12_data.reading.ipynb #1ef2c2c2
 def _scan(folder):
     "The entries of a folder, sorted by name, without hidden ones"
-    with os.scandir(folder) as entries: shown = [e for e in entries if e.name[0] != '.']
+    with os.scandir(folder) as entries: shown = [e for e in entries if not is_junk(e.name)]
     return sorted(shown, key=lambda e: e.name)
 
 def class_folders(
     folder: str | Path,
 ) -> dict: # Name to path, in the order of the names
-    "The folders inside `folder`"
-    return {e.name: e.path for e in _scan(folder) if e.is_dir()}
+    "The folders inside `folder`; in the order of `classes.json`, if it lists them"
+    there, listed = {e.name: e.path for e in _scan(folder) if e.is_dir()}, read_class_list(folder)
+    return there if listed is None else {name: there[inside] for name, inside in listed.items()}
 
 def image_files(
     folder: str | Path,
@@ -239,15 +240,17 @@ def from_dataset(
     data, # Items are (image, label): a Pillow image, or an array or tensor
     fit: Fit, # The shape that images get
     progress: bool | None, # Show a bar; None: in a terminal only
+    names: dict | None = None, # Label -> class name, if the dataset has no names
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]: # As from_arrays returns it
     "All items of a map-style dataset"
     from PIL import Image
     if not len(data): raise ValueError('the dataset holds no images; give at least one')
-    labels = []
+    labels, columns = [], getattr(data, 'features', None)
     def image(i):
         try:
-            x, y = data[i]
+            x, y = read_item(data[i], columns)
             labels.append(np.asarray(y))
+            if not isinstance(x, Image.Image): x = x if torch.is_tensor(x) else np.asarray(x)
             x = from_pil(x, fit.levels)[None] if isinstance(x, Image.Image) else _pixels(x[None], fit.levels)
         except (TypeError, ValueError) as e:
             raise ValueError(f'item {i}: {e}; give items (image, label), '
@@ -255,7 +258,7 @@ def from_dataset(
         return fit(x)[0]
     n = range(len(data))
     x = stack_images(map(image, n), [f'item {i}' for i in n], progress)
-    return x, *_labels(labels, getattr(data, 'classes', None))
+    return x, *read_labels(labels, class_names(data) or names)
 
 # %% ../../nbs/12_data.reading.ipynb #c2ed667d
 def count_labels(
@@ -264,18 +267,81 @@ def count_labels(
     "The labels of images that are sorted by class"
     return torch.arange(len(counts)).repeat_interleave(torch.tensor([*counts.values()])), list(counts)
 
+# %% ../../nbs/12_data.reading.ipynb #c24738b2
+_ANNOTATIONS = 'val_annotations.txt'
+
+def annotated_files(
+    val: str | Path, # A folder with images/ and val_annotations.txt
+) -> dict: # Class name -> files in the order of their names
+    "The images of each class, as TinyImageNet's list says; `ValueError` if one is missing"
+    path, tree = Path(val)/_ANNOTATIONS, {}
+    files = {Path(f[0]).name: f for f in image_files(path.parent/'images')}
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    rows = sorted(line.split('\t')[:2] for line in lines if line) # file and class; a box follows
+    for row in rows:
+        if len(row) < 2:
+            raise ValueError(f'{path} has the line {shorten(row[0], 60)!r} without a class; download it again')
+        if row[0] not in files: raise ValueError(f'{path.parent/"images"/row[0]} is missing; {path.name} lists it')
+        tree.setdefault(row[1], []).append(files[row[0]])
+    return tree
+
 # %% ../../nbs/12_data.reading.ipynb #c56a5c1b
 def _class_files(folder):
     "Class name -> files"
+    if (Path(folder)/_ANNOTATIONS).is_file(): return annotated_files(folder)
     others = []
     tree = {c: list(image_files(path, others)) for c, path in class_folders(folder).items()}
     name_others(folder, others)
     if not tree:
         raise ValueError(f'{folder} holds no class folders; put the images of each class into a folder of their own')
     for c, files in tree.items():
-        if not files:
+        if not files and not (Path(folder)/CLASSES_FILE).is_file(): # a listed class may have no images
             raise ValueError(f'{Path(folder)/c} holds no images; fill or remove that class folder')
     return tree
+
+# %% ../../nbs/12_data.reading.ipynb #6476a7cb
+def _say_loose(folder):
+    "Warn of images beside class folders"
+    loose = [e.name for e in _scan(folder) if e.is_file() and (guess_type(e.name)[0] or '').startswith('image/')]
+    if loose: warnings.warn(f'{folder}: {len(loose)} images beside the class folders have no class and are left out '
+                            f'({loose[0]})', stacklevel=3)
+
+def _inside(path, name):
+    "The folder of a part, or the only folder in it if that has the name of the same part"
+    inner = class_folders(path)
+    same = len(inner) == 1 and role_of(name)[0] == role_of(*inner)[0] != ''
+    return next(iter(inner.values())) if same else path
+
+def _is_labelled(folder, classes):
+    "Whether a part has class folders: several, or one of `classes`"
+    inner = class_folders(folder)
+    return len(inner) > 1 or bool({*inner} & {*classes}) or (Path(folder)/_ANNOTATIONS).is_file()
+
+def part_folders(
+    folder: str | Path,
+) -> list: # Paths of [train] or [train, test]; of [folder] if it holds class folders
+    "The parts of a folder; `ValueError` with the names that were found if this cannot be told"
+    found = class_folders(folder)
+    if read_class_list(folder) is not None: return [folder]
+    if len(found) == 1 and not role_of(*found)[0]: # as an archive is unpacked
+        inner, = found.values()
+        holds = [role_of(name)[0] for name, path in class_folders(inner).items() if class_folders(path)]
+        return part_folders(inner) if 'train' in holds else [folder]
+    named = {name: bool(class_folders(path)) for name, path in found.items() if role_of(name)[0]}
+    alone = [name for name in named if not role_of(name)[1]] # the name of a part, and no other word
+    if any(named.values()):
+        paths = {name: _inside(path, name) for name, path in found.items()
+                 if name in named or next(image_files(path), None)}
+        classes = next((class_folders(path) for name, path in paths.items() if role_of(name)[0] == 'train'), {})
+        parts = {name: _is_labelled(path, classes) for name, path in paths.items()}
+        return [Path(paths[name]) for name in choose_parts(parts, str(folder))]
+    if [role_of(name)[0] for name in alone] not in ([], ['train']):
+        raise ValueError(f'{folder} holds {", ".join(found)}, and {alone[0]} has images but no class folders, so it '
+                         'may be a part or a class; put the images of each class into a folder, or rename it')
+    if alone:
+        warnings.warn(f'{folder}: {alone[0]} holds images and no class folders, so it is a class',
+                      stacklevel=2)
+    return [folder]
 
 # %% ../../nbs/12_data.reading.ipynb #bbc0ca19
 def _cached(folder, trees, fit, progress):
@@ -304,9 +370,8 @@ def from_folder(
 ) -> list: # [train] or [train, test], each as from_arrays returns it
     "The images of a folder of class folders"
     try:
-        parts = class_folders(folder)
-        test = parts.get('test', parts.get('val'))
-        folders = [parts['train'], test] if 'train' in parts and test else [folder]
+        folders = part_folders(folder)
+        for f in {folder, *folders}: _say_loose(f)
         trees = [_class_files(f) for f in folders]
     except OSError as e:
         raise ValueError(f'{e.filename} cannot be read ({e.strerror}); check its path and permissions') from None

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..arguments import arguments, build
+from ..arguments import arguments, build, plain_numbers
 from ..choose.coresets import coreset
 from ..choose.samplers import class_table
 from ..core import Key, load_state, read_json, save_state, seeded, write_json
@@ -225,6 +225,7 @@ class Scores(list):
         return markdown_table(['set', 'test accuracy, %', '95 % ±', 'networks', 'calibration error, %'], rows)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #3e1472ea
+@plain_numbers
 def score(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -276,7 +277,7 @@ def _record(path):
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
-    records = [_record(Path(run)/name) for name in ('result.json', 'scores.json')]
+    records = [_record(Path(run).expanduser()/name) for name in ('result.json', 'scores.json')]
     uses = 1 + max(r.get('test_uses', 0) for r in records)
     if uses > 1: warnings.warn(f'{run} was tested before, this is use {uses} of the test split; '
                                'do not select anything by its result', stacklevel=3)
@@ -288,6 +289,7 @@ def label_of(protocol: str, changes: dict) -> str:
     return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
 
 # %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
+@plain_numbers
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run
@@ -355,7 +357,8 @@ def results_table(
     tables = {}
     for r in folders:
         if not isinstance(r, dict):
-            folder, run = Path(r), Path(r)/'run.json'
+            folder = Path(r).expanduser()
+            run = folder/'run.json'
             args = read_json(run)['args'] if run.exists() else None # other arguments have a line of their own
             r = read_json(folder/'result.json') | dict(args=args)
         own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..arguments import build
+from ..arguments import build, plain_numbers
 from ..core import seeded, write_json
 from ..data.core import ImageData
 from ..distilled import DistilledSet, load_distilled
@@ -168,6 +168,7 @@ def _fitting(dset, data, protocol, changes):
         except ValueError: continue
         yield arch
 
+@plain_numbers
 def score_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run

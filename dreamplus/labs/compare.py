@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..arguments import arguments, build, check_arguments, union
+from ..arguments import arguments, build, check_arguments, plain_numbers, union
 from ..core import atomic, read_json, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import load_distilled, picture
@@ -128,7 +128,7 @@ def load_comparison(
     out: str | Path, # Folder of a comparison, finished or not
 ) -> list: # Dictionaries, failed runs last
     "The record of each run, with the entries of the header; `ValueError` if there is no comparison"
-    head, *records = read_records(file := Path(out)/'records.jsonl') or [{}]
+    head, *records = read_records(file := Path(out).expanduser()/'records.jsonl') or [{}]
     if 'plan' not in head: raise ValueError(f'{file} holds no comparison; give the folder of a comparison')
     found = {tuple(r[k] for k in Run._fields): head | r for r in records}
     return sorted(found.values(), key=lambda r: ('failed' in r, r['ipc'], r['method'], r['seed']))
@@ -252,6 +252,7 @@ def check(self: Comparison, runs: list):
         raise ValueError(f'{name!r} has no effect with any of these methods; remove it')
 
 # %% ../../nbs/82_labs.compare.ipynb #c506b743
+@plain_numbers
 def compare(
     data: ImageData, # On the CPU
     methods: list, # Keys of METHODS
@@ -276,7 +277,7 @@ def compare(
                 experts=str(experts) if isinstance(experts, str | Path) else experts or {},
                 overrides={k: v for k, v in overrides.items() if v is not None})
     runs = [Run(m, n, s) for n in ipc for m in methods for s in seeds]
-    comparison = Comparison(data, Path(out), plan, device, log)
+    comparison = Comparison(data, Path(out).expanduser(), plan, device, log)
     comparison.check(runs)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with comparison.open(runs): return [comparison.record(run) for run in runs]
@@ -325,7 +326,7 @@ def compare_table(
     records: list | str | Path, # The result of load_comparison, or its folder, for which table.md is written
 ) -> str: # Markdown
     "Accuracy in per cent, and cost: a table for each protocol and number of images per class"
-    out = None if isinstance(records, list) else Path(records)
+    out = None if isinstance(records, list) else Path(records).expanduser()
     records, text = load_comparison(out) if out else records, []
     done, failed = ([r for r in records if ('failed' in r) == bad] for bad in (False, True))
     tables = _groups(done, 'dataset', 'protocol', 'ipc', 'training')
@@ -392,7 +393,7 @@ def compare_figures(
     out: str | Path, # Folder of a comparison, finished or not
 ) -> tuple: # Two images: accuracy, and the distilled sets of the first seed
     "Draw `accuracy.png` and `grids.png`; `ValueError` if no run is finished"
-    out, lines = Path(out), []
+    out, lines = Path(out).expanduser(), []
     records = [r for r in load_comparison(out) if 'failed' not in r]
     if not records: raise ValueError(f'{out} holds no finished run; see {out/"table.md"} for errors')
     for same in _groups(records, 'ipc'):

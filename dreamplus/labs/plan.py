@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ..arguments import build
+from ..arguments import build, plain_numbers
 from ..choose.coresets import CORESETS
 from ..choose.kmeans import kmeans
 from ..choose.samplers import RepresentativeSampler, class_parts, class_table, embed_classes
@@ -268,6 +268,7 @@ def _summary(learn, parts, begin, end, outer, peak, bank):
                 turn=_CHANGE[max(rows, key=lambda r: r['share'])['part']], parts=rows)
 
 # %% ../../nbs/80_labs.plan.ipynb #99fd1d39
+@plain_numbers
 def plan(
     data: ImageData, method: str = 'best', ipc: int | list = 1, factor: int | None = None, # As in distill
     *, protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in evaluate_run; nets=0: no table

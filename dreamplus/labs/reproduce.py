@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..arguments import plain_numbers
 from ..core import write_json
 from ..machine import hardware, pick_device
 from ..tables import markdown_table
@@ -104,6 +105,7 @@ def _record(name, results, seeds, device, changes):
                 **{k: first[k] for k in ('dataset', 'data', 'protocol', 'width', 'device', 'versions')})
 
 # %% ../../nbs/86_labs.reproduce.ipynb #583cd944
+@plain_numbers
 def reproduce(
     name: str, # A key of PUBLISHED
     out: str | Path | None = None, # Folder; None: a folder in reproduced/
@@ -117,7 +119,7 @@ def reproduce(
     published = _find(name)
     if nets < 1 or not seeds: raise ValueError(f'{nets=} and {seeds=}: give at least one of each')
     data = data or load_data(published.dataset, root=root)
-    out = Path(out or Path('reproduced')/name.replace('/', '-'))
+    out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]
     record = _record(name, results, seeds, pick_device(device), overrides)
     write_json(out/'reproduced.json', record)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from ..arguments import arguments, build
+from ..arguments import arguments, build, plain_numbers
 from ..core import Key, seeded
 from ..machine import versions
 from ..tables import interval, markdown_table
@@ -140,10 +140,11 @@ def load_study(
     **where # Return only records with these entries: start='random', warm=0
 ) -> list: # Dictionaries, in the order in which the runs ended
     "The records of a study, each with the shared entries; `ValueError` if `path` holds none"
-    head, *records = read_records(Path(path)/'records.jsonl') or [{}]
+    head, *records = read_records(Path(path).expanduser()/'records.jsonl') or [{}]
     return [r for r in (head | r for r in records) if r.items() >= where.items()]
 
 # %% ../../nbs/84_labs.study.ipynb #0ba0fbe8
+@plain_numbers
 def study(
     data: ImageData, # Without a validation split
     out: str | Path, # Folder of the study
@@ -168,7 +169,7 @@ def study(
     levels = dict(seeds=seeds, starts=starts, samplers=samplers, matches=matches, warms=warms)
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
-    head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out)
+    head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out).expanduser()
     with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']
     out.mkdir(parents=True, exist_ok=True)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run

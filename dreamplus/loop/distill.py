@@ -23,7 +23,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build
+from ..arguments import build, plain_numbers
 from ..core import Key, atomic, load_state, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -47,6 +47,7 @@ from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
 
 # %% ../../nbs/66_loop.distill.ipynb #d88c7276
+@plain_numbers
 def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
@@ -238,6 +239,7 @@ def start_learner(learn: Learner): # Of `make_learner`
     earlier.put(learn.model, parts)
     return learn
 
+@plain_numbers
 def distiller(
     data: ImageData, method: str = 'best', ipc: int | list = 1, factor: int | None = None, # As `distill`
     *, seed: int = 0, device: str | None = None, cbs=(), metrics=(), **overrides # As `distill`
@@ -247,6 +249,7 @@ def distiller(
     with seeded(seed): return start_learner(make_learner(data, job, cbs, metrics))
 
 # %% ../../nbs/66_loop.distill.ipynb #bdf13e6f
+@plain_numbers
 def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'best', # A key of `METHODS`
@@ -266,7 +269,7 @@ def distill(
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
     if out: check_new_run(out) # a network bank takes minutes
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
+        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None)
     if out is None: return run_learner(learn)
     with new_run(out, **job_record(learn)) as run:
         if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again

@@ -169,7 +169,7 @@ class HistoryCB(CSVLogger):
 def read_history(path) -> list: # Dictionaries
     "The rows of `history.csv` in a run folder, as numbers; an empty field is None"
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)
-    with open(Path(path)/'history.csv', newline='') as f:
+    with open(Path(path).expanduser()/'history.csv', newline='') as f:
         return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 # %% ../../nbs/62_loop.report.ipynb #31352179

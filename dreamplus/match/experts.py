@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ..arguments import Count, Natural, NonNegative, arguments
+from ..arguments import Count, Natural, NonNegative, arguments, plain_numbers
 from ..core import load_state, read_json, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..machine import versions
@@ -64,7 +64,7 @@ def train_expert(
 class Experts:
     "The trajectories in a folder; `ValueError` if it holds none"
     def __init__(self, path: str | Path): # A folder that train_experts wrote
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if not (self.path/'experts.json').exists():
             raise ValueError(f'{self.path} holds no experts; '
                              f'`dreamplus experts --out {self.path}` trains them')
@@ -114,6 +114,7 @@ def _folder(path, experts):
     path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path).acquire()
 
+@plain_numbers
 def train_experts(
     data: ImageData, # On the device
     out: str | Path, # A folder; experts in it that were trained with these arguments are reused
@@ -132,7 +133,7 @@ def train_experts(
     Augment(augment)
     kw = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
     net = dict(arch=arch, channels=data.channels, classes=data.n_classes, size=data.size, **kw)
-    path = Path(out)
+    path = Path(out).expanduser()
     with seeded(0): example = create_net(**net)
     frozen = [name for name, p in example.named_parameters() if not p.requires_grad]
     if frozen: raise ValueError(f'trajectories need networks without frozen parameters, but {frozen[0]} of {arch} has '

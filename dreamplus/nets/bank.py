@@ -118,7 +118,7 @@ class Trainee:
 class Bank:
     "The networks in a folder; `ValueError` if it holds none"
     def __init__(self, path: str | Path, nets: int | None = None, stages: list | None = None): # Some of them; None: all
-        self.path, self.seconds, self.nets = Path(path), 0., []
+        self.path, self.seconds, self.nets = Path(path).expanduser(), 0., []
         if not (self.path/'bank.json').exists():
             raise ValueError(f'{self.path} holds no network bank; `dreamplus bank` makes one')
         self.info = read_json(self.path/'bank.json')
@@ -213,7 +213,8 @@ def find_bank(
     "Where the bank of a training is or will be"
     with Key(0).seeded():
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
-    return Path(folder) if folder else cache_folder()/'banks'/f'{Path(data.name).name}-{digest_of(facts)}', facts
+    if folder: return Path(folder).expanduser(), facts
+    return cache_folder()/'banks'/f'{Path(data.name).name}-{digest_of(facts)}', facts
 
 def missing_members(
     path: Path, # A folder with a bank, or with none yet
