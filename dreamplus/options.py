@@ -13,12 +13,12 @@ import json
 from fastcore.docments import docments
 
 # %% ../nbs/88_options.ipynb #912a68bc
-def _add_option(parser, name, p): # p: anno, default, docment
-    "The option or the positional argument for one argument of a command"
+def _add_option(parser, name, p, option=False): # p: anno, default, docment
+    "The option or the positional argument for one argument of a command; with `option`, never positional"
     text = (p.docment or '').replace('%', '%%')
     if p.default is inspect.Parameter.empty: return parser.add_argument(name.upper(), help=text)
     shown = '' if p.default is None or p.anno is bool else f' [{p.default}]'
-    if name in ('data', 'name'):
+    if name in ('data', 'name', 'run') and not option:
         kind = dict(nargs='?', default=p.default, help=text + shown)
         return parser.add_argument(name.upper(), **kind)
     kind = dict(type=p.anno, metavar=name[0].upper() if p.anno is int else name.upper())
@@ -42,7 +42,8 @@ def make_parser(
         source, without = getattr(f, 'like', (f, ()))
         own = {k: p for k, p in docments(source, full=True).items()
                if k not in ('return', 'given', *without)}
-        for k, p in own.items(): _add_option(sub, k, p)
+        only = {k for k, p in inspect.signature(source).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        for k, p in own.items(): _add_option(sub, k, p, option=k in only)
         if name == wanted and 'given' in inspect.signature(f).parameters:
             _add_part_options(sub, own)
     return parser
