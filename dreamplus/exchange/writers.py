@@ -28,10 +28,9 @@ from ..arguments import Registry
 from ..core import write_json
 from ..data.core import ImageData, to_bytes
 from ..data.datasets import known, named_stats
-from ..data.formats import NORMALISED_AS
+from ..data.formats import NORMALISED_AS, SIDECAR
 from ..data.whiten import whitened
 from ..distilled import DistilledSet
-from .readers import SIDECAR
 
 # %% ../../nbs/53_exchange.writers.ipynb #132ca72f
 _NORMALISE = 'x = (x - torch.tensor({mean}).view(-1, 1, 1))/torch.tensor({std}).view(-1, 1, 1)'
