@@ -161,7 +161,7 @@ def _complete(found, data, soft, stats, classes):
             'the factor must be known; give factor=1 (--set factor=1), or factor=2 if each image holds 2x2 images')
     if not found.images.numel(): raise ValueError('it holds no images; restore the file')
     name = data.name if isinstance(data, ImageData) else data or found.dataset
-    row, says = known(name) if name else Dataset(), found.facts
+    row, says, found.dataset = known(name) if name else Dataset(), found.facts, name
     default = (says['mean'], says['std']) if 'mean' in says else found.stats.get(row.like)
     constants = _constants(stats, default, data, row)
     C = classes or len(found.classes or ()) or (data.n_classes if isinstance(data, ImageData) else row.classes)
@@ -219,7 +219,7 @@ def read_set(
     evaluation = (dict(lr=found.lr) if found.lr else {}) | zca | says.get('evaluation', {})
     assumed = [*found.assumed, f'values are {found.values}', f'factor {found.factor}']
     provenance = says.get('provenance', dict(method=found.method))
-    provenance |= dict(format=format, source=str(path), assumed=assumed)
+    provenance |= dict(dataset=found.dataset, format=format, source=str(path), assumed=assumed)
     return dict(pixels=x, y=y, classes=names, mean=mean, std=std, factor=int(found.factor),
                 decode=decode or says.get('decode',
                                           'single'), evaluation=evaluation, provenance=provenance)

@@ -82,7 +82,8 @@ def training_code(
     facts, mix = dset.provenance.get('data'), e.get('mix') or 0
     ops = (e.get('augment') or '').replace('imagenet', '').split('_')
     # as in protocol_args
-    mirror = known(facts.get('name', '') if isinstance(facts, dict) else '').mirror
+    name = facts.get('name') if isinstance(facts, dict) else dset.provenance.get('dataset')
+    mirror = known(name or '').mirror
     strength = dict(turn=.52*('rotate' in ops), scale=1.2 if 'scale' in ops else 1,
                     shift=.5*('crop' in ops),
                     colour=float('color' in ops), flip=_FLIP*('flip' in ops and mirror))
@@ -285,7 +286,8 @@ Classes, in the order of their numbers:
 
 def _readme(dset, to, writer, said):
     "The text of README.md"
-    test = 'Whiten test images with `whiten`, before they go into `net`' if dset.evaluation.get('zca') else \
+    whiten = 'as DD-Ranking does with use_zca=True' if writer.normalised else 'with `whiten`'
+    test = f'Whiten test images {whiten}, before they go into `net`' if dset.evaluation.get('zca') else \
            'Normalise test images in [0, 1] by mean {mean} and standard deviation {std}, before they go into `net`'
     code = training_code(dset, _loading_code(dset, writer, '.'), writer.normalised)
     classes = '\n'.join(f'- {i}: {c}' for i, c in enumerate(dset.classes))
