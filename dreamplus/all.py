@@ -13,6 +13,7 @@ from .data.core import ImageData
 from .data.datasets import DATASETS, Dataset
 from .data.sources import load_data
 from .distilled import DistilledSet, load_distilled
+from .exchange.writers import WRITERS
 from .judge.evaluate import evaluate_run, format_row, results_table, score
 from .judge.protocols import PROTOCOLS
 from .judge.scores import robust

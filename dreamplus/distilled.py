@@ -8,7 +8,7 @@ __all__ = ['DistilledSet', 'load_distilled', 'ImageLoaders', 'warn_clipped', 'fo
 # %% ../nbs/52_distilled.ipynb #e647811f
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,12 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from .core import load_state, read_json, save_state, write_json
-from .data.core import picture, shown
+from .data.core import ImageData, picture, shown
+from .exchange.readers import read_set
 from .labels import CLASSES_FILE, class_list, is_junk
 from .synthetic import decode_classes
 
@@ -124,11 +126,17 @@ def save(self: DistilledSet,
     write_json(path/'distilled.json', dict(format=2, **rest))
 
 def load_distilled(
-    path: str | Path, # The folder
+    path: str | Path, # A folder of save or of a run; or a file or folder of another program
+    data: ImageData | str | None = None, # The real data of a set of another program, or the name of the dataset
+    **how # How to read a set of another program, as in read_set: values, factor, soft, stats, ...
 ) -> DistilledSet: # On the CPU
-    "Read a saved set; `ValueError` if it is missing, damaged or of another format"
-    path = Path(path).expanduser()
-    text, tensors = Path(path)/'distilled.json', Path(path)/'distilled.safetensors'
+    "Read a set; `ValueError` if it is missing, damaged, or if something is not known"
+    path, own = Path(path).expanduser(), ('distilled.json', 'distilled.safetensors')
+    if path.name in own: path = path.parent
+    text, tensors = (path/name for name in own)
+    if not any((path/name).exists() for name in (*own, 'run.json')):
+        return DistilledSet(**read_set(path, data, **how))
+    if how: raise ValueError(f'{next(iter(how))!r} has no effect: {path} is a set of dreamplus; remove it')
     if not text.exists() and (Path(path)/'run.json').exists():
         raise ValueError(
             f'{path} holds no distilled set yet; `dreamplus resume {path}` finishes the run')
@@ -267,3 +275,39 @@ def to_imagefolder(self: DistilledSet,
         for i, image in enumerate(x[owner == c]):
             Image.fromarray(image.squeeze()).save(path/name/f'{i:04}.png')
     write_json(path/CLASSES_FILE, class_list(names, self.classes))
+
+# %% ../nbs/52_distilled.ipynb #f7c3e6f4
+@patch
+def select(self: DistilledSet,
+           classes, # Names or numbers, each once; the new numbers follow this order
+          ) -> DistilledSet:
+    "The images of some classes; `ValueError` for a class that does not exist or is given twice"
+    names, ids = [str(c) for c in self.classes], []
+    for c in [classes] if isinstance(classes, str) else classes:
+        known_id = isinstance(c, int) and not isinstance(c, bool) and 0 <= c < len(names)
+        if not known_id and str(c) not in names:
+            raise ValueError(f'class {c!r} is not in the set; give names or numbers of {", ".join(names[:9])}')
+        ids.append(c if known_id else names.index(c))
+    if not ids or len({*ids}) < len(ids):
+        raise ValueError(f'{classes=} must hold at least one class, and each class once')
+    owner = self.y.argmax(1) if self.soft else self.y
+    keep = torch.isin(owner, torch.tensor(ids, device=owner.device))
+    y = self.y[keep]
+    y = y[:, ids]/y[:, ids].sum(1, keepdim=True) if self.soft else torch.tensor([ids.index(c) for c in y.tolist()])
+    return replace(self, pixels=self.pixels[keep], y=y, classes=[self.classes[c] for c in ids])
+
+_SAME = 'classes', 'mean', 'std', 'factor', 'decode'
+
+@patch
+def __add__(self: DistilledSet, other: DistilledSet) -> DistilledSet:
+    "The images of both sets, to train on together; `ValueError` if they do not fit together"
+    if not isinstance(other, DistilledSet): return NotImplemented
+    differ = [k for k in _SAME if getattr(self, k) != getattr(other, k)]
+    differ += ['shape']*(self.pixels.shape[1:] != other.pixels.shape[1:])
+    differ += ['whitening']*(bool(self.evaluation.get('zca')) != bool(other.evaluation.get('zca')))
+    if differ: raise ValueError(f'the sets differ in {", ".join(differ)}; join sets of the same data and factor')
+    ys = [self.y, other.y]
+    if self.soft or other.soft: ys = [y if y.ndim == 2 else F.one_hot(y, len(self.classes)).float() for y in ys]
+    method = ' + '.join(str(s.provenance.get('method')) for s in (self, other))
+    return replace(self, pixels=torch.cat([self.pixels, other.pixels]), y=torch.cat(ys),
+                   provenance=dict(method=method, parts=[self.provenance, other.provenance]))

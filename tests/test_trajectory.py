@@ -169,6 +169,29 @@ def test_forms(norm, batch, augment):
     for name, expected in dict(plain=exact, rebuilt=exact, tesla=cut).items(): same(ours[name], expected)
     assert (exact[1] - cut[1]).norm() > 1e-3*exact[1].norm() # what TESLA leaves out is not nothing
 
+def test_the_released_tesla_takes_half_the_step():
+    "Its two statements, written out: the 2 repeats the tuple of autograd.grad, and its first entry is used"
+    ce, _, (x, y), start, target, lr = *case()[:3], *case()[3], case()[4]
+    drawn, theta, points, total = batches(5, 4), start.detach(), [], 0
+    for i, draw in drawn:
+        points.append(theta.clone().requires_grad_())
+        g, = torch.autograd.grad(ce(points[-1], x[i], y[i], draw), points[-1])
+        theta, total = theta - lr.item()*g, total + g
+    far, grads = (start - target).pow(2).sum(), [torch.zeros_like(x), torch.zeros_like(x)]
+    for point, (i, draw) in zip(points, drawn):
+        g, = torch.autograd.grad(ce(point, x[i], y[i], draw), point, create_graph=True)
+        along = (lr.item()*(target - start) + lr.item()**2*total)@g/far
+        code = 2*torch.autograd.grad(along, x, retain_graph=True)
+        assert len(code) == 2
+        grads[0] += code[0] # as the code
+        grads[1] += 2*code[0] # as meant
+    for form, expected in zip(('tesla-code', 'tesla'), grads):
+        x.grad = lr.grad = None
+        FORMS[form](ce, x, y, start, target, lr, drawn).backward()
+        same([x.grad], [expected])
+        move = start - lr*total - target
+        same([lr.grad], torch.autograd.grad(move.dot(move)/far, lr)) # equal in both
+
 def test_hard_labels_are_a_special_case():
     ce, _, (x, y), *args = case()
     hard = torch.tensor([0, 0, 1, 1, 2, 2])

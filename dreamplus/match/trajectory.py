@@ -72,7 +72,8 @@ def student_path(ce, x, y, start, lr, batches) -> list: # (P,) for each of N+1 p
     return thetas
 
 def unroll_rebuilt(ce, x, y, start, target, lr, batches,
-                   hessian: bool = True): # False: omit the last equation (TESLA)
+                   hessian: bool = True, # False: omit the last equation (TESLA)
+                   share: float = 1.): # The gradient of pixels and labels is multiplied by it
     "Trajectory matching with the graph of one step at a time; arguments as in `unroll_plain`"
     still, rate, soft = x.detach(), lr.detach(), y.detach()
     thetas = student_path(ce, still, soft, start, rate, batches)
@@ -87,15 +88,16 @@ def unroll_rebuilt(ce, x, y, start, target, lr, batches,
         along = g@lam
         wanted = [xi, *[yi]*y.requires_grad, *[theta]*hessian]
         dx, *rest = torch.autograd.grad(along, wanted)
-        gx[i] -= rate*dx
+        gx[i] -= share*rate*dx
         glr -= along.detach()
-        if y.requires_grad: gy[i] -= rate*rest[0]
+        if y.requires_grad: gy[i] -= share*rate*rest[0]
         if hessian: lam = lam - rate*rest[-1]
     known = [(t, g) for t, g in ((x, gx), (y, gy), (lr, glr)) if t.requires_grad]
     return with_gradient(loss.detach(), *zip(*known)) if known else loss.detach()
 
 FORMS = dict(rebuilt=unroll_rebuilt, plain=unroll_plain,
              tesla=partial(unroll_rebuilt, hessian=False))
+FORMS['tesla-code'] = partial(unroll_rebuilt, hessian=False, share=.5)
 
 # %% ../../nbs/48_match.trajectory.ipynb #976ef1f5
 def _is_steady(net, data):

@@ -1,0 +1,414 @@
+"Sets of other programs, each file of the exact shape that its code writes; exports, each read by its tool or by hand."
+import io
+import json
+import re
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from dreamplus.cli import main
+from dreamplus.core import Key, read_json, toy_images
+from dreamplus.data.core import to_float
+from dreamplus.data.sources import load_data
+from dreamplus.data.whiten import whitened
+from dreamplus.distilled import DistilledSet, load_distilled
+from dreamplus.exchange.writers import WRITERS, new_folder
+from dreamplus.judge.evaluate import score
+from dreamplus.judge.protocols import PROTOCOLS
+from dreamplus.judge.sets import evaluate_set
+from dreamplus.synthetic import start_pixels
+
+C, ipc, MANY = 10, 2, 12 # with 12 classes, 10 sorts before 2
+Y = torch.arange(C).repeat_interleave(ipc)
+CIFAR = [torch.tensor(s).view(3, 1, 1) for s in ((.4914, .4822, .4465), (.2023, .1994, .2010))]
+
+@pytest.fixture
+def x(): return torch.rand(C*ipc, 3, 8, 8)
+
+@pytest.fixture(scope='module')
+def data(): return load_data(toy_images(MANY, 30, 8, 3))
+
+def vico(folder, x, name='res_DC_CIFAR10_ConvNet_2ipc.pt'):
+    "As DC's main.py: images normalised, numbers of NumPy, one pair for each experiment"
+    torch.save({'data': [[x*0, Y], [(x - CIFAR[0])/CIFAR[1], Y]],
+                'accs_all_exps': {'ConvNet': [np.float64(.5), np.float32(.25)]}}, folder/name)
+    return folder/name
+
+def mtt(folder, x, suffix='best', labels=Y, lr=None):
+    "As distill.py of MTT, and DATM with logits and a learning rate"
+    parts = dict(images=x, labels=labels) | ({} if lr is None else dict(lr=torch.tensor(lr, requires_grad=True)))
+    for name, value in parts.items(): torch.save(value, folder/(f'{name}_{suffix}.pt' if suffix else f'{name}.pt'))
+    return folder
+
+# Import
+
+def test_dc_dsa_dm(tmp_path, x):
+    dset = load_distilled(vico(tmp_path, x))
+    torch.testing.assert_close(dset.pixels, x)
+    assert (dset.provenance['method'], dset.counts) == ('dc', [2]*C)
+    assert dset.mean == pytest.approx([.4914, .4822, .4465])
+    assert not load_distilled(vico(tmp_path, x), experiment=0).pixels.eq(dset.pixels).all()
+    assert 'experiment 1 of 2 (experiment= selects another)' in dset.provenance['assumed']
+
+def test_a_name_that_says_nothing_asks_for_constants(tmp_path, x):
+    path = vico(tmp_path, x, 'mine.pt')
+    with pytest.raises(ValueError, match='constants of the normalisation are not known'): load_distilled(path)
+    for how in dict(stats='cifar10'), dict(data='cifar10'), dict(stats=[s.flatten() for s in CIFAR]):
+        torch.testing.assert_close(load_distilled(path, **how).pixels, x)
+
+def test_the_suffix_may_lie(tmp_path, x):
+    torch.testing.assert_close(load_distilled(vico(tmp_path, x, 'res_DM_CIFAR10_x.bin')).pixels, x)
+
+def test_mtt(tmp_path, x):
+    mtt(tmp_path, x*0, 4000), mtt(tmp_path, x*0 + 1, 12000)
+    mtt(tmp_path, (x - CIFAR[0])/CIFAR[1])
+    with pytest.raises(ValueError, match='normalised or whitened must be known; give values=normalised'):
+        load_distilled(tmp_path)
+    for path in tmp_path, tmp_path/'images_best.pt':
+        torch.testing.assert_close(load_distilled(path, 'cifar10', values='normalised').pixels, x)
+    (tmp_path/'images_best.pt').unlink()
+    assert load_distilled(tmp_path, 'cifar10', values='unit').pixels.eq(1).all() # the last iteration
+
+def test_mtt_normalises_cifar100_as_cifar10(tmp_path, x):
+    dset = load_distilled(mtt(tmp_path, (x - CIFAR[0])/CIFAR[1]), 'cifar100', values='normalised')
+    torch.testing.assert_close(dset.pixels, x)
+    assert dset.mean == pytest.approx([.4914, .4822, .4465]) and len(dset.classes) == 100
+
+def test_whitened_images(tmp_path, x, data):
+    mtt(tmp_path, whitened(data).normalize(x), lr=.03)
+    with pytest.raises(ValueError, match='whitened images need their real data'):
+        load_distilled(tmp_path, values='whitened')
+    dset = load_distilled(tmp_path, data, values='whitened')
+    torch.testing.assert_close(dset.pixels, x, atol=1e-3, rtol=0)
+    assert dset.evaluation['zca'] and dset.evaluation['lr'] == pytest.approx(.03)
+    torch.save(x, tmp_path/'images_zca_best.pt') # MTT's own un-whitened copy needs no data
+    again = load_distilled(tmp_path)
+    assert torch.equal(again.pixels, x) and again.evaluation['zca']
+
+def test_datm_labels_are_logits(tmp_path, x):
+    logits = 3*torch.randn(len(x), C)
+    y = load_distilled(mtt(tmp_path, x, labels=logits), values='unit', stats='cifar10').y
+    owner = logits.argmax(1).argsort(stable=True)
+    torch.testing.assert_close(y, logits.softmax(1)[owner])
+
+def test_tesla_labels_are_probabilities(tmp_path, x):
+    soft = torch.randn(len(x), C).softmax(1)
+    y = load_distilled(mtt(tmp_path, x, labels=soft), values='unit', stats='cifar10').y
+    torch.testing.assert_close(y, soft[soft.argmax(1).argsort(stable=True)])
+
+def test_ddranking_without_labels(tmp_path, x):
+    mtt(tmp_path, x, '')
+    (tmp_path/'labels.pt').unlink()
+    with pytest.raises(ValueError, match='20 images have no labels'):
+        load_distilled(tmp_path, values='unit', stats='cifar10')
+    assert torch.equal(load_distilled(tmp_path, values='unit', stats='cifar10', classes=C).y, Y)
+
+@pytest.mark.parametrize('name', ['data.pt', 'data20.pt', 'data_1000.pt'])
+def test_idc_dream_ncfm(tmp_path, x, name):
+    torch.save([x.requires_grad_(), Y], tmp_path/name)
+    with pytest.raises(ValueError, match='the factor must be known; give factor=1'):
+        load_distilled(tmp_path/name, 'cifar10')
+    dset = load_distilled(tmp_path/name, 'cifar10', factor=2)
+    assert (dset.factor, dset.images().shape, dset.provenance['method']) == (2, (80, 3, 8, 8), 'idc')
+    (tmp_path/'args.txt').write_text(json.dumps(dict(factor=3, decode_type='multi', dataset='cifar10')))
+    assert (load_distilled(tmp_path/name).factor, load_distilled(tmp_path/name).decode) == (3, 'multi')
+
+def test_cim(tmp_path, x):
+    torch.save(dict(dataset='cifar10', data=x, label=Y), tmp_path/'data.pt')
+    assert torch.equal(load_distilled(tmp_path, factor=1).pixels, x)
+
+@pytest.mark.parametrize('form', ['{:05}', 'new{:03}', '{}'])
+def test_folders_of_rded_and_sre2l(tmp_path, data, form):
+    "Class 10 is not the third; soft labels where they are stored"
+    for c in range(MANY):
+        (tmp_path/form.format(c)).mkdir()
+        for i in range(ipc): Image.new('RGB', (8, 8), (20*c, 0, i)).save(tmp_path/form.format(c)/f'class{c}_id{i}.png')
+    dset = load_distilled(tmp_path, data)
+    assert torch.equal((dset.pixels[:, 0, 0, 0]*255).round().long(), 20*dset.y) and dset.classes == data.classes
+    if form == '{}': return
+    soft = torch.eye(MANY).repeat_interleave(ipc, 0)*.9 + .1/MANY
+    torch.save(soft, tmp_path/'labels.pt')
+    torch.testing.assert_close(load_distilled(tmp_path, data).y, soft)
+    torch.save(soft[1:], tmp_path/'labels.pt')
+    with pytest.raises(ValueError, match='one row for each of the 24 images'): load_distilled(tmp_path, data)
+
+def test_folders_with_names_follow_the_data(tmp_path):
+    for c, name in enumerate(['b', 'a']):
+        (tmp_path/name).mkdir()
+        Image.new('RGB', (8, 8), (100*c, 0, 0)).save(tmp_path/name/'0.png')
+    with pytest.warns(UserWarning, match='of its own images'): assert load_distilled(tmp_path).classes == ['a', 'b']
+    x, y = toy_images(2, 10, 8, 3)
+    class Named:
+        classes = ['b', 'a']
+        def __len__(self): return len(x)
+        def __getitem__(self, i): return x[i], int(y[i])
+    dset = load_distilled(tmp_path, load_data(Named()))
+    assert dset.classes == ['b', 'a'] and dset.pixels[:, 0].amax().item() == pytest.approx(100/255)
+    assert dset.pixels[dset.y == 0].max() == 0 # b is black
+    (tmp_path/'a').rename(tmp_path/'zebra')
+    with pytest.raises(ValueError, match="class 'zebra' is not a class of"):
+        load_distilled(tmp_path, load_data(Named()))
+
+@pytest.mark.parametrize('layout', ['chw', 'hwc', 'kip', 'bytes'])
+def test_npz(tmp_path, x, layout):
+    arrays = dict(images=x.numpy(), labels=Y.numpy())
+    if layout != 'chw': arrays['images'] = x.permute(0, 2, 3, 1).numpy()
+    if layout == 'kip': arrays['labels'] = np.eye(C)[Y] - 1/C # centred one-hot
+    if layout == 'bytes': arrays['images'] = (arrays['images']*255).round().astype(np.uint8)
+    np.savez(tmp_path/'set.npz', **arrays)
+    dset = load_distilled(tmp_path/'set.npz', stats='cifar10')
+    torch.testing.assert_close(dset.pixels, x, atol=.002 if layout == 'bytes' else 0, rtol=0)
+    assert torch.equal(dset.y, Y)
+
+def test_big_endian_npz_beyond_unit(tmp_path, x):
+    np.savez(tmp_path/'set.npz', images=((x - CIFAR[0])/CIFAR[1]).numpy().astype('>f4'), labels=Y.numpy().astype('>i8'))
+    with pytest.raises(ValueError, match='values=normalised'): load_distilled(tmp_path/'set.npz')
+    torch.testing.assert_close(load_distilled(tmp_path/'set.npz', 'cifar10', values='normalised').pixels, x)
+
+def test_huggingface(tmp_path, dset, monkeypatch):
+    datasets = pytest.importorskip('datasets', reason='needs the package datasets, which is not installed')
+    monkeypatch.setenv('HF_DATASETS_OFFLINE', '1')
+    dset.export(tmp_path/'out', 'huggingface')
+    rows = datasets.load_dataset(str(tmp_path/'out'), split='train', cache_dir=str(tmp_path/'cache'))
+    assert rows['label'][:] == dset.labels().tolist()
+    rows.save_to_disk(str(tmp_path/'disk'))
+    rows.to_parquet(str(tmp_path/'hub'/'data'/'train-00000.parquet'))
+    for name in 'disk', 'hub':
+        back = load_distilled(tmp_path/name, stats=(dset.mean, dset.std))
+        torch.testing.assert_close(back.pixels, dset.images(), atol=.502/255, rtol=0)
+        assert torch.equal(back.y, dset.labels())
+
+def test_huggingface_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
+    (tmp_path/'dataset_info.json').write_text('{}')
+    with pytest.raises(ValueError, match='pip install datasets'): load_distilled(tmp_path)
+
+class Evil:
+    def __reduce__(self): return (print, ('code from a file ran',))
+
+def test_no_file_runs_code(tmp_path, x, capsys):
+    torch.save([x, Y, Evil()], tmp_path/'data.pt')
+    np.savez(tmp_path/'set.npz', images=np.array([Evil()], dtype=object))
+    for name in 'data.pt', 'set.npz':
+        with pytest.raises(ValueError, match='code'): load_distilled(tmp_path/name)
+    assert 'ran' not in capsys.readouterr().out
+
+def test_images_outside_the_folder_are_not_read(tmp_path):
+    Image.new('L', (4, 4)).save(tmp_path/'secret.png')
+    (tmp_path/'set').mkdir()
+    (tmp_path/'set'/'metadata.jsonl').write_text(json.dumps(dict(file_name='../secret.png', label=0)))
+    with pytest.raises(ValueError, match='lies outside'): load_distilled(tmp_path/'set')
+
+@pytest.mark.parametrize('how, says', [
+    (dict(values='normal'), "values='normal' is unknown; use one of unit"), (dict(soft='kl'), "soft='kl' is unknown"),
+    (dict(data='cifar11'), "data='cifar11' is not a dataset name"), (dict(experiment=5), 'holds 2; give 0 to 1')])
+def test_wrong_options(tmp_path, x, how, says):
+    with pytest.raises(ValueError, match=says): load_distilled(vico(tmp_path, x), **how)
+
+BROKEN = dict(
+    short=(lambda x: (x, Y[1:]), {}, 'store one label for each image'),
+    negative=(lambda x: (x, Y - 1), {}, 'labels go from -1 to 8'),
+    huge=(lambda x: (x, Y*10**9), {}, 'labels go from 0 to 9000000000'),
+    nan=(lambda x: (x*float('nan'), Y), {}, 'not finite'),
+    empty=(lambda x: (x[:0], Y[:0]), {}, 'holds no images'),
+    wide=(lambda x: (9*x - 4, Y), {}, 'lie outside'),
+    channels=(lambda x: (x, Y), dict(stats='mnist'), 'images have 3 channels'),
+    zero=(lambda x: (x, Y), dict(factor=0), 'factor=0 must be at least 1'),
+    text=(lambda x: (x, Y), dict(factor='two'), "factor='two' must be"),
+    decode=(lambda x: (x, Y), dict(decode='all'), "decode='all' is unknown"),
+    misspelt=(lambda x: (x, Y), dict(facto=1), "'facto' is not an option"))
+
+@pytest.mark.parametrize('change, how, says', BROKEN.values(), ids=BROKEN)
+def test_broken_sets(tmp_path, x, change, how, says):
+    torch.save([*change(x)], tmp_path/'data.pt')
+    with pytest.raises(ValueError, match=says):
+        load_distilled(tmp_path/'data.pt', **dict(factor=1, stats='cifar10') | how)
+
+@pytest.mark.parametrize('write', [lambda p: p.write_bytes(b''), lambda p: p.write_bytes(b'PK\x03\x04half'),
+                                   lambda p: p.write_text('hello'), lambda p: p.mkdir(), lambda p: None,
+                                   lambda p: torch.save(dict(weight=torch.rand(3)), p)])
+def test_files_that_are_no_sets(tmp_path, write):
+    write(tmp_path/'set.pt')
+    with pytest.raises(ValueError, match='set.pt'): load_distilled(tmp_path/'set.pt')
+
+def test_own_folders_take_no_options(tmp_path, x):
+    DistilledSet(x, [*'abcdefghijkl'], [.5]*3, [.2]*3, y=Y).save(tmp_path)
+    with pytest.raises(ValueError, match="'factor' has no effect"): load_distilled(tmp_path, factor=2)
+    assert torch.equal(load_distilled(tmp_path/'distilled.json').pixels, x)
+
+# Evaluation
+
+def test_evaluate_an_imported_set(tmp_path, data, capsys, monkeypatch):
+    "The same accuracy as the same set in memory"
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=20))
+    pixels = start_pixels(data, 2, key=Key(0, 's')).flatten(0, 1)
+    torch.save([pixels, torch.arange(MANY).repeat_interleave(2)], tmp_path/'data.pt')
+    for k, (pixels, labels) in dict(x=(data.train.x, data.train.y), test=(data.test.x, data.test.y)).items():
+        for c in range(MANY):
+            folder = tmp_path/'real'/dict(x='train', test='test')[k]/f'{c:02}'
+            folder.mkdir(parents=True)
+            for i, image in enumerate(pixels[labels == c]):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder/f'{i}.png')
+    command = ['evaluate', tmp_path/'data.pt', '--data', tmp_path/'real', '--set', 'factor=1', '--set', 'width=8',
+               '--device', 'cpu',
+               '--nets', '1', '--rows', 'distilled', '--out', tmp_path/'result.json']
+    assert main([*map(str, command)]) == 0
+    assert 'assumed: images are not normalised' in capsys.readouterr().out
+    record, real = read_json(tmp_path/'result.json'), load_data(tmp_path/'real')
+    dset = load_distilled(tmp_path/'data.pt', real, factor=1)
+    dset.evaluation = dict(width=8, augment='color_crop_flip_scale_rotate', mix=.5, norm='instance')
+    assert record['rows'][0]['accs'] == score(dset, real, n=1, rows=('distilled',), device='cpu')[0]['accs']
+    assert main([*map(str, command[:2]), '--nets', '1']) == 2
+    assert 'distill --out' not in capsys.readouterr().err
+
+# Export
+
+@pytest.fixture(scope='module')
+def digits(): return load_data('digits')
+
+@pytest.fixture(scope='module')
+def dset(digits):
+    pixels = start_pixels(digits, 2, 2, key=Key(0, 'start'))
+    mean, std = (s.flatten().tolist() for s in (digits.mean, digits.std))
+    return DistilledSet(pixels, digits.classes, mean, std, factor=2,
+                        evaluation=dict(width=16, augment='crop_rotate', mix=.3, lr=.02),
+                        provenance=dict(method='idc', data=dict(name='digits')))
+
+@pytest.fixture
+def soft(dset):
+    return replace(dset, y=torch.eye(10)[dset.y]*.8 + .02)
+
+@pytest.mark.parametrize('decoded', [True, False])
+@pytest.mark.parametrize('to', WRITERS)
+def test_exports_come_back(tmp_path, dset, soft, to, decoded):
+    for s in dset, soft:
+        s.export(tmp_path/f'{s.soft}', to, decoded)
+        back = load_distilled(tmp_path/f'{s.soft}')
+        torch.testing.assert_close(back.images(), s.images(), atol=.502/255, rtol=0)
+        torch.testing.assert_close(back.labels().float(), s.labels().float(), atol=1e-6, rtol=0)
+        assert (back.classes, back.mean, back.evaluation,
+                back.provenance['method']) == (s.classes, s.mean, s.evaluation, 'idc')
+
+def by_hand(folder, to):
+    "Images and labels of an export, without dreamplus"
+    if to == 'imagefolder':
+        images, targets = zip(*ImageFolder(folder))
+        x = torch.stack([torch.from_numpy(np.array(image.convert('L'))/255)[None] for image in images])
+        return x.float(), torch.tensor(targets)
+    if to == 'npz':
+        with np.load(folder/'set.npz') as z: return torch.from_numpy(z['images']), torch.from_numpy(z['labels'])
+    if to == 'pt': return (stored := torch.load(folder/'set.pt', weights_only=True))['images'], stored['labels']
+    if to == 'huggingface':
+        rows = [json.loads(line) for line in (folder/'train'/'metadata.jsonl').read_text().splitlines()]
+        images = [np.array(Image.open(folder/'train'/r['file_name']))/255 for r in rows]
+        return torch.from_numpy(np.stack(images))[:, None].float(), torch.tensor([r['label'] for r in rows])
+    if to == 'webdataset':
+        with tarfile.open(folder/'set-000000.tar') as tar:
+            read = {m.name: tar.extractfile(m) for m in tar}
+            keys = sorted({name.split('.')[0] for name in read})
+            return (torch.stack([torch.from_numpy(np.load(io.BytesIO(read[f'{k}.npy'].read()))) for k in keys]),
+                    torch.tensor([int(read[f'{k}.cls'].read()) for k in keys]))
+    said = read_json(folder/'dreamplus.json')
+    mean, std = (torch.tensor(said[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    return torch.load(folder/'images.pt', weights_only=True)*std + mean, torch.arange(10).repeat_interleave(8)
+
+@pytest.mark.parametrize('to', WRITERS)
+def test_exports_are_what_their_tool_reads(tmp_path, dset, to):
+    dset.export(tmp_path/'out', to)
+    x, y = by_hand(tmp_path/'out', to)
+    torch.testing.assert_close(x, dset.images(), atol=.502/255, rtol=0)
+    assert torch.equal(y, dset.labels())
+
+def test_webdataset_reads_the_export(tmp_path, dset):
+    webdataset = pytest.importorskip('webdataset', reason='needs the package webdataset, which is not installed')
+    dset.export(tmp_path/'out', 'webdataset')
+    rows = list(webdataset.WebDataset(str(tmp_path/'out'/'set-000000.tar'), shardshuffle=False).decode())
+    assert [r['cls'] for r in rows] == dset.labels().tolist()
+
+NEEDS = dict(huggingface='datasets', webdataset='webdataset')
+
+def readme_code(folder):
+    return re.search(r'```python\n(.*?)```', (folder/'README.md').read_text(encoding='utf-8'), re.S)[1]
+
+@pytest.mark.parametrize('decoded', [True, False])
+@pytest.mark.parametrize('to', WRITERS)
+def test_the_readme_sees_what_evaluate_sees(tmp_path, dset, soft, digits, monkeypatch, to, decoded):
+    if to in NEEDS: pytest.importorskip(NEEDS[to], reason=f'needs the package {NEEDS[to]}, which is not installed')
+    for s in dset, soft:
+        s.export(tmp_path/f'{s.soft}', to, decoded)
+        monkeypatch.chdir(tmp_path/f'{s.soft}')
+        exec(readme_code(tmp_path/f'{s.soft}').replace('range(500)', 'range(1)'), names := {})
+        order = [names['y'].argmax(1) if s.soft else names['y']][0].argsort(stable=True) # decoded cell by cell
+        a, b = (torch.stack([part.sort(0)[0].flatten(1) for part in x.split(8)]) for x in
+                (names['x'][order], digits.normalize(s.images())))
+        torch.testing.assert_close(a, b, atol=.01, rtol=0)
+        torch.testing.assert_close(names['y'][order].float(), s.labels().float(), atol=1e-6, rtol=0)
+
+def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
+    pixels = start_pixels(digits, 1, key=Key(0, 'start'))
+    mean, std = (s.flatten().tolist() for s in (digits.mean, digits.std))
+    dset = DistilledSet(pixels, digits.classes, mean, std,
+                        evaluation=dict(width=8, augment='color_crop_scale_rotate', mix=.5))
+    dset.export(tmp_path/'out', 'npz')
+    monkeypatch.chdir(tmp_path/'out')
+    exec(readme_code(tmp_path/'out'), names := {})
+    with torch.no_grad(): right = names['net'](digits.normalize(to_float(digits.test.x))).argmax(1) == digits.test.y
+    ours = score(dset, digits, n=1, rows=('distilled',), device='cpu')[0]['acc']
+    assert right.float().mean().item() == pytest.approx(ours, abs=.08) and ours > .6
+
+def test_whitened_sets(tmp_path, dset, digits):
+    white = replace(dset, evaluation=dict(zca=True, width=8))
+    with pytest.raises(ValueError, match=r'give data= \(--data\)'): white.export(tmp_path/'out', 'ddranking')
+    assert [*tmp_path.iterdir()] == []
+    white.export(tmp_path/'out', 'ddranking', data=digits)
+    torch.testing.assert_close(torch.load(tmp_path/'out'/'images.pt', weights_only=True),
+                               whitened(digits).normalize(dset.images()))
+    torch.testing.assert_close(load_distilled(tmp_path/'out', digits).pixels, dset.images(), atol=1e-3, rtol=0)
+    white.export(tmp_path/'npz', 'npz')
+    code = readme_code(tmp_path/'npz')
+    exec(code.replace("'.'", repr(str(tmp_path/'npz'))).replace('real = ...',
+                                                                'real = stored').replace('range(500)', 'range(1)'),
+         names := dict(stored=to_float(digits.train.x)))
+    torch.testing.assert_close(names['x'], whitened(digits).normalize(dset.images()), atol=1e-3, rtol=0)
+
+def test_ddranking_uses_its_own_constants(tmp_path, x):
+    dset = DistilledSet(x, [str(c) for c in range(C)], [.1]*3, [.9]*3, y=Y, provenance=dict(data=dict(name='cifar100')))
+    dset.export(tmp_path/'out', 'ddranking')
+    torch.testing.assert_close(torch.load(tmp_path/'out'/'images.pt', weights_only=True), (x - CIFAR[0])/CIFAR[1])
+
+def test_an_export_that_stops_leaves_nothing(tmp_path, dset, monkeypatch):
+    def stop(*args, **kw): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('dreamplus.exchange.writers.write_json', stop)
+    for to in WRITERS:
+        with pytest.raises(OSError): dset.export(tmp_path/'new'/'out', to)
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'file').write_text('mine')
+    with pytest.raises(ValueError, match='is not empty'), new_folder(tmp_path/'mine'): pass
+
+def test_export_command(tmp_path, dset, capsys):
+    dset.save(tmp_path/'run')
+    assert main(['export', str(tmp_path/'run'), '--to', 'npz', '--decoded']) == 0
+    assert load_distilled(tmp_path/'run-npz').factor == 1
+    assert main(['export', str(tmp_path/'run'), '--to',
+                 'zip']) == 2 and "to='zip' is unknown" in capsys.readouterr().err
+
+def test_select_and_join(dset, soft):
+    part = soft.select([7, '1'])
+    assert part.classes == ['7', '1'] and torch.allclose(part.y.sum(1), torch.ones(4))
+    assert torch.equal(part.pixels, torch.cat([dset.pixels[dset.y == c] for c in (7, 1)]))
+    both = dset + soft
+    assert both.soft and both.counts == [4]*10 and both.provenance['method'] == 'idc + idc'
+    for wrong in [], [7, '7'], ['cat'], [10], [True]:
+        with pytest.raises(ValueError): dset.select(wrong)
+    with pytest.raises(ValueError, match='differ in classes'): dset + part
+    with pytest.raises(TypeError): dset + 1
+
+def test_evaluate_set_needs_data(tmp_path, dset):
+    dset.save(tmp_path)
+    with pytest.raises(ValueError, match='does not say on which data to test'): evaluate_set(tmp_path)
