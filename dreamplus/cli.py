@@ -14,7 +14,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from .core import atomic, read_json
+from .core import atomic
 from .options import make_parser, overrides, read_epochs, read_numbers
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
@@ -64,6 +64,7 @@ def distill(
     seed: int = 0, # of everything random
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
     out: str = None, # run folder; default: a new one under runs/
+    checkpoint_seconds: float = 15., # between two checkpoints; until then, each report has one
     **given # arguments of the parts
 ):
     "Distil DATA into a few images per class, and evaluate them"
@@ -81,7 +82,7 @@ def distill(
     what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
     print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
     d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
-              metrics=_validation(images), **given)
+              metrics=_validation(images), checkpoint_seconds=checkpoint_seconds, **given)
     return _finish(out, images, protocol, nets)
 
 def _new_folder(name) -> Path:
@@ -109,7 +110,7 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
                    **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
 
-plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
+plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
 
 # %% ../nbs/90_cli.ipynb #08490c79
 def evaluate(
@@ -139,17 +140,19 @@ def show(
 ):
     "Write the picture of a run's images and say what is in the run"
     from dreamplus.distilled import load_distilled
+    from dreamplus.judge.evaluate import read_result
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(_result_lines(read_json(Path(run)/'result.json')))
+    if (Path(run)/'result.json').exists(): print(_result_lines(read_result(run)))
 
 # %% ../nbs/90_cli.ipynb #5cb0ac44
 def resume(
     run: str, # a run folder
     protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
     nets: int = 3, # fresh networks for each row of the final table; 0 skips it
+    checkpoint_seconds: float = 15., # as in `distill`
 ):
     "Continue a run that was stopped or killed"
     _check_request('idc', 1, nets, protocol)
@@ -158,7 +161,7 @@ def resume(
     from dreamplus.runs import open_run
     keep_memory()
     images = d.run_data(run, open_run(run)[1])
-    d.resume(run, images, metrics=_validation(images))
+    d.resume(run, images, metrics=_validation(images), checkpoint_seconds=checkpoint_seconds)
     return _finish(Path(run), images, protocol, nets)
 
 # %% ../nbs/90_cli.ipynb #08490d00

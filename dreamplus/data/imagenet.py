@@ -19,11 +19,13 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from ..core import read_json, write_json
+from ..arguments import Natural, brief
+from ..core import not_a_link, remove_leftovers, write_json
 from .core import fingerprint
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, count_labels, decode_files, from_arrays,
                                     image_files, with_bar)
+from ..files import read_cache
 from ..machine import cache_folder
 
 # %% ../../nbs/14_data.imagenet.ipynb #ef6fdd4e
@@ -34,6 +36,7 @@ def _bytes(path):
 class PreparedSet:
     "Images that are decoded once, into one file of bytes for each part"
     block = 1024 # images of a block
+    shape = {'train?': str, 'val?': str, 'stamp?': str, 'digest?': str, 'counts?': {str: {str: Natural}}} # of set.json
 
     def __init__(self,
                  name: str, # The name of the dataset
@@ -45,14 +48,13 @@ class PreparedSet:
 
     @property
     def state(self) -> dict:
-        "The content of `set.json`; empty if nothing is prepared"
-        try: return read_json(self.folder/'set.json')
-        except (OSError, ValueError): return {}
+        "The content of `set.json`; empty if nothing is prepared, or the file is unusable"
+        return read_cache(self.folder/'set.json', self.shape) or {}
 
     def is_whole(self, stamp: str) -> bool:
         "Whether all parts are complete and `stamp` has not changed since they were prepared"
         state = self.state
-        if state.get('stamp') != stamp: return False
+        if state.get('stamp') != stamp or not {'counts', 'digest'} <= {*state}: return False
         counts = {part: sum(n.values()) for part, n in state['counts'].items()}
         return all(_bytes(self.folder/f'{part}.u8') == n*self.n_bytes for part, n in counts.items())
 
@@ -78,7 +80,7 @@ def append(self: PreparedSet,
     path, temp, size = self.folder/f'{part}.u8', self.folder/f'{part}.part', self.block*self.n_bytes
     if done == len(blocks) and _bytes(path) == len(files)*self.n_bytes: return
     path.unlink(missing_ok=True) # a process that has mapped the file can still read it
-    with open(temp, 'ab') as f:
+    with open(not_a_link(temp), 'ab') as f:
         done = min(done, f.tell()//size)
         f.truncate(done*size)
         for block, mark in with_bar([*zip(blocks, marks[1:])][done:], len(blocks) - done, progress):
@@ -93,7 +95,7 @@ def append(self: PreparedSet,
 def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = None):
     "Decode all parts unless they are complete; `trees`: part -> class name -> files"
     if self.is_whole(stamp): return
-    for p in self.folder.glob('.*.tmp'): p.unlink() # left by a killed process
+    remove_leftovers(self.folder)
     files = {part: [file for files in tree.values() for file in files] for part, tree in trees.items()}
     need, there = sum(map(len, files.values()))*self.n_bytes, sum(map(_bytes, self.folder.iterdir()))
     free = shutil.disk_usage(self.folder).free
@@ -122,7 +124,7 @@ def load(self: PreparedSet,
     try:
         if listed:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder/'.lock'): self.prepare(listed, stamp, progress)
+            with FileLock(not_a_link(self.folder/'.lock')): self.prepare(listed, stamp, progress)
     except OSError as e:
         raise ValueError(f'{e.filename or self.folder} cannot be written ({e.strerror}); '
                          'set DREAMPLUS_CACHE to a folder with enough space') from None
@@ -197,8 +199,10 @@ _TINY = 'tinyimagenet.pt, or train/<wnid>/images/*.JPEG and val with class folde
 def _annotated(val):
     "Class -> files in the order of their names, by val_annotations.txt"
     files, tree = {Path(f[0]).name: f for f in image_files(val/'images')}, {}
-    lines = (val/'val_annotations.txt').read_text().splitlines()
+    lines = (val/'val_annotations.txt').read_text(encoding='utf-8', errors='replace').splitlines()
     rows = sorted(line.split('\t')[:2] for line in lines if line) # file and class; a box follows
+    if short := [row for row in rows if len(row) < 2]:
+        raise ValueError(f'{val/"val_annotations.txt"} has the line {brief(short[0][0])} without a class; download it again')
     for name, c in rows:
         if name not in files:
             raise ValueError(f'{val/"images"/name} is missing; val_annotations.txt lists it')

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from .. import __version__
-from ..core import load_state, save_state
+from ..core import save_state
 from .core import ImageData, Split, fingerprint, set_aside, to_bytes
 from .datasets import DATASETS
+from ..files import TensorOf, read_cache
 from ..machine import cache_folder
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
@@ -79,8 +80,9 @@ def _pixels(x):
 def _labels(y, classes=None):
     "Labels as int64 (N,) from 0, and the names of the classes that occur (from `classes`, if given)"
     y = np.asarray(y.detach().cpu() if torch.is_tensor(y) else y)
-    if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any():
-        raise ValueError(f'labels must be whole numbers, one for each image; these are {y.dtype} of shape '
+    if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any() or (
+            y.dtype.kind in 'uf' and (np.abs(y) > 2.**53).any()): # neighbours would become one class
+        raise ValueError(f'labels must be whole numbers of at most 2**53, one for each image; these are {y.dtype} of shape '
                          f'{y.shape}; number the classes 0, 1, 2, ...')
     values, y = np.unique(y.astype(np.int64), return_inverse=True)
     names = [str(c) for c in classes] if classes is not None else []
@@ -117,6 +119,9 @@ def check_classes(
     "Raise `ValueError` for fewer than two classes, or a class of `test` that `train` lacks"
     if len(train) < 2:
         raise ValueError(f'there is one class only, {list(train)[0]!r}; give at least 2 classes')
+    for name in (*train, *test):
+        if str(name).encode('utf-8', 'ignore').decode() != str(name):
+            raise ValueError(f'the class name {name!r} is not UTF-8; rename the class, or its folder')
     extra = [c for c in test if c not in train]
     if extra:
         raise ValueError(f'test has class {extra[0]!r}, which train lacks; add its images or remove it')
@@ -275,11 +280,11 @@ def _cached(folder, trees, fit, progress):
     "One image tensor for each tree of files, from the cache if the files have not changed"
     path = cache_folder()/'folders'/f'{folder.name}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
     listing = fingerprint(__version__, trees)
-    try: state = load_state(path)
-    except (OSError, ValueError): state = {}
-    if state.get('listing') == listing: return list(state['x'].values())
     paths = [[path for files in tree.values() for path, *_ in files] for tree in trees]
-    xs = []
+    shape = dict(listing=str, x={str(i): TensorOf(4, torch.uint8) for i in range(len(trees))})
+    state, xs = read_cache(path, shape) or {}, []
+    if state.get('listing') == listing and [len(x) for x in state['x'].values()] == [*map(len, paths)]:
+        return list(state['x'].values())
     for p in paths:
         with closing(decode_files(p, fit)) as images: xs.append(stack_images(images, p, progress))
     try:

@@ -21,7 +21,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build
+from ..arguments import build, check_arguments
 from ..core import Key, atomic, save_state, seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -36,8 +36,8 @@ from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
-from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss,
-                             evaluation, prepare_data)
+from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, SELECTORS, DistillLoss, Iterations,
+                             MatchLoss, chosen_parts, evaluation, prepare_data)
 from ..recipes import METHODS, Method, recipe
 from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
@@ -93,9 +93,10 @@ def make_model(args, data, ipc) -> SyntheticSet:
     return build(SyntheticSet, args, pixels=blank, labels=labels)
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
-    "Raise the `ValueError` of a wrong argument without training a bank"
+    "Raise the `ValueError` of a wrong argument without training a bank, and without a folder"
     with TemporaryDirectory() as folder:
-        make_learner(data, job | dict(args=stand_in(job['args'], folder)))
+        args = stand_in(job['args'], folder) if 'bank_folder' in job['args'] else job['args']
+        with seeded(job['seed']): make_learner(data, job | dict(args=args))
 
 def make_loss(args, data, **supplied) -> DistillLoss: # What the run supplies
     "The loss of a method: matchers of views, and matchers of the whole set"
@@ -173,7 +174,7 @@ def make_learner(
     data: ImageData, # On the CPU
     job: dict, # Of `make_job`
     cbs=(), metrics=(), log=None, # As in `distill`
-    path: Path | None = None, # The run folder; None keeps nothing
+    path: Path | None = None, checkpoint_seconds: float = 15., # The run folder, None keeps nothing; as in `distill`
 ) -> Learner: # With `data`, as prepared, `evaluation`, what the set will say of its training, `job`
     "The Learner of a job, with blank pixels; `ValueError` for a job that cannot run"
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules before the clock starts
@@ -197,7 +198,7 @@ def make_learner(
     check_network(loss, loop, data, model)
     budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
     report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path), ShowCB(path, data.classes)] if path else []
+    keep = [CheckpointCB(path, checkpoint_seconds), ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)))
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
@@ -250,13 +251,14 @@ def distill(
     cbs=(), # More callbacks
     metrics=(), # `ValidAccuracy()` measures the accuracy on the validation split at each report
     log: Callable | None = print, # Where report lines go; None for silence
+    checkpoint_seconds: float = 15., # Between two checkpoints in `out`; until then, each report has one
     **overrides # Any argument of the parts; see `arguments_text(all_parts())`
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
     if out: check_new_run(out) # a network bank takes minutes
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None)
+        learn = make_learner(data, job, cbs, metrics, log, Path(out) if out else None, checkpoint_seconds)
     if out is None: return run_learner(learn)
     with new_run(out, **job) as run: return run_learner(learn, run)
 
@@ -314,15 +316,26 @@ def run_data(
             f'{out} was distilled from other data than {data.name} is now: the digests differ; restore the data')
     return data
 
+def _check_args(file, args):
+    "Raise `ValueError` for arguments in `run.json` that a part would refuse"
+    try:
+        parts = chosen_parts(args)
+        check_arguments({k: v for k, v in args.items() if k not in SELECTORS}, parts)
+    except KeyError as e: raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
+    except ValueError as e: raise ValueError(f'{file}: {e}') from None
+
 def resume(
     out: str | Path, # A run folder
     data: ImageData | None = None, # Needed where the run's data came from Python objects
     cbs=(), metrics=(), # The callbacks and metrics that the run was started with
     log: Callable | None = print,
+    checkpoint_seconds: float = 15., # As in `distill`; may differ from that of the start
 ) -> DistilledSet:
     "Continue a run where it was killed or stopped; on a CPU the result is that of a run never stopped, bit for bit"
     run, info = open_run(out, write=True)
     with run:
+        _check_args(run/'run.json', info['args'])
         data = run_data(out, info, data)
-        with seeded(info['seed']): learn = make_learner(data, info, cbs, metrics, log, run.path)
+        with seeded(info['seed']):
+            learn = make_learner(data, info, cbs, metrics, log, run.path, checkpoint_seconds)
         return run_learner(learn, run)

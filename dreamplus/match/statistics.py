@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..arguments import Count
-from ..core import Key, load_state, save_state
+from ..core import Key, save_state
 from ..data.core import ImageData, to_float
+from ..files import TensorOf, read_cache
 from ..machine import to_device
 from .core import MATCHERS, Matcher
 from ..nets.augment import Augment
@@ -64,8 +65,9 @@ def bank_statistics(
     for member, net, weights in zip(bank.members, bank.nets, bank.digests):
         facts = dict(augment=str(augment), n=n, weights=weights)
         file = bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
-        try: known = {k: load_state(file)[k] for k in ('mean', 'within')}
-        except (ValueError, KeyError): # absent, or damaged
+        with torch.no_grad(): length = net.embed(data.normalize(to_float(data.train.x[:1]))).shape[1]
+        known = read_cache(file, dict(mean=TensorOf((data.n_classes, length)), within=TensorOf(0)))
+        if known is None:
             if log:
                 log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
             key = Key(bank.info['training']['bank_seed'], 'statistics')
