@@ -41,14 +41,15 @@ class RunFolder:
         return self
 
 # %% ../nbs/08_runs.ipynb #5c4d6b33
-def others_in(path: Path) -> list: # Of paths; [] for a folder that does not exist
+def others_in(path: Path) -> list: # Of paths; [] for what is no folder
     "What a folder holds, except what a killed process leaves: the lock and temporary folders"
-    return [p for p in path.iterdir() if p.name != '.lock' and not is_leftover(p)] if path.exists() else []
+    return [p for p in path.iterdir() if p.name != '.lock' and not is_leftover(p)] if path.is_dir() else []
 
 def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in 'of a run'
     "Raise `ValueError` unless `path` can become a new folder: it is absent or empty, and can be written"
     if path.exists() and not path.is_dir(): raise ValueError(f'{path} is a file; give a folder')
-    if path.is_symlink() and not path.exists(): raise ValueError(f'{path} is a link that leads nowhere; use another --out')
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f'{path} is a link that leads nowhere; use another --out')
     if others := others_in(path):
         raise ValueError(f'{path} holds files that are not {kind}, such as {others[0].name}; use another --out')
     above = next(p for p in (path, *path.absolute().parents) if p.exists())

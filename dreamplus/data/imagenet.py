@@ -202,7 +202,8 @@ def _annotated(val):
     lines = (val/'val_annotations.txt').read_text(encoding='utf-8', errors='replace').splitlines()
     rows = sorted(line.split('\t')[:2] for line in lines if line) # file and class; a box follows
     if short := [row for row in rows if len(row) < 2]:
-        raise ValueError(f'{val/"val_annotations.txt"} has the line {brief(short[0][0])} without a class; download it again')
+        raise ValueError(f'{val/"val_annotations.txt"} has the line {brief(short[0][0])} without a class; '
+                         'download it again')
     for name, c in rows:
         if name not in files:
             raise ValueError(f'{val/"images"/name} is missing; val_annotations.txt lists it')

@@ -82,8 +82,8 @@ def _labels(y, classes=None):
     y = np.asarray(y.detach().cpu() if torch.is_tensor(y) else y)
     if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any() or (
             y.dtype.kind in 'uf' and (np.abs(y) > 2.**53).any()): # neighbours would become one class
-        raise ValueError(f'labels must be whole numbers of at most 2**53, one for each image; these are {y.dtype} of shape '
-                         f'{y.shape}; number the classes 0, 1, 2, ...')
+        raise ValueError(f'labels must be whole numbers of at most 2**53, one for each image; these are '
+                         f'{y.dtype} of shape {y.shape}; number the classes 0, 1, 2, ...')
     values, y = np.unique(y.astype(np.int64), return_inverse=True)
     names = [str(c) for c in classes] if classes is not None else []
     names = {i: c if names.count(c) == 1 else f'{c} {i}' for i, c in enumerate(names)}

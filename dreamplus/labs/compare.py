@@ -143,8 +143,7 @@ def load_comparison(
 def open(self: Comparison, runs: list) -> RunFolder: # Locked
     "Lock the folder; `ValueError` if it holds other files, or a comparison with another plan"
     out, self.now = self.out, self.header(runs)
-    begun = out.is_dir() and others_in(out) == [self.file] # a comparison may have been killed at its start
-    if not self.head and not begun: check_new_folder(out, 'of a comparison')
+    if not self.head and others_in(out) != [self.file]: check_new_folder(out, 'of a comparison') # nor killed at once
     for k, v in self.now['plan'].items():
         old = self.head['plan'].get(k) if self.head else v
         if old == v: continue
@@ -221,7 +220,8 @@ def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, wi
     if not (path/'run.json').exists():
         distill(data, run.method, run.ipc, seed=run.seed, device=device, out=path, metrics=metrics, log=log,
                 checkpoint_seconds=self.seconds, **args)
-    elif not (path/'distilled.json').exists(): resume(path, data, metrics=metrics, log=log, checkpoint_seconds=self.seconds)
+    elif not (path/'distilled.json').exists():
+        resume(path, data, metrics=metrics, log=log, checkpoint_seconds=self.seconds)
     result = evaluate_run(path, data, p['protocol'], p['nets'], tuple(p['rows']), device, **p['training'])
     e, history = load_distilled(path).evaluation, read_history(path)
     network = ' '.join(str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k))

@@ -321,7 +321,8 @@ def _check_args(file, args):
     try:
         parts = chosen_parts(args)
         check_arguments({k: v for k, v in args.items() if k not in SELECTORS}, parts)
-    except KeyError as e: raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
+    except KeyError as e:
+        raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
     except ValueError as e: raise ValueError(f'{file}: {e}') from None
 
 def resume(

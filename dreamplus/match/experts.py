@@ -120,7 +120,8 @@ def check(self: Experts,
     for k in range(len(self)): # reads no weights
         with self.open(k) as f: found = f.get_slice('tau').get_shape()
         want = [self.epochs + 1, sum(p.numel() for p in own.parameters())]
-        if found != want: raise ValueError(f'{self.files[k]} is damaged: tau has the shape {found}, not {want}; {_AGAIN}')
+        if found != want: raise ValueError(
+            f'{self.files[k]} is damaged: tau has the shape {found}, not {want}; {_AGAIN}')
     if net is not None and str(net) != str(own):
         raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}; '
                          'use this network, or other experts')

@@ -79,7 +79,7 @@ class NetworkSchedule:
 class RealNetworks(NetworkSchedule):
     "Networks that are trained on real images (IDC 2022; DREAM, DREAM+ 2023)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
-                 n_data: Annotated[int, Bounds(0, 10**9)] = 2000, # Real images to train the network on after each update
+                 n_data: Annotated[int, Bounds(0, 10**9)] = 2000, # Real images of its training after each update
                  warm_epochs: Annotated[float, Bounds(0, 10**4)] = 0., # Epochs on real images before the first update
                  **kwargs):
         super().__init__(data, make, inner, **kwargs)
