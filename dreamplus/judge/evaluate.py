@@ -261,9 +261,10 @@ RESULT = {'dataset': str, 'method': str, 'ipc': float, 'factor': Count, 'arch': 
 
 def read_result(
     run: str | Path, # A run folder that was evaluated
+    row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
     "The content of result.json; `ValueError` if it is missing or damaged"
-    return read_checked(Path(run)/'result.json', RESULT, f'`dreamplus evaluate {run}` writes it again')
+    return read_checked(Path(run)/'result.json', RESULT | dict(rows=[row]), f'`dreamplus evaluate {run}` writes it again')
 
 def _record(path):
     "The content of a record; {} if it is missing or damaged"
@@ -358,7 +359,7 @@ def results_table(
             folder, run = Path(r), Path(r)/'run.json'
             # other arguments have a line of their own
             args = read_checked(run, dict(args=dict), 'restore the file')['args'] if run.exists() else None
-            r = read_result(folder) | dict(args=args)
+            r = read_result(folder, dict(set=str, accs=[Share])) | dict(args=args)
         own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings
         tables.setdefault((r['protocol'], json.dumps(own)), []).append(r)
     return '\n\n'.join(map(_table, tables.values()))

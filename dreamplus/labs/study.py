@@ -139,7 +139,8 @@ def load_study(
     **where # Return only records with these entries: start='random', warm=0
 ) -> list: # Dictionaries, in the order in which the runs ended
     "The records of a study, each with the shared entries; `ValueError` if `path` holds none"
-    head, *records = read_records(Path(path)/'records.jsonl', _RECORD, dict(study=str)) or [{}]
+    head, *_ = read_records(file := Path(path)/'records.jsonl') or [{}]
+    _, *records = read_records(file, _RECORD if 'study' in head else dict, dict) or [{}]
     return [r for r in (head | r for r in records) if r.items() >= where.items()]
 
 # %% ../../nbs/84_labs.study.ipynb #0ba0fbe8
