@@ -14,7 +14,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from .core import atomic, read_json
+from .core import atomic
 from .options import make_parser, overrides, read_epochs, read_numbers
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
@@ -64,6 +64,7 @@ def distill(
     seed: int = 0, # of everything random
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
     out: str = None, # run folder; default: a new one under runs/
+    checkpoint_seconds: float = 15., # between two checkpoints; until then, each report has one
     **given # arguments of the parts
 ):
     "Distil DATA into a few images per class, and evaluate them"
@@ -82,7 +83,7 @@ def distill(
     what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
     print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
     d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
-              metrics=_validation(images), **given)
+              metrics=_validation(images), checkpoint_seconds=checkpoint_seconds, **given)
     return _finish(out, images, protocol, nets)
 
 def _new_folder(name) -> Path:
@@ -111,7 +112,7 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
                    **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
 
-plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
+plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
 
 # %% ../nbs/90_cli.ipynb #08490c79
 def evaluate(
@@ -154,11 +155,12 @@ def show(
 ):
     "Write the picture of a run's images and say what is in the run"
     from dreamplus.distilled import load_distilled
+    from dreamplus.judge.evaluate import read_result
     dset, run = load_distilled(run), Path(run).expanduser()
     out = Path(out).expanduser() if out else run/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(_result_lines(read_json(Path(run)/'result.json')))
+    if (Path(run)/'result.json').exists(): print(_result_lines(read_result(run)))
 
 # %% ../nbs/90_cli.ipynb #f712d6b9
 def export(
@@ -191,6 +193,7 @@ def resume(
     experts: str = None, # folder of experts, if it moved
     set: list = None, # another folder that moved, as bank_folder=BANKS; can be repeated
     device: str = None, # default: the run's, or the best one here if it is missing
+    checkpoint_seconds: float = 15., # as in `distill`
 ):
     "Continue a run that was stopped or killed, or that should have more iterations"
     _check_request('idc', 1, nets, protocol)
@@ -200,7 +203,8 @@ def resume(
     keep_memory()
     images = d.run_data(run, open_run(run)[1], data, root)
     folders = overrides(set, d.resume) | ({} if experts is None else dict(experts=experts))
-    d.resume(run, images, metrics=_validation(images), device=device, outer=outer, **folders)
+    d.resume(run, images, metrics=_validation(images), device=device, outer=outer,
+             checkpoint_seconds=checkpoint_seconds, **folders)
     return _finish(Path(run), images, protocol, nets)
 
 # %% ../nbs/90_cli.ipynb #82da7994

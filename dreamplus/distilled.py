@@ -10,6 +10,7 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fastai.data.core import DataLoaders
@@ -19,11 +20,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .core import load_state, read_json, save_state, write_json
+from .arguments import Count, NonNegative, Share
+from .core import save_state, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import read_set
+from .files import Positive, TensorOf, read_checked
 from .labels import CLASSES_FILE, class_list, is_junk
-from .synthetic import decode_classes
+from .synthetic import DECODES, decode_classes
 
 # %% ../nbs/52_distilled.ipynb #a70f3629
 @dataclass
@@ -125,6 +128,13 @@ def save(self: DistilledSet,
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
     write_json(path/'distilled.json', dict(format=2, **rest))
 
+_SHAPE = {'classes': list, 'mean': [float], 'std': [Positive], 'factor?': Count, 'decode?': Literal[DECODES],
+          'evaluation?': {'arch?': str, 'width?': Count | None, 'norm?': str | None, 'depth?': Count | None,
+                          'zca?': bool | None, 'paper?': str | None, 'augment?': str, 'mix?': Share, 'lr?': float},
+          'provenance?': {'method?': str | None, 'seconds?': float | None,
+                          'bank?': dict(seconds=NonNegative, trained=NonNegative)}} # of distilled.json
+_AGAIN = 'restore the file, or save the set again'
+
 def load_distilled(
     path: str | Path, # A folder of save or of a run; or a file or folder of another program
     data: ImageData | str | None = None, # The real data of a set of another program, or the name of the dataset
@@ -140,20 +150,21 @@ def load_distilled(
     if not text.exists() and (Path(path)/'run.json').exists():
         raise ValueError(
             f'{path} holds no distilled set yet; `dreamplus resume {path}` finishes the run')
-    info = read_json(text)
-    if not isinstance(info, dict) or info.pop('format', None) not in (1, 2):
+    if not text.exists(): raise ValueError(f'{text} does not exist; give the folder of a finished run')
+    if read_checked(text, dict, _AGAIN).get('format') not in (1, 2):
         raise ValueError(f'{text} is not of format 1 or 2; read it with the version that wrote it')
-    if not isinstance(info.get('classes'), list):
-        raise ValueError(f'{text} is damaged: it lists no classes; save the set again')
-    state = load_state(tensors)
-    pixels, y = state.get('pixels'), state.get('labels')
+    info = read_checked(text, _SHAPE, _AGAIN)
+    shape = {'pixels': (TensorOf(4, None), TensorOf(5, None)), 'labels?': TensorOf(dtype=None)}
+    state = read_checked(tensors, shape, _AGAIN)
+    pixels, y = state['pixels'], state.get('labels')
     wrong = f'{tensors} does not hold images of the {len(info["classes"])} classes of distilled.json'
-    if not torch.is_tensor(pixels) or pixels.ndim == 5 and len(pixels) != len(info['classes']):
-        raise ValueError(wrong)
-    try: return DistilledSet(pixels, **info, y=y)
+    if pixels.ndim == 5 and len(pixels) != len(info['classes']): raise ValueError(f'{wrong}; {_AGAIN}')
+    if not len(info['mean']) == len(info['std']) == pixels.shape[-3]: raise ValueError(
+        f'{text} is damaged: mean and std are not for {pixels.shape[-3]} channels; {_AGAIN}')
+    try: return DistilledSet(pixels, **{k: v for k, v in info.items() if k != 'format'}, y=y)
     except ValueError as e: raise ValueError(f'{wrong}: {e}') from None
     except TypeError as e:
-        raise ValueError(f'{text} is damaged ({e}); save the set again') from None
+        raise ValueError(f'{text} is damaged ({e}); {_AGAIN}') from None
 
 # %% ../nbs/52_distilled.ipynb #22fc6f0d
 @patch

@@ -76,7 +76,7 @@ def read_value(text: str):
     "JSON where it is JSON (1, .5, true, [1, 2], null), else text"
     for read in (json.loads, float):
         try: return read(text)
-        except ValueError: pass
+        except (ValueError, RecursionError): pass
     return text
 
 # %% ../nbs/88_options.ipynb #f6f88046

@@ -254,7 +254,7 @@ def prepare_data(data, device,
                  zca: bool = False, # Whiten instead of normalising
                 ) -> ImageData:
     "The data of a run, on the device and with the normalisation of the method"
-    if stats: data = data.with_stats(stats)
+    if stats is not None: data = data.with_stats(stats)
     data = data.to(pick_device(device))
     return whitened(data) if zca else data
 

@@ -27,7 +27,6 @@ from dreamplus.core import load_state, read_json, toy_images, write_json
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.validate import ValidAccuracy
-from dreamplus.loop.checkpoint import CheckpointCB
 from dreamplus.loop.distill import distill
 from dreamplus.loop.report import read_history
 from dreamplus.machine import pick_device
@@ -503,9 +502,8 @@ def test_diverged():
     assert (again.status, again.err) == (2, ended.err) # it goes on, and meets the same
 
 @pytest.mark.parametrize('inner', [2, 4]) # in the last inner iteration; before another
-def test_last_good_state(monkeypatch, inner):
-    monkeypatch.setattr(CheckpointCB.__init__, '__defaults__', (0.,))
-    ended = run(*TINY, '--set', 'lr=1e39', '--inner', inner, '--out', 'run')
+def test_last_good_state(inner):
+    ended = run(*TINY, '--set', 'lr=1e39', '--inner', inner, '--checkpoint_seconds', 0, '--out', 'run')
     assert_one_line(ended.status, ended.err, 'not finite')
     assert load_state('run/checkpoint/state.safetensors')['model']['pixels'].isfinite().all()
     assert not Path('run/distilled.json').exists()

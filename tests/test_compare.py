@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from fastai.callback.core import Callback
 from processes import Process
 
 from dreamplus.cli import main
@@ -18,7 +19,6 @@ from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.validate import ValidAccuracy
 from dreamplus.labs import compare as module
 from dreamplus.labs.compare import compare, compare_figures, compare_table, load_comparison
-from dreamplus.loop.checkpoint import CheckpointCB
 from dreamplus.loop.distill import resume
 from dreamplus.loop.report import BudgetCB
 from dreamplus.nets.zoo import ARCHS
@@ -73,14 +73,13 @@ def whole(tmp_path_factory):
 
 def killed(out, method, seed, at):
     "Dies in one run, with a checkpoint after each inner iteration"
-    CheckpointCB.__init__.__defaults__ = 0.,
     after = BudgetCB.after_batch
     def dies(self):
         here = self.learn.path.name, self.dls.train.at
         if here == (f'{method}-ipc1-seed{seed}', at): os.kill(os.getpid(), signal.SIGKILL)
         after(self)
     BudgetCB.after_batch = dies
-    run(out)
+    run(out, checkpoint_seconds=0.)
 
 def test_killed_comparison_ends_with_the_same_table(whole, tmp_path):
     out, resumed = tmp_path/'out', []
@@ -167,10 +166,15 @@ def test_terms_unless_others_are_named(tmp_path, monkeypatch):
 
 # What fails
 
+def failing(kind, *args):
+    "A method that fails when its runs begin"
+    class FailCB(Callback):
+        def before_fit(self): raise kind(*args)
+    return Method(base='dm', cbs=[FailCB])
+
 def test_failing_method_is_a_line_and_is_tried_again(tmp_path, monkeypatch):
-    def broken(): raise TypeError('a | b')
     monkeypatch.setitem(METHODS, 'steep', Method(base='dm', lr=1e30))
-    monkeypatch.setitem(METHODS, 'broken', Method(base='dm', cbs=[broken]))
+    monkeypatch.setitem(METHODS, 'broken', failing(TypeError, 'a | b'))
     out, short = tmp_path/'out', dict(seeds=(0,), rows=('distilled',), steps=2)
     records = run(out, ['steep', 'broken', 'dm'], **short)
     assert ['failed' in r for r in records] == [True, True, False]
@@ -184,8 +188,7 @@ def test_failing_method_is_a_line_and_is_tried_again(tmp_path, monkeypatch):
     assert [r['method'] for r in load_comparison(out) if 'failed' in r] == ['steep'] # the newest line counts
 
 def test_failures_stay_with_their_ipc(tmp_path, monkeypatch):
-    def picky(): raise ValueError('not today')
-    monkeypatch.setitem(METHODS, 'picky', Method(base='dm', cbs=[picky]))
+    monkeypatch.setitem(METHODS, 'picky', failing(ValueError, 'not today'))
     short = dict(seeds=(0,), rows=('distilled', 'random'), steps=2, valid=0.)
     run(tmp_path/'out', ['picky'], ipc=(1, 2, 3), **short)
     run(tmp_path/'out', ['dm'], **short | dict(ipc=(2,)))
@@ -194,10 +197,9 @@ def test_failures_stay_with_their_ipc(tmp_path, monkeypatch):
     assert rows == {' ipc 1': ['picky'], ' ipc 3': ['picky'], ' ipc 2': ['dm', 'random', 'picky']}
 
 def test_full_disk_ends_the_comparison(tmp_path, monkeypatch):
-    def full(): raise OSError(28, 'no space left')
-    monkeypatch.setitem(METHODS, 'full', Method(base='dm', cbs=[full]))
+    monkeypatch.setitem(METHODS, 'full', failing(OSError, 28, 'no space left'))
     with pytest.raises(OSError): run(tmp_path/'out', ['full', 'dm'])
-    assert not list((tmp_path/'out').glob('*-seed*')) and load_comparison(tmp_path/'out') == []
+    assert not list((tmp_path/'out').glob('dm-*')) and load_comparison(tmp_path/'out') == []
 
 # Protocols
 

@@ -19,7 +19,6 @@ from dreamplus.core import load_state, read_json, toy_images, write_json
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
 from dreamplus.judge.evaluate import evaluate_run
-from dreamplus.loop.checkpoint import CheckpointCB
 from dreamplus.loop.distill import distill, resume
 from dreamplus.loop.report import read_history
 from dreamplus.machine import pick_device
@@ -75,19 +74,17 @@ def die_on_write(name, count, half):
 def toys(): return load_data(toy_images(classes=3))
 
 def begin(out, run, cbs=(), seconds=0., dies=None, budget=()):
-    CheckpointCB.__init__.__defaults__ = seconds,
     MATCHERS['moving'] = Moving
     if dies: die_on_write(*dies)
     method, args = RUNS[run]
-    distill(toys(), method, out=out, cbs=cbs, **args | dict(budget))
+    distill(toys(), method, out=out, cbs=cbs, checkpoint_seconds=seconds, **args | dict(budget))
 
 def go_on(out, run, dies=None):
     "As a user would: resume, or begin again where there is nothing to resume"
     if not (out/'run.json').exists(): return begin(out, run, dies=dies)
-    CheckpointCB.__init__.__defaults__ = 0.,
     MATCHERS['moving'] = Moving
     if dies: die_on_write(*dies)
-    resume(out, toys(), log=None)
+    resume(out, toys(), log=None, checkpoint_seconds=0.)
 
 # What is compared
 
@@ -140,13 +137,14 @@ def test_same_seed_twice_with_two_threads(tmp_path):
     ('before_batch', 6, -15, 0, 'moving'), # the second network
     ('after_batch', 5, 99, 0, 'idc'), ('after_batch', 5, 101, 0, 'some classes'), # before and after a checkpoint
     ('after_epoch', 8, 75, 0, 'some classes'), ('after_epoch', 10, 101, 0, 'dream+'), # at a report, at the end
-    ('after_batch', 7, 0, 15, 'dsa')]) # no checkpoint but the first
+    ('after_batch', 7, 0, 15, 'dsa')]) # the last checkpoint is that of the report at 4
 def test_killed_between(tmp_path, undisturbed, event, at, order, seconds, runs):
     runs, dies = runs.split(','), DieCB(event, at, order)
     assert_killed(*[Process(begin, tmp_path/run, run, [dies], seconds) for run in runs])
     for run in runs:
         assert (tmp_path/run/'checkpoint'/'state.safetensors').exists() == (event != 'before_fit')
         assert not (tmp_path/run/'distilled.safetensors').exists()
+        if seconds: assert checkpoint(tmp_path/run)['at'] == 4
     assert_done(*[Process(go_on, tmp_path/run, run) for run in runs])
     for run in runs: assert_same(tmp_path/run, undisturbed[run])
 
@@ -158,7 +156,8 @@ def test_killed_in_a_write(tmp_path, undisturbed, name, count, half):
     "in the middle of it, or when it is just done"
     out = tmp_path/'run'
     assert_killed(Process(begin, out, 'idc', (), 0, (name, count, half)))
-    assert len(leftovers(out)) == half
+    folder, = leftovers(out) # of the writer, which ended before it could remove it
+    assert [p.name for p in folder.iterdir()] == [name]*half
     assert_done(Process(go_on, out, 'idc'))
     assert_same(out, undisturbed['idc'])
 
@@ -273,8 +272,7 @@ def test_other_data_is_refused(undisturbed):
     refused(out, 'digests differ', data=load_data(toy_images(classes=3), seed=1))
 
 def of_digits(out, dies=()):
-    CheckpointCB.__init__.__defaults__ = 0.,
-    distill(load_data().hold_out(.2), 'idc', out=out, cbs=dies, **SMALL)
+    distill(load_data().hold_out(.2), 'idc', out=out, cbs=dies, checkpoint_seconds=0., **SMALL)
 
 def go_on_alone(out): resume(out, log=None) # with the data that it was distilled from
 

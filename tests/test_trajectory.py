@@ -49,7 +49,8 @@ def test_killed_and_run_again(tmp_path, made, call, finished):
     path = tmp_path/'run'
     assert Process(die_at, call, path).end() == (None, -signal.SIGKILL)
     assert len(Experts(path)) == finished
-    (path/'.expert_0002.safetensors.77.tmp').write_bytes(b'half') # what a kill within a write leaves
+    (path/'.dreamplus-0a1b2c3d.tmp').mkdir() # what a kill within a write leaves
+    (path/'.dreamplus-0a1b2c3d.tmp'/'expert_0002.safetensors').write_bytes(b'half')
     make(toys(), path)
     assert folder(path) == folder(made)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_float', 'to_bytes', 'image_grid', 'picture', 'shown', 'Movable', 'ImageRows', 'listed', 'Split', 'set_aside',
-           'fingerprint', 'ImageData', 'ClassBatch', 'subset']
+           'fingerprint', 'ImageData', 'ClassBatch', 'constants', 'subset']
 
 # %% ../../nbs/11_data.core.ipynb #1693b334
 import hashlib
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..arguments import plain_numbers
+from ..arguments import brief, plain_numbers
 from ..core import seeded
 from .datasets import named_stats
 from ..machine import memory_bytes, to_device
@@ -278,13 +278,26 @@ def _measure(x):
     std = (share*(value - mean[:, None])**2).sum(1).sqrt()
     return mean, std.clamp(min=1/255) # no division by the 0 of a constant channel
 
+def constants(
+    stats, # (mean, std), each with a number for each channel, or the name of a dataset in DATASETS
+) -> tuple[torch.Tensor, torch.Tensor]: # (ch,1,1) each
+    "Mean and standard deviation to normalise with; `ValueError` for anything else"
+    found = named_stats(stats) if isinstance(stats, str) else stats
+    try: mean, std = (torch.as_tensor(s, dtype=torch.float32).view(-1, 1, 1) for s in found)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f'stats={brief(stats)} must be a pair of lists, as in ([0.5], [0.25]): '
+                         'the mean and the standard deviation of each channel') from None
+    if mean.isfinite().all() and std.isfinite().all() and (std > 0).all(): return mean, std
+    raise ValueError(f'stats={brief(stats)} must be finite numbers, and standard deviations above 0; '
+                     'leave stats out to measure them')
+
 @patch
 def with_stats(self: ImageData,
                stats, # (mean, std), the name of a dataset in DATASETS, or None to measure them on train
               ) -> ImageData:
     "The same data with other constants; `ValueError` if their number of channels differs"
-    found = _measure(self.train.x) if stats is None else named_stats(stats) if isinstance(stats, str) else stats
-    mean, std = (torch.as_tensor(s, dtype=torch.float32).view(-1, 1, 1) for s in found)
+    found = _measure(self.train.x) if stats is None else stats
+    mean, std = constants(found)
     if not len(mean) == len(std) == self.channels:
         raise ValueError(f'stats are for {len(mean)} channels, but the images have {self.channels}; leave stats out to '
                          'measure them')

@@ -18,12 +18,14 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from ..core import read_json, write_json
+from ..arguments import Natural, brief
+from ..core import not_a_link, remove_leftovers, write_json
 from .core import fingerprint
 from .datasets import DATASETS
 from .reading import (Fit, annotated_files, class_folders, count_labels, decode_files,
                                     file_digests, from_arrays,
                                     image_files, with_bar)
+from ..files import read_cache
 from ..images import decoder
 from ..machine import cache_folder
 
@@ -35,6 +37,7 @@ def _bytes(path):
 class PreparedSet:
     "Images that are decoded once, into one file of bytes for each part"
     block = 1024 # images of a block
+    shape = {'train?': str, 'val?': str, 'stamp?': str, 'digest?': str, 'counts?': {str: {str: Natural}}} # of set.json
 
     def __init__(self,
                  name: str, # The name of the dataset
@@ -46,14 +49,13 @@ class PreparedSet:
 
     @property
     def state(self) -> dict:
-        "The content of `set.json`; empty if nothing is prepared"
-        try: return read_json(self.folder/'set.json')
-        except (OSError, ValueError): return {}
+        "The content of `set.json`; empty if nothing is prepared, or the file is unusable"
+        return read_cache(self.folder/'set.json', self.shape) or {}
 
     def is_whole(self, stamp: str) -> bool:
         "Whether all parts are complete and `stamp` has not changed since they were prepared"
         state = self.state
-        if state.get('stamp') != stamp: return False
+        if state.get('stamp') != stamp or not {'counts', 'digest'} <= {*state}: return False
         counts = {part: sum(n.values()) for part, n in state['counts'].items()}
         return all(_bytes(self.folder/f'{part}.u8') == n*self.n_bytes for part, n in counts.items())
 
@@ -84,7 +86,7 @@ def append(self: PreparedSet,
     path, temp, size = self.folder/f'{part}.u8', self.folder/f'{part}.part', self.block*self.n_bytes
     if done == len(blocks) and _bytes(path) == len(files)*self.n_bytes: return
     path.unlink(missing_ok=True) # a process that has mapped the file can still read it
-    with open(temp, 'ab') as f:
+    with open(not_a_link(temp), 'ab') as f:
         done = min(done, f.tell()//size)
         f.truncate(done*size)
         state[part] = known[:done]
@@ -101,7 +103,7 @@ def append(self: PreparedSet,
 def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = None):
     "Decode all parts unless they are complete; `trees`: part -> class name -> files"
     if self.is_whole(stamp): return
-    for p in self.folder.glob('.*.tmp'): p.unlink() # left by a killed process
+    remove_leftovers(self.folder)
     files = {part: [file for files in tree.values() for file in files] for part, tree in trees.items()}
     need, there = sum(map(len, files.values()))*self.n_bytes, sum(map(_bytes, self.folder.iterdir()))
     free = shutil.disk_usage(self.folder).free
@@ -129,7 +131,7 @@ def load(self: PreparedSet,
     try:
         if not self.is_whole(stamp):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder/'.lock'): self.prepare(listed, stamp, progress)
+            with FileLock(not_a_link(self.folder/'.lock')): self.prepare(listed, stamp, progress)
     except OSError as e:
         raise ValueError(f'{e.filename or self.folder} cannot be written ({e.strerror}); '
                          'set DREAMPLUS_CACHE to a folder with enough space') from None

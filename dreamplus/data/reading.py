@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from ..core import load_state, save_state
+from ..core import save_state
 from .core import ImageData, Split, fingerprint, set_aside
 from .datasets import DATASETS
+from ..files import TensorOf, read_cache
 from ..images import decoder, eight_bits, from_pil, image_suffixes, read_image
 from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_junk,
                               read_class_list, read_item, read_labels,
@@ -111,6 +112,9 @@ def check_classes(
     "Raise `ValueError` for fewer than two classes, or a class of `test` that `train` lacks"
     if len(train) < 2:
         raise ValueError(f'there is one class only, {list(train)[0]!r}; give at least 2 classes')
+    for name in (*train, *test):
+        if str(name).encode('utf-8', 'ignore').decode() != str(name):
+            raise ValueError(f'the class name {name!r} is not UTF-8; rename the class, or its folder')
     extra = [c for c in test if c not in train]
     if extra:
         raise ValueError(f'test has class {extra[0]!r}, which train lacks; add its images or remove it')
@@ -349,10 +353,10 @@ def _cached(folder, trees, fit, progress):
     path = cache_folder()/'folders'/f'{folder.name}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
     paths = [[path for files in tree.values() for path, *_ in files] for tree in trees]
     listing = fingerprint(decoder(), [*map(file_digests, paths)])
-    try: state = load_state(path)
-    except (OSError, ValueError): state = {}
-    if state.get('listing') == listing: return list(state['x'].values())
-    xs = []
+    shape = dict(listing=str, x={str(i): TensorOf(4, torch.uint8) for i in range(len(trees))})
+    state, xs = read_cache(path, shape) or {}, []
+    if state.get('listing') == listing and [len(x) for x in state['x'].values()] == [*map(len, paths)]:
+        return list(state['x'].values())
     for p in paths:
         with closing(decode_files(p, fit)) as images: xs.append(stack_images(images, p, progress))
     try:

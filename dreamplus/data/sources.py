@@ -13,16 +13,17 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
 import torch
 
-from ..arguments import plain
+from ..arguments import brief, plain
 from ..core import atomic
-from .core import ImageData
-from .datasets import DATASETS, Dataset, known, named_stats
+from .core import ImageData, constants
+from .datasets import DATASETS, Dataset, known
 from .imagenet import from_imagenet, from_tinyimagenet
 from .reading import Fit, assemble, from_arrays, from_dataset, from_folder
 from ..images import check_levels
@@ -176,18 +177,18 @@ def read_source(
 def _check_arguments(root, size, channels, resize, stats, seed, levels=None):
     "Raise `ValueError` before anything is read"
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f'{seed=} must be an integer from 0 to 2**32 - 1')
+        raise ValueError(f'seed={brief(seed)} must be an integer from 0 to 2**32 - 1')
     if root is not None and not Path(root).expanduser().is_dir():
         raise ValueError(f'root={str(root)!r} is not a folder; create it, or leave root out to use '
                          f'{cache_folder()}')
     for k, v in dict(size=size, channels=channels).items():
-        if v is not None and not (isinstance(v, int) and v >= 1):
-            raise ValueError(
-                f'{k}={v} must be at least 1, a whole number; leave it out to keep that of the images')
+        if v is not None and not (isinstance(v, Integral) and 1 <= v <= 2**16):
+            raise ValueError(f'{k}={brief(v)} must be a whole number of at least 1 and at most 65536; '
+                             'leave it out to keep that of the images')
     if resize not in (None, 'crop', 'squash'):
         raise ValueError(f'{resize=} is unknown; use crop or squash')
     if levels is not None: check_levels(levels)
-    if isinstance(stats, str): named_stats(stats)
+    if stats is not None: constants(stats)
 
 def _origin(source, test, root, stats, **rest):
     "Arguments that load the same data again from any working directory; None for Python objects"

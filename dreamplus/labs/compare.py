@@ -23,23 +23,25 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..arguments import arguments, build, check_arguments, plain_numbers, union
-from ..core import atomic, read_json, seeded, write_json
+from ..arguments import (Count, Natural, NonNegative, Share, arguments, build, check_arguments, plain_numbers,
+                                 union)
+from ..core import atomic, not_a_link, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import load_distilled, picture
+from ..files import read_checked
 from ..images import open_image
-from ..judge.evaluate import ROWS, check_baselines, evaluate_run, label_of
+from ..judge.evaluate import RESULT, ROW, ROWS, check_baselines, evaluate_run, label_of
 from ..judge.protocols import check_protocol, protocol_args
 from ..judge.validate import ValidAccuracy
-from ..loop.distill import distill, make_job, resume
+from ..loop.distill import distill, make_job, rehearse, resume
 from ..loop.report import read_history
 from ..machine import pick_device, versions
-from ..match.experts import train_experts
+from ..match.experts import plan_experts, train_experts
 from ..nets.facts import network_facts
 from ..nets.zoo import network
 from ..parts import SELECTORS, chosen_parts, prepare_data
 from ..recipes import check_effect, method_colour, recipe
-from ..runs import RunFolder, append_record, read_records
+from ..runs import RunFolder, append_record, check_new_folder, others_in, read_records
 from ..tables import interval, markdown_table, mean_std
 
 # %% ../../nbs/82_labs.compare.ipynb #715e445d
@@ -60,10 +62,10 @@ class Comparison:
     def __init__(self, data: ImageData, # With a validation split, to measure progress
                  out: Path, # Folder of the comparison
                  plan: dict, # steps, minutes, nets, protocol, rows, training, experts, overrides
-                 device=None, log=None): # As in compare
-        self.data, self.out, self.plan, self.log = data, out, plan, log
+                 device=None, log=None, checkpoint_seconds=15.): # As in compare
+        self.data, self.out, self.plan, self.log, self.seconds = data, out, plan, log, checkpoint_seconds
         self.device, self.file = pick_device(device), out/'records.jsonl'
-        self.head = (read_records(self.file) or [{}])[0] if self.file.exists() else {} # its first line
+        self.head, *_ = _read(self.file) if self.file.exists() else [{}]
         shared = () if plan['protocol'] == 'paper' else ('eval_augment', 'eval_mix')
         own = recipe('dm', data.name) | plan['overrides']
         self.evaluation = {k: own[k] for k in shared}
@@ -124,12 +126,25 @@ def header(self: Comparison, runs: list) -> dict: # JSON values
     return json.loads(json.dumps(about))
 
 # %% ../../nbs/82_labs.compare.ipynb #c90cd8a1
+_HEAD = {'plan': dict(overrides=dict), 'dataset': str, 'protocol': str, 'training?': dict} # the first line
+_WHICH = dict(method=str, ipc=Count, seed=Natural)
+_DONE = _WHICH | {'factor': Count, 'network?': str, 'rows': [ROW], 'seconds': RESULT['seconds'], 'steps': Count,
+                  'peak_mib': NonNegative, 'experts_seconds?': NonNegative | None,
+                  'history?': [dict(step=Count, seconds=NonNegative, valid_acc=Share | None)]} # a finished run
+
+def _read(file):
+    "The header and the records of a comparison; [{}] for a file that a kill left empty"
+    head, *_ = read_records(file) or [{}]
+    if head and 'plan' not in head:
+        raise ValueError(f'{file} holds no comparison; give the folder of a comparison, or use another --out')
+    return read_records(file, (_WHICH | dict(failed=str), _DONE), _HEAD) or [{}]
+
 def load_comparison(
     out: str | Path, # Folder of a comparison, finished or not
 ) -> list: # Dictionaries, failed runs last
     "The record of each run, with the entries of the header; `ValueError` if there is no comparison"
-    head, *records = read_records(file := Path(out).expanduser()/'records.jsonl') or [{}]
-    if 'plan' not in head: raise ValueError(f'{file} holds no comparison; give the folder of a comparison')
+    head, *records = _read(file := Path(out).expanduser()/'records.jsonl')
+    if not head: raise ValueError(f'{file} holds no comparison; give the folder of a comparison')
     found = {tuple(r[k] for k in Run._fields): head | r for r in records}
     return sorted(found.values(), key=lambda r: ('failed' in r, r['ipc'], r['method'], r['seed']))
 
@@ -138,10 +153,7 @@ def load_comparison(
 def open(self: Comparison, runs: list) -> RunFolder: # Locked
     "Lock the folder; `ValueError` if it holds other files, or a comparison with another plan"
     out, self.now = self.out, self.header(runs)
-    kept = [p for p in out.iterdir() if p.name[0] != '.'] if out.is_dir() else []
-    if kept == [self.file] and not self.head: kept = [] # a comparison was killed at its start
-    if out.is_file() or kept and 'plan' not in self.head:
-        raise ValueError(f'{out} holds files that are not of a comparison; use another --out')
+    if not self.head and others_in(out) != [self.file]: check_new_folder(out, 'of a comparison') # nor killed at once
     known = {} # networks of finished runs
     for r in read_records(self.file) if self.head else []: known |= r.get('plan', {}).get('networks', {})
     for name, code in self.now['plan']['networks'].items():
@@ -160,21 +172,40 @@ def open(self: Comparison, runs: list) -> RunFolder: # Locked
 
 # %% ../../nbs/82_labs.compare.ipynb #b351d464
 @patch
+def expert_args(self: Comparison, args: dict) -> tuple: # All arguments of a run
+    "Data, folder, number and other arguments of `train_experts` for a run"
+    net = {k: args[k] for k in ('arch', 'width', 'norm', 'depth') if args[k]}
+    path = self.out/'-'.join(map(str, ['experts', *net.values(), *['zca']*args['zca']]))
+    own = net | dict(n=10, augment=args['augment']) | self.plan['experts']
+    return build(prepare_data, args, data=self.data, device=self.device), not_a_link(path), own.pop('n'), own
+
+@patch
+def expert_seconds(self: Comparison, path: Path) -> list: # Folder of experts
+    "The seconds of training of each expert so far"
+    if not (times := path.with_name(f'{path.name}.json')).exists(): return []
+    return read_checked(times, [NonNegative], f'restore it, or remove it and {path}')
+
+@patch
+def planned(self: Comparison, args: dict) -> dict: # All arguments of a run; the argument to add
+    "The experts of a run, trained or not; `ValueError` for wrong arguments of their training"
+    if 'experts' not in args or args['experts']: return {}
+    if isinstance(given := self.plan['experts'], str): return dict(experts=given)
+    data, path, n, own = self.expert_args(args)
+    self.expert_seconds(path)
+    return dict(experts=plan_experts(data, path, n, **own))
+
+@patch
 def experts(self: Comparison,
             args: dict, # All arguments of a run
            ) -> tuple: # Arguments to add, seconds of training; ({}, None) without experts
     "Train the experts that a run needs, unless they exist"
-    given = self.plan['experts']
-    if 'experts' not in args or args['experts']: return {}, None
-    if isinstance(given, str): return dict(experts=given), None
-    net = {k: args[k] for k in ('arch', 'width', 'norm', 'depth') if args[k]}
-    path = self.out/'-'.join(map(str, ['experts', *net.values(), *['zca']*args['zca']]))
-    times, own = path.with_name(f'{path.name}.json'), dict(n=10, augment=args['augment']) | given
-    seconds, n = read_json(times) if times.exists() else [], own.pop('n')
-    data = build(prepare_data, args, data=self.data, device=self.device)
+    found = self.planned(args)
+    if not found or isinstance(found['experts'], str): return found, None
+    data, path, n, own = self.expert_args(args)
+    times, seconds = path.with_name(f'{path.name}.json'), self.expert_seconds(path)
     while len(seconds) < n:
         start = time.monotonic()
-        train_experts(data, path, len(seconds) + 1, **net, **own, log=None)
+        train_experts(data, path, len(seconds) + 1, **own, log=None)
         seconds.append(time.monotonic() - start)
         write_json(times, seconds)
         if self.log: self.log(f'{path.name}: {len(seconds)} of {n} experts, {seconds[-1]:.1f} s')
@@ -202,8 +233,10 @@ def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, wi
     log = self.log and (lambda line: self.log(f'{run.name}: {line.strip()}'))
     forget_peak(self.device)
     if not (path/'run.json').exists():
-        distill(data, run.method, run.ipc, seed=run.seed, device=device, out=path, metrics=metrics, log=log, **args)
-    elif not (path/'distilled.json').exists(): resume(path, data, metrics=metrics, log=log)
+        distill(data, run.method, run.ipc, seed=run.seed, device=device, out=path, metrics=metrics, log=log,
+                checkpoint_seconds=self.seconds, **args)
+    elif not (path/'distilled.json').exists():
+        resume(path, data, metrics=metrics, log=log, checkpoint_seconds=self.seconds)
     result = evaluate_run(path, data, p['protocol'], p['nets'], tuple(p['rows']), device, **p['training'])
     e, history = load_distilled(path).evaluation, read_history(path)
     network = ' '.join(str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k))
@@ -236,14 +269,19 @@ def record(self: Comparison, run: Run) -> dict:
 @patch
 def check(self: Comparison, runs: list):
     "Raise `ValueError` for unknown or wrong arguments"
-    p, given, experts, rows = (self.plan, *(self.plan[k] for k in ('overrides', 'experts', 'rows')))
+    p, (given, experts, rows) = self.plan, (self.plan[k] for k in ('overrides', 'experts', 'rows'))
     if not runs: raise ValueError('there is nothing to compare; give methods, images per class and seeds')
     if 'outer' in given:
         raise ValueError(f'outer={given["outer"]} has no effect: the budget sets the length; give steps or minutes')
     if 'distilled' not in rows: raise ValueError(f'{rows=} must include distilled, the row that is compared')
     check_baselines(rows, p['nets']), check_protocol(p['protocol'], p['training'])
     if isinstance(experts, dict): check_arguments(experts, dict(experts=train_experts))
-    for run in runs: self.job(run) # raises ValueError for wrong arguments
+    found = load_comparison(self.out) if self.head else []
+    rehearsed, finished = set(), {tuple(r[k] for k in Run._fields) for r in found if 'failed' not in r}
+    for run in runs:
+        job, kind = self.job(run), run[:2] # `ValueError` for wrong arguments
+        if kind in rehearsed or tuple(run) in finished: continue
+        rehearse(self.data, job | dict(args=job['args'] | self.planned(job['args']))), rehearsed.add(kind)
     known = [*map(self.known, runs), self.head.get('plan', {}).get('overrides', {})] # also earlier runs
     for name, value in given.items():
         if any(name in own for own in known): continue
@@ -267,6 +305,7 @@ def compare(
     experts: dict | str | Path | None = None, # Arguments of train_experts (n=10), or a folder
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = print, # Called with lines of text; None: no output
+    checkpoint_seconds: float = 15., # As in distill
     **overrides # Any argument of the parts; applies to the methods with which it has an effect
 ) -> list: # One record for each run
     "Distil with several methods under one budget and evaluate all alike; `ValueError` before any work"
@@ -277,7 +316,7 @@ def compare(
                 experts=str(experts) if isinstance(experts, str | Path) else experts or {},
                 overrides={k: v for k, v in overrides.items() if v is not None})
     runs = [Run(m, n, s) for n in ipc for m in methods for s in seeds]
-    comparison = Comparison(data, Path(out).expanduser(), plan, device, log)
+    comparison = Comparison(data, Path(out).expanduser(), plan, device, log, checkpoint_seconds)
     comparison.check(runs)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with comparison.open(runs): return [comparison.record(run) for run in runs]
@@ -308,16 +347,16 @@ def _lines(runs):
     blank, text = [None]*5, lambda v, digits=1: None if v is None else f'{v:.{digits}f}'
     for same in _groups(done, 'method', 'factor', 'network'):
         r, mean = same[0], statistics.mean
-        yield [r['method'], r['factor'], r['network'], *_score(_accs(same, 'distilled')),
+        yield [r['method'], r['factor'], r.get('network'), *_score(_accs(same, 'distilled')),
                mean_std(sum(_accs(same, 'start'), [])), text(mean(r['steps'] for r in same), 0),
-               text(mean(r['seconds']['distill'] for r in same)), text(r['experts_seconds']),
+               text(mean(r['seconds']['distill'] for r in same)), text(r.get('experts_seconds')),
                text(max(r['peak_mib'] for r in same), 0)]
     for same in _groups(done, 'network'):
         rows = dict.fromkeys(s['set'] for r in same for s in r['rows'])
         for row in (row for row in rows if row not in ('distilled', 'start')):
             for alike in _groups(same, 'factor') if row == 'random-factor' else [same]:
                 accs = _accs(alike, row)
-                if accs: yield [row, None, same[0]['network'], *_score(accs), *blank]
+                if accs: yield [row, None, same[0].get('network'), *_score(accs), *blank]
     for r in failed:
         yield [r['method'], None, None, f'failed, seed {r["seed"]}: {r["failed"]}', None, None, *blank]
 
@@ -358,6 +397,8 @@ def plot_comparison(
 ) -> Figure:
     "Accuracy against inner iterations and seconds, a line of panels for each number of images per class"
     done = [r for r in records if 'failed' not in r]
+    if bare := [r for r in done if not r.get('history')]:
+        raise ValueError(f'{bare[0]["method"]}, ipc {bare[0]["ipc"]} has no history to draw; run it again')
     lines = _groups(done, 'ipc')
     fig = Figure(figsize=(9, 2.7*len(lines)), dpi=72, layout='constrained')
     for axs, here in zip(fig.subplots(len(lines), 2, squeeze=False, sharey='row'), lines):

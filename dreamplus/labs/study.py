@@ -17,11 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from ..arguments import arguments, build, plain_numbers
+from ..arguments import Natural, NonNegative, Share, arguments, build, plain_numbers
 from ..core import Key, seeded
 from ..machine import versions
 from ..tables import interval, markdown_table
-from ..runs import RunFolder, append_record, read_records
+from ..runs import append_record, check_new_folder, locked_folder, others_in, read_records
 from ..data.core import ImageData, subset
 from ..nets.facts import network_facts
 from ..nets.zoo import network
@@ -29,7 +29,7 @@ from ..synthetic import check_start, start_pixels
 from ..parts import all_parts
 from ..recipes import method_colour, recipe
 from ..loop.callbacks import LoopCB
-from ..loop.distill import distill, make_job
+from ..loop.distill import distill, make_job, rehearse
 from ..judge.evaluate import label_of
 from ..judge.validate import ValidAccuracy
 
@@ -135,12 +135,17 @@ def _measure(data, setting, job, fixed, overrides):
     return setting | bank | dict(points=points) | steadiness(torch.stack(trace.losses), torch.stack(trace.norms), inner)
 
 # %% ../../nbs/84_labs.study.ipynb #b021a51a
+_POINT = dict(outer=NonNegative, seconds=NonNegative, acc=Share, accs=[Share])
+_RECORD = dict(start=str, sampler=str, match=str, warm=NonNegative | str, seed=Natural, points=[_POINT],
+               oscillation=float | None, unevenness=float)
+
 def load_study(
     path: str | Path, # Folder with a records.jsonl that begins with a header
     **where # Return only records with these entries: start='random', warm=0
 ) -> list: # Dictionaries, in the order in which the runs ended
     "The records of a study, each with the shared entries; `ValueError` if `path` holds none"
-    head, *records = read_records(Path(path).expanduser()/'records.jsonl') or [{}]
+    head, *_ = read_records(file := Path(path).expanduser()/'records.jsonl') or [{}]
+    _, *records = read_records(file, _RECORD if 'study' in head else dict, dict) or [{}]
     return [r for r in (head | r for r in records) if r.items() >= where.items()]
 
 # %% ../../nbs/84_labs.study.ipynb #0ba0fbe8
@@ -171,9 +176,11 @@ def study(
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out).expanduser()
     with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']
-    out.mkdir(parents=True, exist_ok=True)
+    if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
+    for setting, job in zip(settings, jobs):
+        if setting['seed'] == seeds[0]: rehearse(held[seeds[0]], job)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
-    with RunFolder(out).acquire():
+    with locked_folder(out, (out/'records.jsonl').exists):
         own = _continue(out/'records.jsonl', head)
         for i, (setting, job) in enumerate(zip(settings, jobs)):
             if load_study(out, **setting): continue
@@ -187,7 +194,7 @@ def _continue(file, head):
     "Write the header, or check the existing one; return the entries that new records must state"
     head = json.loads(json.dumps(head)) # as JSON returns it
     if not (file.exists() and read_records(file)): append_record(file, head)
-    first = read_records(file)[0]
+    first = read_records(file, _RECORD, dict(study=str))[0]
     other = {k: v for k, v in head.items() if first.get(k) != v}
     for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
         raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')

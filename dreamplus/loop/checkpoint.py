@@ -11,44 +11,61 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
-from ..core import load_state, rng_state, save_state, set_rng_state
+import torch
+
+from ..arguments import Natural, NonNegative, arguments
+from ..core import not_a_link, rng_state, save_state, set_rng_state
+from ..files import TensorOf, read_checked
 from .callbacks import LoopCB, load_run_state, run_state
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #3cb7ac4b
+_STATE = {'at': Natural, 'model': dict(pixels=TensorOf(4)), 'rng': dict(cpu=TensorOf(1, torch.uint8)),
+          'callbacks?': {str: dict}, 'opt?': {str: dict}, 'matchers?': {str: dict}} # the shape of a checkpoint
+
 class CheckpointCB(LoopCB):
-    "Saves the state in `checkpoint/`: every `seconds`, at the start, at the end, and before it stops"
+    "Saves the state in `checkpoint/`: at the start, every `checkpoint_seconds`, at the end, and before it stops"
     order, run_valid = 100, True
     def __init__(self, path: Path, # The run folder
-                 seconds: float = 15.): # Least seconds between two checkpoints
-        self.file, self.seconds, self.stop, self.saved = Path(path)/'checkpoint'/'state.safetensors', seconds, False, 0.
+                 checkpoint_seconds: NonNegative = 15.): # Between two checkpoints; before that, one at each report
+        arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds)
+        self.file, self.seconds = Path(path)/'checkpoint'/'state.safetensors', checkpoint_seconds
+        self.stop, self.begun, self.saved = False, 0., 0.
 
     def save(self):
         "Write the state"
         self.learn.guard_cb.check() # raise Diverged instead of saving a state that is not finite
-        self.file.parent.mkdir(exist_ok=True)
+        not_a_link(self.file.parent).mkdir(exist_ok=True)
         save_state(self.file, run_state(self.learn) | dict(rng=rng_state()))
         self.saved = time.monotonic()
 
     def load(self) -> bool: # False if there is no checkpoint
-        "Restore the saved state"
+        "Restore the saved state; `ValueError` for a damaged file, or a callback that is missing"
+        not_a_link(self.file.parent)
         if not self.file.exists(): return False
-        state = load_state(self.file)
-        load_run_state(self.learn, state)
-        set_rng_state(state['rng'])
+        remedy = 'remove it, and the run begins again'
+        state = read_checked(self.file, _STATE, remedy)
+        try:
+            load_run_state(self.learn, state)
+            set_rng_state(state['rng'])
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as e:
+            raise ValueError(f'{self.file} is damaged, or of another run ({shorten(str(e), 100)}); {remedy}') from None
         return True
 
     def before_fit(self):
+        self.begun = time.monotonic()
         if not hasattr(self.learn, 'lr_finder'): self.save()
     def after_batch(self):
         train = self.dls.train
         if self.training and train.at % train.report and train.at < train.total: self.save_if_due()
-    def after_epoch(self): self.save_if_due() # after the report
-    def save_if_due(self):
-        "Write the state if `seconds` have passed, at the end of the run, or before it stops"
+    def after_epoch(self): # after the report
+        self.save_if_due(report=time.monotonic() - self.begun < self.seconds)
+    def save_if_due(self, report=False):
+        "Write the state if it is time, at an early report, at the end of the run, or before it stops"
         if hasattr(self.learn, 'lr_finder'): return
         over = self.dls.train.at >= self.dls.train.total
-        if self.stop or over or time.monotonic() - self.saved >= self.seconds: self.save()
+        if self.stop or over or report or time.monotonic() - self.saved >= self.seconds: self.save()
         if self.stop: raise KeyboardInterrupt
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #b6c91f8c

@@ -23,7 +23,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build, plain_numbers
+from ..arguments import build, check_arguments, plain_numbers
 from ..core import Key, atomic, load_state, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -40,8 +40,8 @@ from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
-from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss,
-                             evaluation, prepare_data)
+from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, SELECTORS, DistillLoss, Iterations,
+                             MatchLoss, chosen_parts, evaluation, prepare_data)
 from ..recipes import METHODS, Method, recipe
 from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
@@ -103,9 +103,10 @@ def make_model(args, data, ipc, start=None) -> SyntheticSet: # start: one's own,
     return model
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
-    "Raise the `ValueError` of a wrong argument without training a bank"
+    "Raise the `ValueError` of a wrong argument without training a bank, and without a folder"
     with TemporaryDirectory() as folder:
-        make_learner(data, job | dict(args=stand_in(job['args'], folder)))
+        args = stand_in(job['args'], folder) if 'bank_folder' in job['args'] else job['args']
+        with seeded(job['seed']): make_learner(data, job | dict(args=args))
 
 def make_loss(args, data, **supplied) -> DistillLoss: # What the run supplies
     "The loss of a method: matchers of views, and matchers of the whole set"
@@ -183,7 +184,7 @@ def make_learner(
     data: ImageData, # On the CPU
     job: dict, # Of `make_job`
     cbs=(), metrics=(), log=None, # As in `distill`
-    path: Path | None = None, # The run folder; None keeps nothing
+    path: Path | None = None, checkpoint_seconds: float = 15., # The run folder, None keeps nothing; as in `distill`
 ) -> Learner: # With `data`, as prepared, `evaluation`, what the set will say of its training, `job`
     "The Learner of a job, with blank pixels; `ValueError` for a job that cannot run"
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules before the clock starts
@@ -207,7 +208,7 @@ def make_learner(
     check_network(loss, loop, data, model)
     budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
     report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path), ShowCB(path, data.classes)] if path else []
+    keep = [CheckpointCB(path, checkpoint_seconds), ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)))
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
@@ -263,13 +264,14 @@ def distill(
     cbs=(), # More callbacks
     metrics=(), # `ValidAccuracy()` measures the accuracy on the validation split at each report
     log: Callable | None = print, # Where report lines go; None for silence
+    checkpoint_seconds: float = 15., # Between two checkpoints in `out`; until then, each report has one
     **overrides # Any argument of the parts; see `arguments_text(all_parts())`. `start` may also be a folder or pixels
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
     job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
     if out: check_new_run(out) # a network bank takes minutes
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None)
+        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None, checkpoint_seconds)
     if out is None: return run_learner(learn)
     with new_run(out, **job_record(learn)) as run:
         if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again
@@ -347,6 +349,15 @@ def _steps_done(run) -> int:
     file = run/'checkpoint'/'state.safetensors'
     return load_state(file)['at'] if file.exists() else 0
 
+def _check_args(file, args):
+    "Raise `ValueError` for arguments in `run.json` that a part would refuse"
+    try:
+        parts = chosen_parts(args)
+        check_arguments({k: v for k, v in args.items() if k not in SELECTORS}, parts)
+    except KeyError as e:
+        raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
+    except ValueError as e: raise ValueError(f'{file}: {e}') from None
+
 def resume(
     out: str | Path, # A run folder
     data: ImageData | str | Path | None = None, # Or where they are now; needed if they came from Python objects
@@ -355,17 +366,20 @@ def resume(
     *, device: str | None = None, # None: that of the run, or the best one here if it is missing
     root: str | Path | None = None, # Folder with the data, if they moved
     outer: int | None = None, # Outer iterations in all, in place of those of the run and of its budget
+    checkpoint_seconds: float = 15., # As in `distill`; may differ from that of the start
     **folders # Where folders of the run's arguments moved, as experts=FOLDER
 ) -> DistilledSet:
     "Continue a run; on a CPU the result is that of a run never stopped, bit for bit. `ValueError` as in `distill`"
     run, info = open_run(out, write=True)
     with run:
+        _check_args(run/'run.json', info['args'])
         data = run_data(out, info, data, root)
         job, changed = continued(info, out, _steps_done(run), device, outer, **folders)
         own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
         if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
             f'{out} was killed before its first images were kept; start it again with another --out')
-        with seeded(info['seed']): learn = make_learner(data, job | own, cbs, metrics, log, run.path)
+        with seeded(info['seed']):
+            learn = make_learner(data, job | own, cbs, metrics, log, run.path, checkpoint_seconds)
         learn.job, say = job, log or (lambda line: None)
         if learn.bank: learn.bank.seconds += info.get('bank_seconds', 0.)
         if changed:

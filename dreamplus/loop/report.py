@@ -20,8 +20,10 @@ from fastai.callback.progress import CSVLogger
 from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder
 from fastprogress import progress_bar
 
+from ..arguments import Count, NonNegative, Share
 from ..core import atomic
 from ..distilled import picture
+from ..files import check_shape
 from .callbacks import LoopCB
 from ..machine import peak_mib
 
@@ -167,10 +169,18 @@ class HistoryCB(CSVLogger):
         self.rows, self.total, self.count = [*s['rows']], s['total'], s['count']
 
 def read_history(path) -> list: # Dictionaries
-    "The rows of `history.csv` in a run folder, as numbers; an empty field is None"
+    "The rows of `history.csv` in a run folder, as numbers; an empty field is None; `ValueError` for a damaged file"
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)
-    with open(Path(path).expanduser()/'history.csv', newline='') as f:
-        return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+    file = Path(path).expanduser()/'history.csv'
+    try:
+        with open(file, newline='', encoding='utf-8') as f:
+            rows = [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+        check_shape(rows, [dict(step=Count, seconds=NonNegative, peak_mib=NonNegative, valid_acc=Share | None)])
+        if not rows: raise ValueError('it has no rows')
+    except OSError as e: raise ValueError(f'{file} cannot be read ({e.strerror}); restore the file') from None
+    except (ValueError, TypeError, csv.Error) as e:
+        raise ValueError(f'{file} is damaged ({e}); restore the file') from None
+    return rows
 
 # %% ../../nbs/62_loop.report.ipynb #31352179
 class ProgressCB(LoopCB):

@@ -191,8 +191,8 @@ def match_terms(
         weight, _, name = map(str.strip, term.rpartition('*'))
         try: value = float(weight or 1)
         except ValueError: value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f'{match=} has the weight {weight!r}, which is not a number; '
+        if not abs(value) <= 10**6: # NaN too
+            raise ValueError(f'{match=} has the weight {weight!r}, which is not a number from -1e6 to 1e6; '
                              'write, for example, gradient + 0.5*embedding')
         MATCHERS.find(name)
         out.append((value, name))

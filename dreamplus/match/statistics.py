@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..arguments import Count, Registry
-from ..core import Key, load_state, save_state
+from ..core import Key, save_state
 from ..data.core import ImageData, to_float
+from ..files import TensorOf, read_cache
 from ..machine import to_device
 from .core import MATCHERS, Matcher, View
 from ..nets.augment import Augment
@@ -78,10 +79,13 @@ def class_statistics(
     return [dict(mean=m, within=v) for m, v in zip(means, within)]
 
 # %% ../../nbs/45_match.statistics.ipynb #65a27b97
-def _unpack(state):
-    "The statistics in a file; `KeyError` if they are not complete"
-    parts = range(max(1, len(state)//2))
-    return [{k: state[f'{k} {i}'] for k in ('mean', 'within')} for i in parts]
+@torch.no_grad()
+def _shape(net, data, statistic):
+    "The tensors in a file of statistics"
+    x = data.normalize(to_float(data.train.x[:1]))
+    found = STATISTICS[statistic](View(net, x[None], torch.zeros(1), graph=False, backward=False))
+    part = lambda e: dict(mean=TensorOf((data.n_classes, e.shape[2])), within=TensorOf(0))
+    return {str(i): part(e) for i, e in enumerate(found)}
 
 def bank_statistics(
     bank: Bank, # Loaded
@@ -95,16 +99,17 @@ def bank_statistics(
     out, start = [], time.monotonic()
     for member, net, weights in zip(bank.members, bank.nets, bank.digests):
         facts = dict(augment=str(augment), n=n, weights=weights, statistic=statistic)
+        shape = _shape(net, data, statistic)
         file = bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
-        try: known = _unpack(load_state(file))
-        except (ValueError, KeyError): # absent, or damaged
+        known = read_cache(file, shape)
+        if known is None:
             if log:
                 log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
             key = Key(bank.info['training']['bank_seed'], 'statistics')
             known = class_statistics(net, data, augment, n, key, statistic=statistic)
-            parts = enumerate(known)
-            save_state(file, {f'{k} {i}': v for i, part in parts for k, v in part.items()})
-        out.append([{k: v.to(data.device) for k, v in part.items()} for part in known])
+            known = dict(zip(shape, known))
+            save_state(file, known)
+        out.append([{k: v.to(data.device) for k, v in part.items()} for part in known.values()])
     bank.seconds += time.monotonic() - start
     return out
 

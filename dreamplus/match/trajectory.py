@@ -119,7 +119,7 @@ class TrajectoryMatcher(Matcher):
                  expert_epochs: Count = 3, # Epochs of the expert between start and target
                  max_start: Count = 25, # The start epoch is below this number
                  augment: str = 'color_crop_cutout', # One of these operations for each step
-                 syn_lr: float | None = None, # Initial learning rate of the student
+                 syn_lr: NonNegative | None = None, # Initial learning rate of the student
                  lr_lr: NonNegative = 0.): # Learning rate of the student's learning rate
         if experts is None:
             raise ValueError('experts=None: give a folder of experts; `dreamplus experts` trains them')
@@ -129,13 +129,14 @@ class TrajectoryMatcher(Matcher):
                    max_start=max_start, syn_lr=syn_lr, lr_lr=lr_lr)
         for name, value in own.items(): arguments(TrajectoryMatcher)[name].check(value)
         with seeded(0): student = make().train() # not a submodule: its own weights are never used
-        vars(self).update(own, data=data, make=make, experts=Experts(experts),
+        vars(self).update(own, data=data, make=make,
+                          experts=experts if isinstance(experts, Experts) else Experts(experts),
                           augment=Augment(augment, 'one'), student=student)
         if form != 'plain' and not _is_steady(self.student, data):
             raise ValueError(f"{form=} takes each step twice, but the output of the network is random; "
                              "use form='plain'")
         self.experts.check(data, self.student)
-        if not len(self.experts):
+        if not len(self.experts) and not self.experts.planned:
             raise ValueError(f'{experts} holds no finished expert; train them with `dreamplus experts`')
         if (last := max_start - 1 + expert_epochs) > self.experts.epochs:
             raise ValueError(f'{max_start=} and {expert_epochs=} reach epoch {last}, but the experts '

@@ -14,18 +14,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from filelock import FileLock
 
-from ..arguments import Count, Folder, Momentum, Natural, NonNegative, Share
-from ..core import Key, load_state, read_json, save_state, write_json
+from ..arguments import Bounds, Count, Folder, Momentum, Natural, NonNegative, Share
+from ..core import Key, not_a_link, remove_leftovers, save_state, write_json
 from ..data.core import ImageData
 from ..data.whiten import WhitenedData
+from ..files import Positive, TensorOf, read_checked
 from ..machine import cache_folder, versions
 from .augment import Augment
 from .facts import digest_of, network_facts
+from ..runs import others_in
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
 from .zoo import check_trainable
@@ -52,14 +54,23 @@ def data_facts(data: ImageData) -> dict: # JSON values
                 **constants)
 
 # %% ../../nbs/27_nets.bank.ipynb #c5456d0f
+_ANEW = 'remove it, and it is made anew' # the remedy for a damaged file
+_FACTS = dict(data=dict(digest=str, held=([float], None), whitened=bool, mean=[float], std=[Positive]),
+              net=dict(modules=str, code=str), training=dict(bank_seed=Natural)) # the shape of bank.json
+
 class Member(NamedTuple):
     "One network of a bank at one stage"
-    net: int # Index of the network
-    stage: int | float # Steps, or accuracy
-    step: int # Steps that it was trained for
-    accuracy: float # On real training images
-    seconds: float # Of its training, from the beginning
+    net: Natural # Index of the network
+    stage: Annotated[float, Bounds(0)] # Steps, or accuracy
+    step: Natural # Steps that it was trained for
+    accuracy: Share # On real training images
+    seconds: NonNegative # Of its training, from the beginning
     file: Path
+
+    def read(self) -> dict: # As `Trainee.state_dict` returns it
+        "The state of its training; `ValueError` if the file is damaged"
+        shape = dict(net={str: TensorOf(dtype=None)}, step=Natural, seconds=NonNegative, accuracy=Share)
+        return read_checked(self.file, shape | {'momentum?': dict, 'stream?': dict}, _ANEW)
 
 @dataclass(frozen=True)
 class BankTraining:
@@ -121,19 +132,17 @@ class Bank:
         self.path, self.seconds, self.nets = Path(path).expanduser(), 0., []
         if not (self.path/'bank.json').exists():
             raise ValueError(f'{self.path} holds no network bank; `dreamplus bank` makes one')
-        self.info = read_json(self.path/'bank.json')
-        if not isinstance(self.info, dict) or not {'data', 'net', 'training'} <= {*self.info}:
-            raise ValueError(
-                f'{self.path/"bank.json"} is damaged; remove the folder, and the bank is made anew')
+        self.info = read_checked(self.path/'bank.json', _FACTS | dict(name=str),
+                                 'remove the folder, and the bank is made anew')
         found = [self._member(f) for f in sorted(self.path.glob('net[0-9]*.json'))]
         if nets is not None: found = [m for m in found if m.net < nets]
         if stages is not None: found = [m for m in found if m.stage in stages]
         self.members = sorted(found)
 
     def _member(self, file):
-        try: return Member(**read_json(file), file=file.with_suffix('.safetensors'))
-        except (ValueError, TypeError):
-            raise ValueError(f'{file} is damaged; remove it, and it is made anew') from None
+        shape = {k: kind for k, kind in Member.__annotations__.items() if k != 'file'}
+        found = read_checked(file, shape, _ANEW)
+        return Member(**{k: found[k] for k in shape}, file=file.with_suffix('.safetensors'))
 
     def __len__(self): return len(self.members)
 
@@ -142,9 +151,9 @@ class Bank:
         self.nets, self.digests = [], []
         for m in self.members:
             with Key(0).seeded(): net = make()
-            try: net.load_state_dict(state := load_state(m.file)['net'])
-            except (ValueError, KeyError, RuntimeError):
-                raise ValueError(f'{m.file} is damaged; remove it, and it is made anew') from None
+            try: net.load_state_dict(state := m.read()['net'])
+            except RuntimeError:
+                raise ValueError(f'{m.file} is damaged: its weights do not fit the network; {_ANEW}') from None
             weights = b''.join(value.numpy().tobytes() for value in state.values())
             self.digests.append(hashlib.sha256(weights).hexdigest()[:12])
             self.nets.append(net.eval())
@@ -190,7 +199,11 @@ def _extend(path, data, make, how, k, stages, log):
     alike = [m for m in done if m.file.exists() and (
         m.step <= missing[0] if isinstance(missing[0],
                                            int) else type(m.stage) is float and m.stage < missing[0])]
-    if alike: trainee.load_state_dict(load_state(max(alike, key=lambda m: m.step).file))
+    if alike:
+        last = max(alike, key=lambda m: m.step)
+        try: trainee.load_state_dict(last.read())
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(f'{last.file} is damaged: it does not fit the training; {_ANEW}') from None
     before = trainee.seconds
     for stage in missing:
         _reach(trainee, stage, log)
@@ -227,10 +240,10 @@ def missing_members(
 
 def check_facts(path: Path, facts: dict): # A folder with `bank.json`; what it must say
     "Raise `ValueError` if a bank was made from other data, for another network or by other training"
-    info = read_json(path/'bank.json')
+    info = Bank(path).info
     for part, entries in facts.items():
         for key, value in entries.items():
-            used = info[part][key]
+            used = info[part].get(key)
             if json.dumps(used) != json.dumps(value): raise ValueError(
                 f'{path} was made with {part} {key}={str(used)[:60]!r}, not {str(value)[:60]!r}; '
                 'use the same, or another folder')
@@ -253,17 +266,19 @@ def network_bank(
     if not missing_members(path, bank_nets, stages): # nothing is written
         check_facts(path, facts)
         return Bank(path, bank_nets, stages).load(make)
+    if not (path/'bank.json').exists() and others_in(path):
+        raise ValueError(f'{path} holds other files and no network bank; use another folder')
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path/'.lock'): # a second process waits for the first
-        for p in path.glob('.*.tmp'): p.unlink() # of a killed process
+    with FileLock(not_a_link(path/'.lock')): # a second process waits for the first
+        remove_leftovers(path)
         if not (path/'bank.json').exists():
-            if any(p.name[0] != '.' for p in path.iterdir()):
-                raise ValueError(
-                    f'{path} holds other files and no network bank; use another folder')
             write_json(path/'bank.json', dict(name=data.name, versions=versions(), **facts))
         check_facts(path, facts)
-        seconds = sum(_extend(path, data, make, bank_training, k, stages,
-                              log) for k in range(bank_nets))
+        try: seconds = sum(_extend(path, data, make, bank_training, k, stages,
+                                   log) for k in range(bank_nets))
+        except ValueError:
+            if not Bank(path).members: (path/'bank.json').unlink() # it would keep the arguments that failed
+            raise
     found = Bank(path, bank_nets, stages).load(make)
     found.seconds = seconds
     return found

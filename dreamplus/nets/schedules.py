@@ -8,12 +8,13 @@ __all__ = ['SCHEDULES', 'NetworkSchedule', 'RealNetworks', 'SyntheticNetworks', 
 # %% ../../nbs/28_nets.schedules.ipynb #eb796178
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from fastcore.meta import delegates
 from torch import nn
 
-from ..arguments import Count, Momentum, Natural, NonNegative, Registry, Share
+from ..arguments import Bounds, Count, Momentum, NonNegative, Registry, Share
 from ..core import Key, seeded
 from ..data.core import ImageData, to_float
 from ..machine import to_device
@@ -79,8 +80,8 @@ class NetworkSchedule:
 class RealNetworks(NetworkSchedule):
     "Networks that are trained on real images (IDC 2022; DREAM, DREAM+ 2023)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
-                 n_data: Natural = 2000, # Real images to train the network on after each update
-                 warm_epochs: NonNegative = 0., # Epochs on real images before the first update
+                 n_data: Annotated[int, Bounds(0, 10**9)] = 2000, # Real images of its training after each update
+                 warm_epochs: Annotated[float, Bounds(0, 10**4)] = 0., # Epochs on real images before the first update
                  **kwargs):
         super().__init__(data, make, inner, **kwargs)
         self.stream = Stream(len(data.train), self.batch, data.device)
@@ -115,7 +116,7 @@ SCHEDULES['real'] = RealNetworks
 class SyntheticNetworks(NetworkSchedule):
     "Networks that are trained on the synthetic images (DC, ICLR 2021; DSA, ICML 2021)"
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
-                 net_epochs: Natural = 0, # Epochs over the synthetic images after each update
+                 net_epochs: Annotated[int, Bounds(0, 10**4)] = 0, # Epochs over the synthetic images after each update
                  **kwargs):
         super().__init__(data, make, inner, **kwargs)
         self.epochs = net_epochs
