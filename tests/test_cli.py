@@ -24,6 +24,7 @@ from dreamplus.arguments import arguments
 from dreamplus.cli import COMMANDS, main
 from dreamplus.options import make_parser
 from dreamplus.core import load_state, read_json, toy_images, write_json
+from dreamplus.data.datasets import DATASETS, Dataset
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.validate import ValidAccuracy
@@ -401,10 +402,13 @@ def test_folder_as_asked(here):
     shutil.rmtree(toys)
     refused('resume', 'run', says=['toys, which does not exist here', '--data FOLDER'])
 
-def test_recipe_with_constants_of_its_own(here):
-    write_images(here/'cifar100')
-    done(*TINY, './cifar100', '--out', 'run') # whose recipe normalises as for CIFAR-10
-    assert read_json('run/distilled.json')['mean'] == pytest.approx([.4914, .4822, .4465])
+def test_recipe_with_constants_of_its_own(here, monkeypatch):
+    monkeypatch.setitem(DATASETS, 'toys', Dataset(like='cifar100')) # whose recipe normalises as for CIFAR-10
+    write_images(here/'toys'), write_images(here/'cifar100')
+    for name in 'toys', 'cifar100': done(*TINY, f'./{name}', '--out', f'run-{name}')
+    assert read_json('run-toys/distilled.json')['mean'] == pytest.approx([.4914, .4822, .4465])
+    mean = load_data('./toys').mean.flatten().tolist() # three classes are not CIFAR-100
+    assert read_json('run-cifar100/distilled.json')['mean'] == pytest.approx(mean)
 
 def test_folder_too_small_for_ipc(here):
     write_images(here/'toys', (6, 2, 6))
