@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from ..arguments import Natural, brief
+from ..arguments import Natural
 from ..core import not_a_link, remove_leftovers, write_json
 from .core import fingerprint
 from .datasets import DATASETS
