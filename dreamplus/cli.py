@@ -10,12 +10,14 @@ __all__ = ['COMMANDS', 'distill', 'plan', 'evaluate', 'show', 'resume', 'scores'
 import os
 import signal
 import sys
-import warnings
-from contextlib import suppress
+import traceback
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from .core import atomic, read_json
-from .options import make_parser, overrides, read_epochs, read_numbers
+from .messages import (error_text, fault_text, os_error_text, plain_warnings,
+                                steady_output)
+from .options import (make_parser, overrides, parse_command, read_epochs,
+                               read_numbers)
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
 def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
@@ -26,6 +28,23 @@ def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `di
     check_protocol(protocol, {})
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
+
+# %% ../nbs/90_cli.ipynb #8b11c89c
+@contextmanager
+def _new_folder(name: str):
+    "A new folder under runs/, made at once so that no other process takes it, and removed if it stays empty"
+    runs = Path('runs')
+    ours = not runs.exists()
+    for k in range(1, 10_000):
+        path = runs/(name if k == 1 else f'{name}-{k}')
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    else: raise ValueError(f'runs/ is full of {name}; give an --out')
+    try: yield path
+    finally:
+        for p in (path, runs)[:1 + ours]:
+            with suppress(OSError): p.rmdir() # if it is empty
 
 # %% ../nbs/90_cli.ipynb #ac68fe30
 def _result_lines(result: dict) -> str: # What `result.json` holds
@@ -75,21 +94,15 @@ def distill(
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid)
-    out = Path(out) if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **given)
-    what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-    print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
-    d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
-              metrics=_validation(images), **given)
+    name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
+    with nullcontext(Path(out)) if out else _new_folder(name) as out:
+        what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
+        print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
+        d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps,
+                  minutes=minutes, metrics=_validation(images), **given)
     return _finish(out, images, protocol, nets)
-
-def _new_folder(name) -> Path:
-    "A folder under runs/ that does not exist yet"
-    for k in range(1, 10_000):
-        path = Path('runs')/(name if k == 1 else f'{name}-{k}')
-        if not path.exists(): return path
-    raise ValueError(f'runs/ is full of {name}; name an --out')
 
 def _validation(images) -> list:
     "The metric for the accuracy on the validation split, if there is one"
@@ -138,6 +151,7 @@ def show(
     out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
 ):
     "Write the picture of a run's images and say what is in the run"
+    from dreamplus.core import atomic, read_json
     from dreamplus.distilled import load_distilled
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
@@ -372,35 +386,39 @@ def _how_to_continue(name: str) -> str: # Of a command
     again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce')
     return 'the same command continues' if again else 'nothing is left to continue'
 
-def _error_line(e: Exception, name: str): # str or None
-    "A line on what the user can do about an error of a command; None for an error of this package"
-    large = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum'
-    if isinstance(e, (ValueError, OSError)): return str(e)
-    text = ' '.join(str(e).split())
-    if isinstance(e, RuntimeError) and any(s in text for s in large):
-        return f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})'
-    reads = name in ('evaluate', 'scores', 'show', 'resume') # what a run folder says
-    if reads and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
-        return (f'the run folder is damaged ({type(e).__name__}: {text[:90]}); restore what was '
-                'changed in its folder, or set DREAMPLUS_DEBUG=1 to see where it fails')
+def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status
+    "Say in one line what is wrong, and what to do"
+    folder = kw.get('run') or kw.get('runs') # whose files an error may come from
+    text = error_text(e, f'the run folder {folder}' if folder else '')
+    if verbose: traceback.print_exception(e)
+    print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
+    return 2 if text else 3
 
+def _run(argv: list, out, err) -> int: # What the shell passed; where output goes. Exit status
+    "Run one command"
+    name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
+    try:
+        if not argv: return make_parser(COMMANDS, '').print_help() or 0
+        name, kw, how = parse_command(COMMANDS, argv)
+        return COMMANDS[name](**kw) or 0
+    except SystemExit as e: return e.code or 0 # after --help and --version
+    except Exception as e: return _failed(e, name, kw, verbose)
+    except KeyboardInterrupt:
+        print(f'\nstopped; {_how_to_continue(name)}', file=err)
+        return 130
+
+# %% ../nbs/90_cli.ipynb #73f78afb
 def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
-    "Run one command"
+    "Run one command, whatever its output can show"
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
-    warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
-    argv = sys.argv[1:] if argv is None else argv
-    wanted = next((a for a in argv if a in COMMANDS), None)
-    kw = vars(make_parser(COMMANDS, wanted).parse_args(argv))
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command = COMMANDS[name := kw.pop('command')]
-    try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
-    except Exception as e:
-        if os.environ.get('DREAMPLUS_DEBUG') or not (text := _error_line(e, name)): raise
-        print(f'dreamplus: error: {text}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'\nstopped; {_how_to_continue(name)}', file=sys.stderr)
-        return 130
+    with steady_output() as (out, err), plain_warnings():
+        status = _run(sys.argv[1:] if argv is None else argv, out, err)
+        out.flush()
+        if out.full and not status:
+            print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)
+            return 2
+    return status

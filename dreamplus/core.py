@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def write_json(path: str | Path, # The file to write
 def read_json(path: str | Path): # A JSON file
     "Read `path`; `ValueError` that names the file if it is missing or damaged"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist') from None
+    except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist; check the path') from None
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise ValueError(f'{Path(path)} is not JSON ({e}); restore or remove the file') from None
 
@@ -166,7 +167,11 @@ def save_state(path: str | Path, # The file to write
     rest = {k: v for k, v in flat.items() if k not in tensors}
     with atomic(path) as tmp:
         try: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
-        except SafetensorError as e: raise OSError(errno.EIO, f'could not be written ({e})', str(path)) from None
+        except SafetensorError as e: # its text ends in (os error 28)
+            number = re.search(r'os error (\d+)', str(e))
+            code = int(number[1]) if number else errno.EIO
+            said = os.strerror(code) if number else f'could not be written ({e})'
+            raise OSError(code, said, str(path)) from None
         tmp.chmod(0o644) # safetensors makes files that only their owner can read
 
 def load_state(path: str | Path, # A file that save_state wrote
@@ -175,8 +180,9 @@ def load_state(path: str | Path, # A file that save_state wrote
     try:
         with safe_open(path, 'pt') as f:
             flat = {k: f.get_tensor(k) for k in f.keys()} | json.loads((f.metadata() or {}).get('json', '{}'))
-    except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist') from None
-    except SafetensorError as e: raise ValueError(f'{Path(path)} is damaged ({e})') from None
+    except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist; check the path') from None
+    except SafetensorError as e:
+        raise ValueError(f'{Path(path)} is damaged ({e}); restore or remove the file') from None
     return _nest(flat)
 
 # %% ../nbs/00_core.ipynb #30d29551

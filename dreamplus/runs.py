@@ -8,9 +8,11 @@ __all__ = ['RunFolder', 'check_new_run', 'new_run', 'open_run', 'append_record',
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
 import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .core import read_json, write_json
@@ -35,6 +37,17 @@ class RunFolder:
                              'or use another --out') from None
         for p in self.path.rglob('.*.tmp'): p.unlink(missing_ok=True)
         return self
+
+# %% ../nbs/08_runs.ipynb #f5a7a7fb
+@patch
+def wait(self: RunFolder):
+    "Take the lock as `acquire` does, but wait while another process has it"
+    try: self.lock.acquire()
+    except Timeout:
+        warnings.warn(f'{self.path} is in use by another process; waiting for it', stacklevel=2)
+        self.lock.acquire(timeout=-1)
+    try: return self.acquire()
+    finally: self.lock.release() # it was taken twice
 
 # %% ../nbs/08_runs.ipynb #5c4d6b33
 def _remove_empty(path, made):
@@ -77,7 +90,8 @@ def open_run(
     "An existing run folder; `ValueError` if it is not a run folder, is of another version, or is being written"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f'{path} is not a folder; `dreamplus distill --out {path}` makes a run')
-    if not (path/'run.json').exists(): raise ValueError(f'{path} is not a run folder: it holds no run.json')
+    if not (path/'run.json').exists(): raise ValueError(
+        f'{path} is not a run folder: it holds no run.json; give the folder of a run')
     info = read_json(path/'run.json')
     if not isinstance(info, dict) or 'format' not in info:
         raise ValueError(f'{path/"run.json"} was not written by dreamplus; give a run folder')
@@ -124,7 +138,7 @@ def read_records(
     path: str | Path, # A file that append_record wrote
 ) -> list: # Of dictionaries
     "All records of a file; `ValueError` for a missing file or a damaged line"
-    if not Path(path).is_file(): raise ValueError(f'{Path(path)} does not exist')
+    if not Path(path).is_file(): raise ValueError(f'{Path(path)} does not exist; check the path')
     *lines, last = Path(path).read_bytes().split(b'\n') # the last is empty, or was cut off
     records = []
     for i, line in enumerate(lines, 1):

@@ -26,6 +26,7 @@ from ..core import load_state, save_state
 from .core import ImageData, Split, fingerprint, set_aside, to_bytes
 from .datasets import DATASETS
 from ..machine import cache_folder
+from ..runs import RunFolder
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
 def _rechannel(x, channels):
@@ -284,7 +285,8 @@ def _cached(folder, trees, fit, progress):
         with closing(decode_files(p, fit)) as images: xs.append(stack_images(images, p, progress))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_state(path, dict(listing=listing, x={str(i): x for i, x in enumerate(xs)}))
+        with RunFolder(path.parent).wait(): # which removes what a killed process left
+            save_state(path, dict(listing=listing, x={str(i): x for i, x in enumerate(xs)}))
     except (OSError, SafetensorError) as e:
         warnings.warn(f'{path} cannot be written ({e}), so the next load decodes again; '
                       'set DREAMPLUS_CACHE to a folder with room', stacklevel=5)

@@ -32,7 +32,7 @@ from ..loop.distill import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.train import check_compiler
 from ..nets.zoo import network
-from ..runs import open_run
+from ..runs import RunFolder, open_run
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
 
@@ -105,8 +105,9 @@ def remember(
     except (ValueError, KeyError, TypeError, OSError): result = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if text: write_json(path, key | dict(result=result))
-        else: save_state(path, dict(result=result))
+        with RunFolder(path.parent).wait(): # which removes what a killed process left
+            if text: write_json(path, key | dict(result=result))
+            else: save_state(path, dict(result=result))
     except OSError as e:
         warnings.warn(f'{path} cannot be written ({e}), so the result will be computed again; '
                       'set DREAMPLUS_CACHE to a folder with enough space', stacklevel=6)
@@ -282,28 +283,29 @@ def evaluate_run(
     "Score the distilled set of a run and write `result.json`"
     check_baselines(rows, n)
     run, info = open_run(out)
-    dset, begun = load_distilled(out), time.monotonic()
-    data = run_data(out, info, data)
+    dset, data = load_distilled(out), run_data(out, info, data)
     device, e, file = pick_device(device or info['device']), evaluation_of(dset), run/'start.safetensors'
     start = load_state(file)['pixels'] if file.exists() else None
-    label, last = label_of(protocol, changes), {} if again else _record(run/'result.json')
+    label, seed, C = label_of(protocol, changes), 1000*info['seed'], len(dset.classes)
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
-    said = [(row['set'], row['n']) for row in last.get('rows', [])]
-    if (last.get('protocol'), last.get('device'), said) == (label, str(device), asked):
-        if log: [log(row) for row in last['rows']]
-        return last
-    seed, C = 1000*info['seed'], len(dset.classes)
-    p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
-    results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
-    seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
-    if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training in all
-        seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
-    result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                  arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
-                  device=str(device), rows=results, test_uses=next_use(out), seconds=seconds,
-                  training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
-                  versions=versions(), data=info['data']['digest'])
-    write_json(run/'result.json', result)
+    with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
+        begun, last = time.monotonic(), {} if again else _record(run/'result.json')
+        said = [(row['set'], row['n']) for row in last.get('rows', [])]
+        if (last.get('protocol'), last.get('device'), said) == (label, str(device), asked):
+            if log: [log(row) for row in last['rows']]
+            return last
+        p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C,
+                          **changes)
+        results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
+        seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
+        if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
+            seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
+        result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                      arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
+                      device=str(device), rows=results, test_uses=next_use(out), seconds=seconds,
+                      training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
+                      versions=versions(), data=info['data']['digest'])
+        write_json(run/'result.json', result)
     return result
 
 # %% ../../nbs/72_judge.evaluate.ipynb #41c9a1e2

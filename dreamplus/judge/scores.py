@@ -9,6 +9,7 @@ __all__ = ['ARCHS_COMPARED', 'for_network', 'check_networks', 'cross', 'cross_ta
 # %% ../../nbs/74_judge.scores.ipynb #9f82a47c
 import math
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,11 +163,16 @@ def robust_table(
 
 # %% ../../nbs/74_judge.scores.ipynb #04e95790
 def _fitting(dset, data, protocol, changes):
-    "The networks that can be trained on the images of a set"
-    for arch in ARCHS_COMPARED:
-        try: check_networks([for_network(dset, arch)], data, protocol, **changes)
-        except ValueError: continue
-        yield arch
+    "The networks that can be trained on the images of a set; a warning names the others"
+    def fits(arch):
+        try: return check_networks([for_network(dset, arch)], data, protocol, **changes) is None
+        except ValueError: return False
+    fit = tuple(filter(fits, ARCHS_COMPARED))
+    if others := [arch for arch in ARCHS_COMPARED if arch not in fit]:
+        shape = 'x'.join(map(str, data.train.x.shape[1:]))
+        warnings.warn(f'networks that cannot be trained on images of {shape} are left out: {", ".join(others)}',
+                      stacklevel=3)
+    return fit
 
 def score_run(
     out: str | Path, # A finished run folder
@@ -184,15 +190,16 @@ def score_run(
     device = pick_device(device or info['device'])
     changes = {k: v for k, v in kw.items() if k not in _CALL}
     check_protocol(protocol, changes | dict(soft=soft)) # `ValueError` before any work
-    if archs is None: archs = tuple(_fitting(dset, data, protocol, changes))
+    if archs is None: archs = _fitting(dset, data, protocol, changes)
     else: check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
     own = dict(protocol=protocol, n=n, seed=1000*info['seed'], device=device) | kw
-    uses = next_use(out)
-    record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
-                  robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
-                  dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                  seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
-                  test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
-                  data=info['data']['digest'])
-    write_json(run/'scores.json', record)
+    with run.wait():
+        uses = next_use(out)
+        record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
+                      robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
+                      dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                      seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
+                      test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
+                      data=info['data']['digest'])
+        write_json(run/'scores.json', record)
     return record

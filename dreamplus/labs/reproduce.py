@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core import write_json
 from ..machine import hardware, pick_device
 from ..tables import markdown_table
-from ..runs import open_run
+from ..runs import RunFolder, open_run
 from ..data.datasets import DATASETS
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -120,7 +120,7 @@ def reproduce(
     out = Path(out or Path('reproduced')/name.replace('/', '-'))
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]
     record = _record(name, results, seeds, pick_device(device), overrides)
-    write_json(out/'reproduced.json', record)
+    with RunFolder(out).wait(): write_json(out/'reproduced.json', record)
     return record
 
 # %% ../../nbs/86_labs.reproduce.ipynb #98f3f4d5

@@ -112,7 +112,8 @@ class Hooked(nn.Module):
         self.module = module
         try: self.head = self._find(torch.zeros(1, channels, size, size))
         except RuntimeError as e:
-            raise ValueError(f'the network fails on images of {channels}x{size}x{size}: {e}') from None
+            raise ValueError(f'the network fails on images of {channels}x{size}x{size}: {e}; '
+                             'use another network, or images of another size') from None
 
     @torch.no_grad()
     def _find(self, x):
@@ -254,6 +255,7 @@ def check_trainable(
     x = torch.zeros(min(n, 2), channels, size, size, device=next(net.parameters()).device)
     try: deepcopy(net).train()(x)
     except (RuntimeError, ValueError) as e:
-        if 'more than 1 value' not in str(e): raise ValueError(f'the network fails in training: {e}') from None
+        if 'more than 1 value' not in str(e): raise ValueError(
+            f'the network fails in training: {e}; use another network, or images of another size') from None
         raise ValueError(f"a batch norm of this network sees one pixel of {size=} images, and one image at a time; use "
                          "norm='layer', at least two images for each class (ipc, factor), or a ConvNet") from None
