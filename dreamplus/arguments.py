@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'NonNegative', 'Share', 'Momentum', 'Bounds', 'Argument', 'arguments', 'build', 'Registry',
-           'union', 'check_arguments', 'arguments_text']
+           'union', 'check_arguments', 'arguments_text', 'checked']
 
 # %% ../nbs/02_arguments.ipynb #da2ea56e
 import difflib
@@ -12,9 +12,11 @@ import inspect
 import math
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
 
+import torch
 from fastcore.docments import docments
 
 # %% ../nbs/02_arguments.ipynb #429363ab
@@ -165,3 +167,44 @@ def arguments_text(
             doc = f'{a.doc} ' if a.doc else ''
             lines.append(f'  {a.name}={a.default}'.ljust(26) + f'  {doc}({a.text})')
     return '\n'.join(lines)
+
+# %% ../nbs/02_arguments.ipynb #699df841
+_ALIKE = {float: (float, int), list: (list, tuple), tuple: (tuple, list), Path: (Path, str),
+          str: (str, torch.device)}
+_MAKERS = dict(ImageData='load_data makes one', DistilledSet='distill makes one, load_distilled reads one',
+               Tensor='torch.as_tensor makes one')
+
+def _types(a) -> tuple:
+    "The types of an annotation; () if it allows anything that can be checked only by its use"
+    if a is None: return (types.NoneType,)
+    if get_origin(a) is Annotated: return _types(get_args(a)[0])
+    if get_origin(a) is Literal: return (str,)
+    if get_origin(a) in (Union, types.UnionType):
+        every = [*map(_types, get_args(a))]
+        return sum(every, ()) if all(every) else ()
+    kind = get_origin(a) or a
+    return (kind,) if isinstance(kind, type) and kind is not inspect.Parameter.empty else ()
+
+def checked(f: Callable) -> Callable: # With the signature and the documentation of f
+    "Check the types of all arguments of a function with each call; `TypeError` that says what to give"
+    signature = inspect.signature(f)
+    allowed = {name: _types(p.annotation) for name, p in signature.parameters.items()
+               if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    @wraps(f)
+    def call(*args, **kw):
+        bound = signature.bind(*args, **kw)
+        for name, value in bound.arguments.items():
+            kinds = allowed.get(name, ())
+            if not kinds or value is signature.parameters[name].default: continue
+            fits = [k for kind in kinds for k in _ALIKE.get(kind, (kind,))]
+            number = getattr(value, 'shape', None) == () and torch.Tensor not in kinds # of numpy or torch
+            plain = value.item() if number else value
+            if isinstance(plain, tuple(fits)) and (type(plain) is not bool or bool in fits): continue
+            if isinstance(plain, float) and int in kinds:
+                raise ValueError(f'{name}={plain!r} must be a whole number')
+            names = ['None' if k is types.NoneType else k.__name__ for k in dict.fromkeys(kinds)]
+            hint = next((f'; {_MAKERS[n]}' for n in names if n in _MAKERS), f'; see help({f.__name__})')
+            raise TypeError(f'{f.__name__}({name}={str(value)[:40]!r}): {name} must be {" or ".join(names)}, '
+                            f'not {type(value).__name__}{hint}')
+        return f(*args, **kw)
+    return call

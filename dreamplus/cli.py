@@ -7,17 +7,20 @@ __all__ = ['COMMANDS', 'distill', 'plan', 'evaluate', 'show', 'resume', 'scores'
            'reproduce', 'methods', 'main']
 
 # %% ../nbs/90_cli.ipynb #68b72b87
+import json
 import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 from .messages import (error_text, fault_text, os_error_text, plain_warnings,
                                 steady_output)
 from .options import (make_parser, overrides, parse_command, read_epochs,
                                read_numbers)
+from .progress import quiet, say
+from .tables import plain_tables
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
 def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
@@ -29,41 +32,30 @@ def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `di
     if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
 
-# %% ../nbs/90_cli.ipynb #8b11c89c
-@contextmanager
-def _new_folder(name: str):
-    "A new folder under runs/, made at once so that no other process takes it, and removed if it stays empty"
-    runs = Path('runs')
-    ours = not runs.exists()
-    for k in range(1, 10_000):
-        path = runs/(name if k == 1 else f'{name}-{k}')
-        with suppress(FileExistsError):
-            path.mkdir(parents=True)
-            break
-    else: raise ValueError(f'runs/ is full of {name}; give an --out')
-    try: yield path
-    finally:
-        for p in (path, runs)[:1 + ours]:
-            with suppress(OSError): p.rmdir() # if it is empty
-
 # %% ../nbs/90_cli.ipynb #ac68fe30
-def _result_lines(result: dict) -> str: # What `result.json` holds
-    "The result of a run as a table for people"
-    from dreamplus.judge.evaluate import format_row
-    head = ('{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, '
-            'protocol {protocol}').format(**result)
-    return '\n'.join([head, *map(format_row, result['rows'])])
+def _result_head(result: dict) -> str: # What `result.json` holds, or its first entries
+    "The line above the accuracies of a run"
+    about = '{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, protocol {protocol}'
+    return about.format(**result)
 
-def _finish(out, images, protocol, nets): # Of a run whose images are distilled
-    "Evaluate a run and print its table"
-    from dreamplus.judge.evaluate import evaluate_run
+def _evaluate(out, images, protocol, nets, **kw) -> dict: # As evaluate_run
+    "Evaluate a run, and print each accuracy as soon as it is known"
+    from dreamplus.distilled import load_distilled
+    from dreamplus.judge.evaluate import evaluate_run, format_row
+    from dreamplus.runs import open_run
+    info, dset = open_run(out)[1], load_distilled(out)
+    print(_result_head(dict(dataset=info['data']['name'], method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                            protocol=protocol)))
+    return evaluate_run(out, images, protocol, nets, log=lambda row: print(format_row(row)), **kw)
+
+def _finish(out, images, protocol, nets) -> dict: # Of a run whose images are distilled
+    "Evaluate a run, and print where it is"
+    result = _evaluate(out, images, protocol, nets) if nets else {}
     if nets:
-        said = lambda row: print(f'  {row["set"]} done', file=sys.stderr)
-        result = evaluate_run(out, images, protocol, nets, log=said)
         s = result['seconds']
-        print(f'{_result_lines(result)}\ndistilled in {s["distill"]:.0f} s, '
-              f'evaluated in {s["evaluate"]:.0f} s')
+        print(f'distilled in {s["distill"]:.0f} s, evaluated in {s["evaluate"]:.0f} s')
     print(f'run folder: {out}')
+    return result | dict(run=str(out))
 
 # %% ../nbs/90_cli.ipynb #f3c0ee19
 def distill(
@@ -91,17 +83,18 @@ def distill(
     from dreamplus.loop import distill as d
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe
+    from dreamplus.runs import free_folder
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid)
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **given)
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
-    with nullcontext(Path(out)) if out else _new_folder(name) as out:
+    with nullcontext(Path(out)) if out else free_folder('runs', name) as out:
         what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-        print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
+        say(f'{images}\n{method} ({what}), ipc {ipc}, into {out}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps,
-                  minutes=minutes, metrics=_validation(images), **given)
+                  minutes=minutes, metrics=_validation(images), log=say, **given)
     return _finish(out, images, protocol, nets)
 
 def _validation(images) -> list:
@@ -113,14 +106,15 @@ def _validation(images) -> list:
 def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, device, **given):
     "Estimate the time, memory and disk space of distilling DATA on this machine"
     _check_request(method, ipc, nets, protocol)
-    from dreamplus.data.sources import load_data
     from dreamplus.labs import plan as p
     from dreamplus.machine import keep_memory
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = p.plan_data(data, root, size, channels, resize)
+    if images.digest == 'random': say(f'{data} is not here: planned with random images of its shape')
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}\n{p.format_plan(found)}')
+    return found
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes')
 
@@ -136,13 +130,13 @@ def evaluate(
 ):
     "Train fresh networks on a run's images and on real ones, and write result.json"
     from dreamplus.machine import keep_memory
-    from dreamplus.judge.evaluate import ROWS, evaluate_run, format_row
+    from dreamplus.judge.evaluate import ROWS
     keep_memory()
     fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
     names = tuple(rows.split(',')) if rows else ROWS
-    result = evaluate_run(run, protocol=protocol, n=nets, rows=names, device=device, **fast,
-                          log=lambda row: print(format_row(row)))
+    result = _evaluate(run, None, protocol, nets, rows=names, device=device, **fast)
     print(f'{result["seconds"]["evaluate"]:.0f} s, written to {Path(run)/"result.json"}')
+    return result
 
 # %% ../nbs/90_cli.ipynb #11d27224
 def show(
@@ -153,11 +147,14 @@ def show(
     "Write the picture of a run's images and say what is in the run"
     from dreamplus.core import atomic, read_json
     from dreamplus.distilled import load_distilled
+    from dreamplus.judge.evaluate import format_row
     dset = load_distilled(run)
     out = Path(out) if out else Path(run)/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.show(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(_result_lines(read_json(Path(run)/'result.json')))
+    result = read_json(Path(run)/'result.json') if (Path(run)/'result.json').exists() else {}
+    if result: print(_result_head(result), *map(format_row, result['rows']), sep='\n')
+    return dict(run=run, picture=str(out), provenance=dset.provenance, result=result)
 
 # %% ../nbs/90_cli.ipynb #5cb0ac44
 def resume(
@@ -172,7 +169,8 @@ def resume(
     from dreamplus.runs import open_run
     keep_memory()
     images = d.run_data(run, open_run(run)[1])
-    d.resume(run, images, metrics=_validation(images))
+    if (Path(run)/'distilled.json').exists(): say(f'{run} is finished already; its images stay as they are')
+    d.resume(run, images, metrics=_validation(images), log=say)
     return _finish(Path(run), images, protocol, nets)
 
 # %% ../nbs/90_cli.ipynb #08490d00
@@ -191,11 +189,13 @@ def scores(
     keep_memory()
     folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
     for folder in folders: open_run(folder) # or an error, before any work
-    said = '  {method} ipc {ipc} {arch}, {set}: done'
-    show = lambda r: print(said.format(**r), file=sys.stderr)
+    said = '{method}, ipc {ipc}, {arch}: {set} {percent:.1f} %'
+    show = lambda r: say(said.format(**r, percent=100*r['acc']))
     records = [score_run(f, None, archs, protocol, nets, soft, device, show) for f in folders]
-    print(cross_table([row for r in records for row in r['cross']]), end='\n\n')
-    print(robust_table([(f, score) for f, r in zip(folders, records) for score in r['robust']]))
+    print(plain_tables(cross_table([row for r in records for row in r['cross']])), end='\n\n')
+    scored = [(f, score) for f, r in zip(folders, records) for score in r['robust']]
+    print(plain_tables(robust_table(scored)))
+    return dict(zip(folders, records))
 
 # %% ../nbs/90_cli.ipynb #c8e14a41
 def experts(
@@ -232,8 +232,9 @@ def experts(
     if augment is None: augment = recipe('mtt', images.name)['augment']
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
                          batch=batch,
-                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed)
+                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed, log=say)
     print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
+    return dict(folder=str(out), experts=len(made))
 
 # %% ../nbs/90_cli.ipynb #2eb92535
 def bank(
@@ -256,7 +257,10 @@ def bank(
     "Train, extend or list the network bank that `best` draws from"
     from dreamplus.arguments import build
     from dreamplus.nets.bank import Bank, all_banks, banks_table
-    if list: return print(banks_table(all_banks()))
+    def result(banks): # which are printed
+        print(plain_tables(banks_table(banks)))
+        return [dict(folder=str(b.path), data=b.info['name'], **b.summary()) for b in banks]
+    if list: return result(all_banks())
     from dreamplus.data.sources import load_data
     from dreamplus.loop.bank import make_bank
     from dreamplus.machine import keep_memory
@@ -270,8 +274,9 @@ def bank(
     args = recipe('best', images.name, ipc, networks='bank',
                   **{k: v for k, v in given.items() if v is not None})
     images = build(prepare_data, args, data=images, device=device)
-    made = make_bank(args, images, build(network, args, data=images), print)
-    print(banks_table([Bank(made.path)]), made.path, sep='\n\n')
+    found = result([Bank(make_bank(args, images, build(network, args, data=images), say).path)])
+    print(f'\n{found[0]["folder"]}')
+    return found
 
 # %% ../nbs/90_cli.ipynb #e4c825a1
 def compare(
@@ -281,7 +286,7 @@ def compare(
     seeds: str = '0', # separated by commas
     steps: int = None, # budget of each run in inner iterations, or
     minutes: float = None, # ... in minutes of distilling; neither: 2 minutes
-    valid: float = .1, # fraction of train held out; its accuracy is drawn against iterations and seconds; 0: none
+    valid: float = 0., # fraction of train held out, to draw its accuracy; each report then trains a network
     set: list = None, # any other argument of a part, for all methods, as lr=0.1; can be repeated
     experts: list = None, # for mtt and tesla: how to train experts, as n=10 or epochs=50; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
@@ -305,10 +310,11 @@ def compare(
     out = out or f'comparisons/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
     c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
-              protocol=protocol, nets=nets, device=device, **given)
-    print(c.compare_table(out))
+              protocol=protocol, nets=nets, device=device, log=say, **given)
+    print(plain_tables(c.compare_table(out)))
     c.compare_figures(out)
     print(f'table.md, accuracy.png and grids.png are in {out}')
+    return c.load_comparison(out)
 
 # %% ../nbs/90_cli.ipynb #642f524f
 def study(
@@ -343,14 +349,15 @@ def study(
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every,
                      *levels,
                      read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid, device,
-                     images=images, **overrides(set, study_))
-    print(f'{fewer_table(records)}\n\n{effects_table(records)}')
+                     images=images, log=say, **overrides(set, study_))
+    print(plain_tables(f'{fewer_table(records)}\n\n{effects_table(records)}'))
+    return records
 
 # %% ../nbs/90_cli.ipynb #a614fa27
 def reproduce(
-    name: str = None, # a published setting, as dream+/cifar10/ipc10
+    name: str = None, # a published setting, as dream+/cifar10/ipc10; with --list: a part of the names
     data: str = None, # another dataset in its place; default: the setting's own
-    list: bool = False, # show every setting, and what it is estimated to cost here
+    list: bool = False, # show the settings with NAME in their name, the cheapest first, and what they cost here
     out: str = None, # folder; default: one under reproduced/
     seeds: str = '0', # one distilled set for each
     nets: int = 5, # fresh networks for each set
@@ -360,20 +367,25 @@ def reproduce(
 ):
     "Run or resume a published setting and compare accuracies; exit status 1 if it is not reproduced"
     from dreamplus.machine import keep_memory
-    from dreamplus.labs.reproduce import published_table, format_reproduction, reproduce as reproduce_
+    from dreamplus.labs.reproduce import (format_reproduction, published_costs, published_table,
+                                          reproduce as reproduce_)
     from dreamplus.data.sources import load_data
     keep_memory()
-    if list or not name: return print(published_table(device))
+    if list or not name:
+        found = published_costs(device, name or '')
+        print(plain_tables(published_table(found)))
+        return found
     images = load_data(data, root=root) if data else None
-    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device,
+    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device, log=say,
                         **overrides(set, reproduce_))
     print(format_reproduction(record))
-    return 0 if record['within'] else 1
+    return record, 0 if record['within'] else 1
 
 def methods():
     "List the methods"
-    from dreamplus.recipes import methods_table
-    print(methods_table())
+    from dreamplus.recipes import METHODS, methods_table
+    print(plain_tables(methods_table()))
+    return {name: dict(paper=m.paper, args=m.args) for name, m in METHODS.items()}
 
 # %% ../nbs/90_cli.ipynb #703b4e9e
 COMMANDS = dict(distill=distill, plan=plan, bank=bank, experts=experts, evaluate=evaluate,
@@ -400,7 +412,12 @@ def _run(argv: list, out, err) -> int: # What the shell passed; where output goe
     try:
         if not argv: return make_parser(COMMANDS, '').print_help() or 0
         name, kw, how = parse_command(COMMANDS, argv)
-        return COMMANDS[name](**kw) or 0
+        if how.quiet or how.json: os.environ['TQDM_DISABLE'] = '1' # bars of downloads
+        with quiet(how.quiet), redirect_stdout(err if how.json else out):
+            found = COMMANDS[name](**kw)
+        found, status = found if isinstance(found, tuple) else (found, 0)
+        if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
+        return status
     except SystemExit as e: return e.code or 0 # after --help and --version
     except Exception as e: return _failed(e, name, kw, verbose)
     except KeyboardInterrupt:

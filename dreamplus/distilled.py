@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset, TensorDataset
 
+from .arguments import checked
 from .core import load_state, read_json, save_state, write_json
 from .data.core import image_grid
 from .synthetic import decode_classes
@@ -78,6 +79,9 @@ class DistilledSet:
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x, y
 
+# %% ../nbs/52_distilled.ipynb #70270fe3
+DistilledSet.__init__ = checked(DistilledSet.__init__) # or the error of the first tensor operation
+
 # %% ../nbs/52_distilled.ipynb #932442d6
 @patch(as_prop=True)
 def soft(self: DistilledSet) -> bool:
@@ -121,6 +125,7 @@ def labels(self: DistilledSet,
 
 # %% ../nbs/52_distilled.ipynb #61724e61
 @patch
+@checked
 def save(self: DistilledSet,
          path: str | Path): # A folder; created if it does not exist
     "Write `distilled.safetensors` and `distilled.json` into `path`"
@@ -129,6 +134,7 @@ def save(self: DistilledSet,
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
     write_json(path/'distilled.json', dict(format=2, **rest))
 
+@checked
 def load_distilled(
     path: str | Path, # The folder
 ) -> DistilledSet: # On the CPU
@@ -154,6 +160,7 @@ def load_distilled(
 
 # %% ../nbs/52_distilled.ipynb #22fc6f0d
 @patch
+@checked
 def dataset(self: DistilledSet,
             normalize: bool = False # Normalise with mean and std of the source data
            ) -> Dataset: # Of pairs (image (ch,h,w), label)
@@ -168,6 +175,7 @@ def dataset(self: DistilledSet,
 
 # %% ../nbs/52_distilled.ipynb #b1d3abcc
 @patch
+@checked
 def dls(self: DistilledSet,
         bs: int = 64, # Batch size
         valid: Dataset | None = None # Normalised images to validate on; None: the set itself

@@ -11,7 +11,7 @@ import json
 from functools import cache
 from importlib import resources
 
-from .arguments import Registry, arguments, check_arguments, union
+from .arguments import Registry, arguments, check_arguments, checked, union
 from .data.datasets import known
 from .parts import SELECTORS, all_parts, chosen_parts
 from .tables import markdown_table
@@ -96,6 +96,7 @@ def published(
     return args
 
 # %% ../nbs/56_recipes.ipynb #3ab331d1
+@checked
 def recipe(
     method: str, # A key of `METHODS`
     dataset: str, # A dataset's name; an unknown one gets the arguments of CIFAR-10

@@ -8,7 +8,6 @@ __all__ = ['Fit', 'from_arrays', 'check_classes', 'assemble', 'class_folders', '
 
 # %% ../../nbs/12_data.reading.ipynb #2719f732
 import os
-import sys
 import warnings
 from contextlib import closing
 from dataclasses import astuple, dataclass
@@ -26,6 +25,7 @@ from ..core import load_state, save_state
 from .core import ImageData, Split, fingerprint, set_aside, to_bytes
 from .datasets import DATASETS
 from ..machine import cache_folder
+from ..progress import watch
 from ..runs import RunFolder
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
@@ -206,10 +206,8 @@ def with_bar(
     total: int, # Number of items
     progress: bool | None, # None shows the bar in a terminal only
 ):
-    "Yield the items while fastprogress shows a bar"
-    if not (sys.stdout.isatty() if progress is None else progress): return items
-    from fastprogress import progress_bar
-    return progress_bar(items, total=total, leave=False)
+    "Yield the items while a bar counts them"
+    return watch(items, total, 'reading images', progress)
 
 def stack_images(
     images, # Yields uint8 images (ch,h,w)

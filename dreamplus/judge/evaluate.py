@@ -12,14 +12,15 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 
-from ..arguments import arguments, build
+from ..arguments import arguments, build, checked
 from ..choose.coresets import coreset
 from ..choose.samplers import class_table
 from ..core import Key, load_state, read_json, save_state, seeded, write_json
@@ -60,6 +61,9 @@ def possible_rows(
                                  ('random-soft', bool(soft), f'{soft=} gives all rows soft labels'),
                                  ('random-soft', not dset.soft, 'the set has class labels')]:
         if missing and row in asked: why[row] = reason
+    if max(dset.counts) == 1: # all three choose the image that is nearest to the mean of its class
+        first, *others = [row for row in asked if row in _CHOSEN] or [None]
+        why |= {row: f'at 1 image per class it is the image of {first}' for row in others}
     unused = set(why) if tuple(rows) == ROWS else () # with rows=ROWS, these are left out without a reason
     for row in asked:
         if row in why or not (row.startswith('random') or row in _CHOSEN): continue
@@ -195,7 +199,7 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
         if p['soft']: y = logits_on(self.chooser, x, data)
         look = (lambda net: looks.append(accuracy_on(net, split, data))) if row == LEGACY else None
         same = row == 'full' and seed == self.seed and p == self.chooser_args # this is the chooser
-        net = self.chooser if same else train_fresh(x, y, data, self.evaluation, p, seed, look)
+        net = self.chooser if same else train_fresh(x, y, data, self.evaluation, p, seed, look, f'{row}, seed {seed}')
         logits = logits_on(net, split.x, data)
         acc = (logits.argmax(1) == split.y).double().mean().item()
         return dict(acc=max([acc, *looks]), ece=calibration_error(logits, split.y))
@@ -208,6 +212,7 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
     return result | dict(cached=True) if found else result
 
 # %% ../../nbs/72_judge.evaluate.ipynb #3e1472ea
+@checked
 def score(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -216,7 +221,7 @@ def score(
     rows: tuple = ROWS, # The set and its baselines; ROWS: all that apply
     seed: int = 0, # Seed of the first network
     device: str | None = None, # None: the best device of this machine
-    log=None, # Called with each finished row
+    log: Callable | None = None, # Called with each finished row
     start: torch.Tensor | None = None, # The initialisation (N,ch,h,w) or (C,ipc,ch,h,w)
     cache: bool = True, # Store and reuse the results of real images
     equal_steps: bool = False, # Train all rows for as many steps as the distilled set
@@ -229,10 +234,9 @@ def score(
     if missing:
         said = '; '.join(f'{row}: {why}' for row, why in missing.items())
         warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
-    test, one, results = lru_cache(None)(bench.test), max(dset.counts) == 1, []
+    results = []
     for name in names:
-        same = 'k-means' if one and name in _CHOSEN else name # all three choose the same images
-        runs = [test(same, s) for s in range(seed, seed + n)]
+        runs = [bench.test(name, s) for s in range(seed, seed + n)]
         accs, ece = [r['acc'] for r in runs], statistics.mean(r['ece'] for r in runs)
         std = statistics.stdev(accs) if n > 1 else 0.
         row = dict(set=name, acc=statistics.mean(accs), std=std, n=n, accs=accs)
@@ -247,8 +251,9 @@ def format_row(row: dict, # A row of score
     half = f', 95 %: ± {100*row["ci"]:.1f}' if row.get('ci') is not None else ''
     ece = f', calibration error {100*row["ece"]:.1f}' if 'ece' in row else ''
     cached = ', cached' if 'cached' in row else ''
-    mean = f'{row["set"]:13} {100*row["acc"]:5.1f} ± {100*row["std"]:.1f}'
-    return f'{mean}  ({row["n"]} nets{half}{ece}{cached})'
+    spread = f' ± {100*row["std"]:.1f}' if row['n'] > 1 else ''
+    nets = f'{row["n"]} network{"s"*(row["n"] > 1)}'
+    return f'{row["set"]:13} {100*row["acc"]:5.1f}{spread:6}  ({nets}{half}{ece}{cached})'
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d6949c9d
 def _record(path):
@@ -271,12 +276,13 @@ def label_of(protocol: str, changes: dict) -> str:
     return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
 
 # %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
+@checked
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run
     protocol: str = 'quick', n: int = 3, rows: tuple = ROWS, # As in score
     device: str | None = None, # None: the device of the run
-    log=None, # Called with each finished row
+    log: Callable | None = None, # Called with each finished row
     again: bool = False, # Train again also if the record has these rows
     cache: bool = True, **changes # As in score
 ) -> dict: # The content of result.json

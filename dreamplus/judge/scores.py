@@ -8,12 +8,13 @@ __all__ = ['ARCHS_COMPARED', 'for_network', 'check_networks', 'cross', 'cross_ta
 
 # %% ../../nbs/74_judge.scores.ipynb #9f82a47c
 import math
+import statistics
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from ..arguments import build
+from ..arguments import build, checked
 from ..core import seeded, write_json
 from ..data.core import ImageData
 from ..distilled import DistilledSet, load_distilled
@@ -52,6 +53,7 @@ def check_networks(
 # %% ../../nbs/74_judge.scores.ipynb #58da0b8e
 _CALL = 'seed', 'device', 'cache', 'equal_steps' # arguments of score; the others change the protocol
 
+@checked
 def cross(
     dsets: list, # DistilledSets of one dataset, of several methods or seeds
     data: ImageData, # The data that they were distilled from
@@ -63,6 +65,8 @@ def cross(
     **kw # seed, device, cache, changes of the protocol
 ) -> list: # Records: method, ipc, factor, arch, and the entries of score
     "Train several networks on each set; `ValueError`, before any work, if one cannot be trained on it"
+    if wrong := [d for d in dsets if not isinstance(d, DistilledSet)]:
+        raise TypeError(f'dsets has {wrong[0]!r}; give a list of DistilledSet')
     jobs, records = [for_network(dset, arch) for dset in dsets for arch in archs], []
     check_networks(jobs, data, protocol, **{k: v for k, v in kw.items() if k not in _CALL})
     for dset in jobs:
@@ -77,12 +81,13 @@ def cross(
 def cross_table(
     records: list, # Results of cross
 ) -> str: # Markdown
-    "Test accuracy in per cent for each method and network: mean ± std over all sets of a method"
+    "Test accuracy in per cent for each method and network, the best first: mean ± std over all sets of a method"
     lines, archs = {}, dict.fromkeys(r['arch'] for r in records)
     for r in records:
         key = r['method'] if r['set'] == 'distilled' else r['set'], r['ipc'], r['factor']
         lines.setdefault(key, {}).setdefault(r['arch'], []).extend(r['accs'])
-    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)] for key, line in lines.items()]
+    order = sorted(lines.items(), key=lambda item: -statistics.mean(sum(item[1].values(), [])))
+    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)] for key, line in order]
     return markdown_table(['method', 'ipc', 'factor', *archs], rows)
 
 # %% ../../nbs/74_judge.scores.ipynb #4fc8b742
@@ -139,6 +144,7 @@ def _scores(dset, data, protocol, n, labels, **kw):
                     soft=soft or ('own' if dset.soft else None), protocol=protocol, n=n)
     return [one(soft) for soft in labels]
 
+@checked
 def robust(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -174,6 +180,7 @@ def _fitting(dset, data, protocol, changes):
                       stacklevel=3)
     return fit
 
+@checked
 def score_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from ..arguments import arguments, build
+from ..arguments import arguments, build, checked
 from ..core import Key
 from ..machine import versions
 from ..tables import interval, markdown_table
@@ -83,7 +83,8 @@ def _check_levels(warms, overrides, **counts):
     for name, value in counts.items():
         if value is not None and value < 1: raise ValueError(f'{name}={value!r} must be at least 1')
     for warm in warms:
-        if not 0 <= warm < math.inf: raise ValueError(f'{warm=} must be at least 0 epochs')
+        if not isinstance(warm, (int, float)) or not 0 <= warm < math.inf:
+            raise ValueError(f'{warm=} must be at least 0 epochs')
     for name in {'start', 'sampler', 'match', 'warm_epochs'} & {*overrides}:
         raise ValueError(f'{name}={overrides[name]!r} is an ingredient of the study; give its levels instead')
 
@@ -139,14 +140,15 @@ def load_study(
     return [r for r in (head | r for r in records) if r.items() >= where.items()]
 
 # %% ../../nbs/84_labs.study.ipynb #0ba0fbe8
+@checked
 def study(
     data: ImageData, # Without a validation split
     out: str | Path, # Folder of the study
     seeds: tuple = (0, 1, 2), # Seeds of the validation split, the initial images and the run
     outer: int = 20, every: int = 2, # Outer iterations of each run; between two reports
-    starts=LEVELS['start'], samplers=LEVELS['sampler'], # As in distill
-    matches=LEVELS['match'], # As in distill
-    warms=LEVELS['warm'], # Epochs on real data for which each network is trained first
+    starts: tuple = LEVELS['start'], samplers: tuple = LEVELS['sampler'], # As in distill
+    matches: tuple = LEVELS['match'], # As in distill
+    warms: tuple = LEVELS['warm'], # Epochs on real data for which each network is trained first
     ipc: int = 1, factor: int | None = None, # As in distill
     nets: int = 2, steps: int = 200, # Networks at each report; SGD steps of each
     valid: float = .2, # Fraction of each class of train for the validation split
@@ -162,6 +164,8 @@ def study(
     held = {seed: data.hold_out(valid, seed) for seed in seeds}
     levels = dict(seeds=seeds, starts=starts, samplers=samplers, matches=matches, warms=warms)
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
+    if not settings:
+        raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build
+from ..arguments import build, checked
 from ..core import Key, atomic, save_state, seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -36,6 +36,7 @@ from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
+from ..progress import working
 from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss,
                              evaluation, prepare_data)
 from ..recipes import METHODS, Method, recipe
@@ -211,6 +212,7 @@ def make_learner(
     return learn
 
 # %% ../../nbs/66_loop.distill.ipynb #da05cf79
+@working('choosing the initial images')
 def start_learner(learn: Learner): # Of `make_learner`
     "Make the first network and the initial pixels"
     args, data, ipc, key = learn.job['args'], learn.data, learn.job['ipc'], Key(learn.job['seed'], 'start')
@@ -228,6 +230,7 @@ def start_learner(learn: Learner): # Of `make_learner`
         learn.model.pixels.copy_(torch.cat([parts[c] for c in range(data.n_classes)]))
     return learn
 
+@checked
 def distiller(
     data: ImageData, method: str = 'best', ipc: int | list = 1, factor: int | None = None, # As `distill`
     *, seed: int = 0, device: str | None = None, cbs=(), metrics=(), **overrides # As `distill`
@@ -237,6 +240,7 @@ def distiller(
     with seeded(seed): return start_learner(make_learner(data, job, cbs, metrics))
 
 # %% ../../nbs/66_loop.distill.ipynb #bdf13e6f
+@checked
 def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'best', # A key of `METHODS`
@@ -314,6 +318,7 @@ def run_data(
             f'{out} was distilled from other data than {data.name} is now: the digests differ; restore the data')
     return data
 
+@checked
 def resume(
     out: str | Path, # A run folder
     data: ImageData | None = None, # Needed where the run's data came from Python objects

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ..arguments import Count, Natural, NonNegative, arguments
+from ..arguments import Count, Natural, NonNegative, arguments, checked
 from ..core import load_state, read_json, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..machine import versions
@@ -24,6 +24,7 @@ from ..nets.augment import DSA, Augment
 from ..nets.bank import data_facts
 from ..nets.train import Stream, sgd, train
 from ..nets.zoo import create_net
+from ..progress import watch
 from ..runs import RunFolder
 
 # %% ../../nbs/46_match.experts.ipynb #edd72e90
@@ -51,7 +52,7 @@ def train_expert(
     "The weights of `net` before training and after each epoch (MTT's buffer)"
     stream, opt = Stream(len(data.train), batch, data.device, tail=True), sgd(net, lr, 0, 0)
     tau, losses, one = [to_vector(net)], [], Augment(augment, 'one')
-    for epoch in range(epochs):
+    for epoch in watch(range(epochs), epochs, 'training an expert'):
         falls = (0,) if decay and epoch == epochs//2 + 2 else ()
         steps = math.ceil(stream.n/stream.size)
         loss = train(net, opt, data.batch, stream, steps, one, milestones=falls, gamma=.1)
@@ -112,6 +113,7 @@ def _folder(path, experts):
     path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path).acquire()
 
+@checked
 def train_experts(
     data: ImageData, # On the device
     out: str | Path, # A folder; experts in it that were trained with these arguments are reused
