@@ -81,13 +81,14 @@ def cross(
 def cross_table(
     records: list, # Results of cross
 ) -> str: # Markdown
-    "Test accuracy in per cent for each method and network, the best of each ipc first: mean ± std over all sets of a method"
+    "Test accuracy in per cent: mean ± std over all sets of a method, the best of each ipc first"
     lines, archs = {}, dict.fromkeys(r['arch'] for r in records)
     for r in records:
         key = r['method'] if r['set'] == 'distilled' else r['set'], r['ipc'], r['factor']
         lines.setdefault(key, {}).setdefault(r['arch'], []).extend(r['accs'])
     best = lambda item: (item[0][1:], -statistics.mean(sum(item[1].values(), []))) # of each ipc and factor
-    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)] for key, line in sorted(lines.items(), key=best)]
+    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)]
+            for key, line in sorted(lines.items(), key=best)]
     return markdown_table(['method', 'ipc', 'factor', *archs], rows)
 
 # %% ../../nbs/74_judge.scores.ipynb #4fc8b742
