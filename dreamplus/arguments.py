@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'NonNegative', 'Share', 'Momentum', 'Folder', 'Bounds', 'brief', 'Argument', 'annotation',
-           'arguments', 'build', 'Registry', 'union', 'check_arguments', 'arguments_text', 'plain', 'plain_numbers']
+           'arguments', 'build', 'Registry', 'union', 'check_arguments', 'arguments_text', 'plain', 'checked']
 
 # %% ../nbs/02_arguments.ipynb #da2ea56e
 import difflib
@@ -13,8 +13,10 @@ import math
 import types
 from collections.abc import Callable
 from functools import cache, wraps
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
 
+import torch
 from fastcore.docments import docments
 
 # %% ../nbs/02_arguments.ipynb #429363ab
@@ -187,8 +189,42 @@ def plain(value):
         return type(value)(map(plain, value))
     return {k: plain(v) for k, v in value.items()} if type(value) is dict else value
 
-def plain_numbers(f: Callable) -> Callable:
-    "A function that gets all its arguments as `plain` makes them"
+# %% ../nbs/02_arguments.ipynb #699df841
+_ALIKE = {float: (float, int), list: (list, tuple), tuple: (tuple, list), Path: (Path, str),
+          str: (str, torch.device)}
+_MAKERS = dict(ImageData='load_data makes one', DistilledSet='distill makes one, load_distilled reads one',
+               Tensor='torch.as_tensor makes one')
+
+def _types(a) -> tuple:
+    "The types of an annotation; () if it allows anything that can be checked only by its use"
+    if a is None: return (types.NoneType,)
+    if get_origin(a) is Annotated: return _types(get_args(a)[0])
+    if get_origin(a) is Literal: return (str,)
+    if get_origin(a) in (Union, types.UnionType):
+        every = [*map(_types, get_args(a))]
+        return sum(every, ()) if all(every) else ()
+    kind = get_origin(a) or a
+    return (kind,) if isinstance(kind, type) and kind is not inspect.Parameter.empty else ()
+
+def checked(f: Callable) -> Callable: # With the signature and the documentation of f
+    "Check the types of all arguments of a function with each call; `TypeError` that says what to give"
+    signature = inspect.signature(f)
+    allowed = {name: _types(p.annotation) for name, p in signature.parameters.items()
+               if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     @wraps(f)
-    def inner(*args, **kw): return f(*map(plain, args), **{k: plain(v) for k, v in kw.items()})
-    return inner
+    def call(*args, **kw):
+        bound = signature.bind(*args, **kw)
+        for name, given in bound.arguments.items():
+            kinds = allowed.get(name, (dict,)) # overrides are a dictionary
+            if not kinds or given is signature.parameters[name].default: continue
+            value = bound.arguments[name] = given if torch.Tensor in kinds else plain(given)
+            fits = [k for kind in kinds for k in _ALIKE.get(kind, (kind,))]
+            if isinstance(value, tuple(fits)) and (type(value) is not bool or bool in fits): continue
+            if isinstance(value, float) and int in kinds:
+                raise ValueError(f'{name}={value!r} must be a whole number')
+            names = ['None' if k is types.NoneType else k.__name__ for k in dict.fromkeys(kinds)]
+            hint = next((f'; {_MAKERS[n]}' for n in names if n in _MAKERS), f'; see help({f.__name__})')
+            raise TypeError(f'{f.__name__}({name}={str(value)[:40]!r}): {name} must be {" or ".join(names)}, '
+                            f'not {type(value).__name__}{hint}')
+        return f(*bound.args, **bound.kwargs)
+    return call

@@ -7,15 +7,20 @@ __all__ = ['COMMANDS', 'distill', 'plan', 'evaluate', 'show', 'export', 'resume'
            'compare', 'study', 'reproduce', 'methods', 'main']
 
 # %% ../nbs/90_cli.ipynb #68b72b87
+import json
 import os
 import signal
 import sys
-import warnings
-from contextlib import suppress
+import traceback
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
-from .core import atomic
-from .options import make_parser, overrides, read_epochs, read_numbers
+from .messages import (error_text, fault_text, os_error_text, plain_warnings,
+                                steady_output)
+from .options import (make_parser, overrides, parse_command, read_epochs,
+                               read_numbers)
+from .progress import quiet, say
+from .tables import plain_tables
 
 # %% ../nbs/90_cli.ipynb #9c4d2af7
 def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
@@ -28,23 +33,29 @@ def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `di
     if nets < 0: raise ValueError(f'{nets=} must be at least 0')
 
 # %% ../nbs/90_cli.ipynb #ac68fe30
-def _result_lines(result: dict) -> str: # What `result.json` holds
-    "The result of a run as a table for people"
-    from dreamplus.judge.evaluate import format_row
-    head = ('{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, '
-            'protocol {protocol}').format(**result)
-    return '\n'.join([head, *map(format_row, result['rows'])])
+def _result_head(result: dict) -> str: # What `result.json` holds, or its first entries
+    "The line above the accuracies of a run"
+    about = '{dataset}, {method}, ipc {ipc}, factor {factor}; test accuracy in %, protocol {protocol}'
+    return about.format(**result)
 
-def _finish(out, images, protocol, nets): # Of a run whose images are distilled
-    "Evaluate a run and print its table"
-    from dreamplus.judge.evaluate import evaluate_run
+def _evaluate(out, images, protocol, nets, **kw) -> dict: # As evaluate_run
+    "Evaluate a run, and print each accuracy as soon as it is known"
+    from dreamplus.distilled import load_distilled
+    from dreamplus.judge.evaluate import evaluate_run, format_row
+    from dreamplus.runs import open_run
+    info, dset = open_run(out)[1], load_distilled(out)
+    print(_result_head(dict(dataset=info['data']['name'], method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                            protocol=protocol)))
+    return evaluate_run(out, images, protocol, nets, log=lambda row: print(format_row(row)), **kw)
+
+def _finish(out, images, protocol, nets) -> dict: # Of a run whose images are distilled
+    "Evaluate a run, and print where it is"
+    result = _evaluate(out, images, protocol, nets) if nets else {}
     if nets:
-        said = lambda row: print(f'  {row["set"]} done', file=sys.stderr)
-        result = evaluate_run(out, images, protocol, nets, log=said)
         s = result['seconds']
-        print(f'{_result_lines(result)}\ndistilled in {s["distill"]:.0f} s, '
-              f'evaluated in {s["evaluate"]:.0f} s')
+        print(f'distilled in {s["distill"]:.0f} s, evaluated in {s["evaluate"]:.0f} s')
     print(f'run folder: {out}')
+    return result | dict(run=str(out))
 
 # %% ../nbs/90_cli.ipynb #f3c0ee19
 def distill(
@@ -74,24 +85,19 @@ def distill(
     from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe, recipe_source
+    from dreamplus.runs import free_folder
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid)
-    out = Path(out).expanduser() if out else _new_folder(f'{images.name}-{method}-ipc{ipc}-seed{seed}')
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
-    what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-    print(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
-    d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
-              metrics=_validation(images), checkpoint_seconds=checkpoint_seconds, **given)
+    name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
+    with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
+        what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
+        say(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
+        d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
+                  metrics=_validation(images), log=say, checkpoint_seconds=checkpoint_seconds, **given)
     return _finish(out, images, protocol, nets)
-
-def _new_folder(name) -> Path:
-    "A folder under runs/ that does not exist yet"
-    for k in range(1, 10_000):
-        path = Path('runs')/(name if k == 1 else f'{name}-{k}')
-        if not path.exists(): return path
-    raise ValueError(f'runs/ is full of {name}; name an --out')
 
 def _validation(images) -> list:
     "The metric for the accuracy on the validation split, if there is one"
@@ -102,15 +108,16 @@ def _validation(images) -> list:
 def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, device, **given):
     "Estimate the time, memory and disk space of distilling DATA on this machine"
     _check_request(method, ipc, nets, protocol)
-    from dreamplus.data.sources import load_data
     from dreamplus.labs import plan as p
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe_source
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = p.plan_data(data, root, size, channels, resize)
+    if images.digest == 'random': say(f'{data} is not here: planned with random images of its shape')
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
+    return found
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
 
@@ -136,11 +143,14 @@ def evaluate(
     keep_memory()
     fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
     names = tuple(rows.split(',')) if rows else ROWS
-    result = evaluate_set(run, _real(data, root, size), overrides(set), out, protocol=protocol, n=nets, rows=names,
-                          device=device, **fast, log=lambda row: print(format_row(row)))
+    real, how, kw = _real(data, root, size), overrides(set), dict(rows=names, device=device, **fast)
+    if (Path(run)/'run.json').exists() and not how: result = _evaluate(run, real, protocol, nets, **kw)
+    else: result = evaluate_set(run, real, how, out, protocol=protocol, n=nets, log=lambda row: print(format_row(row)),
+                                **kw)
     for line in result.get('assumed', []): print(f'assumed: {line}')
     written = out or ((Path(run)/'result.json').exists() and Path(run)/'result.json')
     print(f'{result["seconds"]["evaluate"]:.0f} s' + f', written to {written}'*bool(written))
+    return result
 
 def _real(data, root, size):
     "The data that a command names, or None"
@@ -154,13 +164,16 @@ def show(
     out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
 ):
     "Write the picture of a run's images and say what is in the run"
+    from dreamplus.core import atomic
     from dreamplus.distilled import load_distilled
-    from dreamplus.judge.evaluate import read_result
+    from dreamplus.judge.evaluate import format_row, read_result
     dset, run = load_distilled(run), Path(run).expanduser()
     out = Path(out).expanduser() if out else run/('decoded.png' if decoded else 'grid.png')
     with atomic(out) as tmp: dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    if (Path(run)/'result.json').exists(): print(_result_lines(read_result(run)))
+    result = read_result(run) if (run/'result.json').exists() else {}
+    if result: print(_result_head(result), *map(format_row, result['rows']), sep='\n')
+    return dict(run=str(run), picture=str(out), provenance=dset.provenance, result=result)
 
 # %% ../nbs/90_cli.ipynb #f712d6b9
 def export(
@@ -203,7 +216,9 @@ def resume(
     keep_memory()
     images = d.run_data(run, open_run(run)[1], data, root)
     folders = overrides(set, d.resume) | ({} if experts is None else dict(experts=experts))
-    d.resume(run, images, metrics=_validation(images), device=device, outer=outer,
+    finished = (Path(run)/'distilled.json').exists() and outer is None
+    if finished: say(f'{run} is finished already; its images stay as they are')
+    d.resume(run, images, metrics=_validation(images), device=device, outer=outer, log=say,
              checkpoint_seconds=checkpoint_seconds, **folders)
     return _finish(Path(run), images, protocol, nets)
 
@@ -238,11 +253,13 @@ def scores(
     keep_memory()
     folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
     for folder in folders: open_run(folder) # or an error, before any work
-    said = '  {method} ipc {ipc} {arch}, {set}: done'
-    show = lambda r: print(said.format(**r), file=sys.stderr)
+    said = '{method}, ipc {ipc}, {arch}: {set} {percent:.1f} %'
+    show = lambda r: say(said.format(**r, percent=100*r['acc']))
     records = [score_run(f, data, archs, protocol, nets, soft, device, show) for f in folders]
-    print(cross_table([row for r in records for row in r['cross']]), end='\n\n')
-    print(robust_table([(f, score) for f, r in zip(folders, records) for score in r['robust']]))
+    print(plain_tables(cross_table([row for r in records for row in r['cross']])), end='\n\n')
+    scored = [(f, score) for f, r in zip(folders, records) for score in r['robust']]
+    print(plain_tables(robust_table(scored)))
+    return dict(zip(folders, records))
 
 # %% ../nbs/90_cli.ipynb #c8e14a41
 def experts(
@@ -279,8 +296,9 @@ def experts(
     if augment is None: augment = recipe('mtt', images.name)['augment']
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
                          batch=batch,
-                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed)
+                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed, log=say)
     print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
+    return dict(folder=str(out), experts=len(made))
 
 # %% ../nbs/90_cli.ipynb #2eb92535
 def bank(
@@ -303,7 +321,10 @@ def bank(
     "Train, extend or list the network bank that `best` draws from"
     from dreamplus.arguments import build
     from dreamplus.nets.bank import Bank, all_banks, banks_table
-    if list: return print(banks_table(all_banks()))
+    def result(banks): # which are printed
+        print(plain_tables(banks_table(banks)))
+        return [dict(folder=str(b.path), data=b.info['name'], **b.summary()) for b in banks]
+    if list: return result(all_banks())
     from dreamplus.data.sources import load_data
     from dreamplus.loop.bank import make_bank
     from dreamplus.machine import keep_memory
@@ -317,8 +338,9 @@ def bank(
     args = recipe('best', images.name, ipc, networks='bank',
                   **{k: v for k, v in given.items() if v is not None})
     images = build(prepare_data, args, data=images, device=device)
-    made = make_bank(args, images, build(network, args, data=images), print)
-    print(banks_table([Bank(made.path)]), made.path, sep='\n\n')
+    found = result([Bank(make_bank(args, images, build(network, args, data=images), say).path)])
+    print(f'\n{found[0]["folder"]}')
+    return found
 
 # %% ../nbs/90_cli.ipynb #e4c825a1
 def compare(
@@ -328,7 +350,7 @@ def compare(
     seeds: str = '0', # separated by commas
     steps: int = None, # budget of each run in inner iterations, or
     minutes: float = None, # ... in minutes of distilling; neither: 2 minutes
-    valid: float = .1, # fraction of train held out; its accuracy is drawn against iterations and seconds; 0: none
+    valid: float = 0., # fraction of train held out, to draw its accuracy; each report then trains a network
     set: list = None, # any other argument of a part, for all methods, as lr=0.1; can be repeated
     experts: list = None, # for mtt and tesla: how to train experts, as n=10 or epochs=50; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
@@ -352,10 +374,11 @@ def compare(
     out = out or f'comparisons/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
     c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
-              protocol=protocol, nets=nets, device=device, **given)
-    print(c.compare_table(out))
+              protocol=protocol, nets=nets, device=device, log=say, **given)
+    print(plain_tables(c.compare_table(out)))
     c.compare_figures(out)
     print(f'table.md, accuracy.png and grids.png are in {out}')
+    return c.load_comparison(out)
 
 # %% ../nbs/90_cli.ipynb #642f524f
 def study(
@@ -390,14 +413,15 @@ def study(
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every,
                      *levels,
                      read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid, device,
-                     images=images, **overrides(set, study_))
-    print(f'{fewer_table(records)}\n\n{effects_table(records)}')
+                     images=images, log=say, **overrides(set, study_))
+    print(plain_tables(f'{fewer_table(records)}\n\n{effects_table(records)}'))
+    return records
 
 # %% ../nbs/90_cli.ipynb #a614fa27
 def reproduce(
-    name: str = None, # a published setting, as dream+/cifar10/ipc10
+    name: str = None, # a published setting, as dream+/cifar10/ipc10; with --list: a part of the names
     data: str = None, # another dataset in its place; default: the setting's own
-    list: bool = False, # show every setting, and what it is estimated to cost here
+    list: bool = False, # show the settings with NAME in their name, the cheapest first, and what they cost here
     out: str = None, # folder; default: one under reproduced/
     seeds: str = '0', # one distilled set for each
     nets: int = 5, # fresh networks for each set
@@ -407,20 +431,25 @@ def reproduce(
 ):
     "Run or resume a published setting and compare accuracies; exit status 1 if it is not reproduced"
     from dreamplus.machine import keep_memory
-    from dreamplus.labs.reproduce import published_table, format_reproduction, reproduce as reproduce_
+    from dreamplus.labs.reproduce import (format_reproduction, published_costs, published_table,
+                                          reproduce as reproduce_)
     from dreamplus.data.sources import load_data
     keep_memory()
-    if list or not name: return print(published_table(device))
+    if list or not name:
+        found = published_costs(device, name or '')
+        print(plain_tables(published_table(found)))
+        return found
     images = load_data(data, root=root) if data else None
-    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device,
+    record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device, log=say,
                         **overrides(set, reproduce_))
     print(format_reproduction(record))
-    return 0 if record['within'] else 1
+    return record, 0 if record['within'] else 1
 
 def methods():
     "List the methods"
-    from dreamplus.recipes import methods_table
-    print(methods_table())
+    from dreamplus.recipes import METHODS, methods_table
+    print(plain_tables(methods_table()))
+    return {name: dict(paper=m.paper, args=m.args) for name, m in METHODS.items()}
 
 # %% ../nbs/90_cli.ipynb #703b4e9e
 COMMANDS = dict(distill=distill, plan=plan, bank=bank, experts=experts, evaluate=evaluate,
@@ -433,35 +462,44 @@ def _how_to_continue(name: str) -> str: # Of a command
     again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce')
     return 'the same command continues' if again else 'nothing is left to continue'
 
-def _error_line(e: Exception, name: str): # str or None
-    "A line on what the user can do about an error of a command; None for an error of this package"
-    large = 'out of memory', 'allocate memory', 'Storage size', 'too big', 'larger than the maximum'
-    if isinstance(e, (ValueError, OSError)): return str(e)
-    text = ' '.join(str(e).split())
-    if isinstance(e, RuntimeError) and any(s in text for s in large):
-        return f'this does not fit into memory; use a smaller --ipc, --width or --size ({text[-90:]})'
-    reads = name in ('evaluate', 'scores', 'show', 'export', 'resume') # what a run folder says
-    if reads and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
-        return (f'the run folder is damaged ({type(e).__name__}: {text[:90]}); restore what was '
-                'changed in its folder, or set DREAMPLUS_DEBUG=1 to see where it fails')
+def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status
+    "Say in one line what is wrong, and what to do"
+    folder = kw.get('run') or kw.get('runs') # whose files an error may come from
+    text = error_text(e, f'the run folder {folder}' if folder else '')
+    if verbose: traceback.print_exception(e)
+    print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
+    return 2 if text else 3
 
+def _run(argv: list, out, err) -> int: # What the shell passed; where output goes. Exit status
+    "Run one command"
+    name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
+    try:
+        if not argv: return make_parser(COMMANDS, '').print_help() or 0
+        name, kw, how = parse_command(COMMANDS, argv)
+        if how.quiet or how.json: os.environ['TQDM_DISABLE'] = '1' # bars of downloads
+        with quiet(how.quiet), redirect_stdout(err if how.json else out):
+            found = COMMANDS[name](**kw)
+        found, status = found if isinstance(found, tuple) else (found, 0)
+        if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
+        return status
+    except SystemExit as e: return e.code or 0 # after --help and --version
+    except Exception as e: return _failed(e, name, kw, verbose)
+    except KeyboardInterrupt:
+        print(f'\nstopped; {_how_to_continue(name)}', file=err)
+        return 130
+
+# %% ../nbs/90_cli.ipynb #73f78afb
 def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
-    "Run one command"
+    "Run one command, whatever its output can show"
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
-    warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
-    argv = sys.argv[1:] if argv is None else argv
-    wanted = next((a for a in argv if a in COMMANDS), None)
-    kw = vars(make_parser(COMMANDS, wanted).parse_args(argv))
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command = COMMANDS[name := kw.pop('command')]
-    try: return command(**{k.lower(): v for k, v in kw.items()}) or 0
-    except Exception as e:
-        if os.environ.get('DREAMPLUS_DEBUG') or not (text := _error_line(e, name)): raise
-        print(f'dreamplus: error: {text}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'\nstopped; {_how_to_continue(name)}', file=sys.stderr)
-        return 130
+    with steady_output() as (out, err), plain_warnings():
+        status = _run(sys.argv[1:] if argv is None else argv, out, err)
+        out.flush()
+        if out.full and not status:
+            print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)
+            return 2
+    return status

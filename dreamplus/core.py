@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager, nullcontext
@@ -201,7 +202,11 @@ def save_state(path: str | Path, # The file to write
     rest = {k: v for k, v in flat.items() if k not in tensors}
     with atomic(path) as tmp:
         try: save_file(tensors, tmp, metadata={'json': json.dumps(rest)})
-        except SafetensorError as e: raise OSError(errno.EIO, f'could not be written ({e})', str(path)) from None
+        except SafetensorError as e: # its text ends in (os error 28)
+            number = re.search(r'os error (\d+)', str(e))
+            code = int(number[1]) if number else errno.EIO
+            said = os.strerror(code) if number else f'could not be written ({e})'
+            raise OSError(code, said, str(path)) from None
         tmp.chmod(0o644) # safetensors makes files that only their owner can read
 
 def load_state(path: str | Path, # A file that save_state wrote

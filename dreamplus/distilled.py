@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .arguments import Count, NonNegative, Share
+from .arguments import Count, NonNegative, Share, checked
 from .core import save_state, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import read_set
@@ -60,6 +60,9 @@ class DistilledSet:
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x, y
+
+# %% ../nbs/52_distilled.ipynb #70270fe3
+DistilledSet.__init__ = checked(DistilledSet.__init__) # or the error of the first tensor operation
 
 # %% ../nbs/52_distilled.ipynb #932442d6
 @patch(as_prop=True)
@@ -120,6 +123,7 @@ def labels(self: DistilledSet,
 
 # %% ../nbs/52_distilled.ipynb #61724e61
 @patch
+@checked
 def save(self: DistilledSet,
          path: str | Path): # A folder; created if it does not exist
     "Write `distilled.safetensors` and `distilled.json` into `path`"
@@ -135,6 +139,7 @@ _SHAPE = {'classes': list, 'mean': [float], 'std': [Positive], 'factor?': Count,
                           'bank?': dict(seconds=NonNegative, trained=NonNegative)}} # of distilled.json
 _AGAIN = 'restore the file, or save the set again'
 
+@checked
 def load_distilled(
     path: str | Path, # A folder of save or of a run; or a file or folder of another program
     data: ImageData | str | None = None, # The real data of a set of another program, or the name of the dataset
@@ -168,6 +173,7 @@ def load_distilled(
 
 # %% ../nbs/52_distilled.ipynb #22fc6f0d
 @patch
+@checked
 def dataset(self: DistilledSet,
             normalize: bool = False # Normalise with mean and std of the source data
            ) -> Dataset: # Of pairs (image (ch,h,w), label)
@@ -194,6 +200,7 @@ class ImageLoaders(DataLoaders):
         return shown(picture((x[:max_n]*std + mean).clamp(0, 1)[:, None], names, **kw))
 
 @patch
+@checked
 def dls(self: DistilledSet,
         bs: int = 64, # Batch size
         valid: Dataset | None = None # Normalised images to validate on; None: the set itself

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from zlib import crc32
 
-from .arguments import Registry, arguments, check_arguments, plain, plain_numbers, union
+from .arguments import Registry, arguments, check_arguments, checked, plain, union
 from .data.datasets import DATASETS, known
 from .parts import SELECTORS, all_parts, chosen_parts
 from .tables import markdown_table
@@ -109,7 +109,7 @@ def published(
     return args
 
 # %% ../nbs/56_recipes.ipynb #3ab331d1
-@plain_numbers
+@checked
 def recipe(
     method: str, # A key of `METHODS`
     dataset: str, # A dataset's name; an unknown one gets the arguments of CIFAR-10

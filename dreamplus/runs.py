@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder', 'check_new_run', 'new_run', 'open_run',
-           'append_record', 'read_records']
+           'append_record', 'read_records', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
 import os
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .arguments import Count, Natural
@@ -39,6 +41,17 @@ class RunFolder:
                              'or use another --out') from None
         remove_leftovers(self.path)
         return self
+
+# %% ../nbs/08_runs.ipynb #f5a7a7fb
+@patch
+def wait(self: RunFolder):
+    "Take the lock as `acquire` does, but wait while another process has it"
+    try: self.lock.acquire()
+    except Timeout:
+        warnings.warn(f'{self.path} is in use by another process; waiting for it', stacklevel=2)
+        self.lock.acquire(timeout=-1)
+    try: return self.acquire()
+    finally: self.lock.release() # it was taken twice
 
 # %% ../nbs/08_runs.ipynb #5c4d6b33
 def others_in(path: Path) -> list: # Of paths; [] for what is no folder
@@ -102,7 +115,8 @@ def open_run(
     "An existing run folder; `ValueError` if it is not a run folder, is of another version, or is being written"
     path = Path(path).expanduser()
     if not path.is_dir(): raise ValueError(f'{path} is not a folder; `dreamplus distill --out {path}` makes a run')
-    if not (path/'run.json').exists(): raise ValueError(f'{path} is not a run folder: it holds no run.json')
+    if not (path/'run.json').exists(): raise ValueError(
+        f'{path} is not a run folder: it holds no run.json; give the folder of a run')
     if (form := read_checked(path/'run.json', dict(format=object), 'restore the file')['format']) != 1:
         raise ValueError(f'{path} has run format {form!r}, but this version reads 1; use the version that wrote it')
     info = read_checked(path/'run.json', RUN, 'restore the file')
@@ -161,3 +175,23 @@ def read_records(
             raise ValueError(f'{Path(path)}, line {i}, is damaged ({e}); remove the line, '
                              'or restore the file') from None
     return records
+
+# %% ../nbs/08_runs.ipynb #21d184dc
+@contextmanager
+def free_folder(
+    parent: str | Path, # Made if absent
+    name: str, # Of the folder; NAME-2, NAME-3, ... if it is taken
+):
+    "A new folder that no other process takes; removed at the end of the block if it is empty"
+    parent = Path(parent)
+    ours = not parent.exists()
+    for k in range(1, 10_000):
+        path = parent/(name if k == 1 else f'{name}-{k}')
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    else: raise ValueError(f'{parent} is full of {name}; give an --out')
+    try: yield path
+    finally:
+        for p in (path, parent)[:1 + ours]:
+            with suppress(OSError): p.rmdir() # if it is empty

@@ -9,9 +9,14 @@ from dreamplus.choose.samplers import SAMPLERS, Sampler, class_table
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
 from dreamplus.data.sources import load_data
+from dreamplus.distilled import DistilledSet
+from dreamplus.judge.evaluate import evaluate_run, score
+from dreamplus.judge.protocols import check_protocol
+from dreamplus.judge.scores import cross
 from dreamplus.labs import compare as labs_compare
 from dreamplus.labs.compare import compare
 from dreamplus.labs.plan import plan
+from dreamplus.labs.study import study
 from dreamplus.loop.distill import distill
 from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.nets.schedules import SCHEDULES, NetworkSchedule
@@ -129,7 +134,7 @@ def test_in_set_of_compare(parts, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('command', ['distill', 'plan', 'compare'])
 def test_in_help(parts, capsys, command):
-    with pytest.raises(SystemExit): main([command, '--help'])
+    assert main([command, '--help']) == 0
     lines = [' '.join(line.split()) for line in capsys.readouterr().out.split('\n')]
     for label, line in {"match='waves':": 'freqs=64 Sampled frequencies (a whole number of at least 1)',
                         "sampler='skipping':": 'skip=0 Images to leave out (a whole number of at least 0)',
@@ -149,7 +154,7 @@ def test_a_matcher_without_a_source_file(monkeypatch, data, capsys):
     assert MADE['rounds'] == 5
     with pytest.raises(ValueError, match="rounds='x' must be a whole number"):
         recipe('dm', 'digits', match='typed', rounds='x')
-    with pytest.raises(SystemExit): main(['distill', '--help'])
+    assert main(['distill', '--help']) == 0
     assert 'rounds=2' in capsys.readouterr().out
 
 # Refused
@@ -231,3 +236,29 @@ def test_what_the_run_supplies(monkeypatch, data):
     asked = dict.fromkeys(('match', 'sampler', 'networks', 'optimiser'), 'asking')
     distill(data, 'dm', 2, seed=5, class_batch=2, width=8, outer=1, inner=2, log=None, **asked)
     assert seen == dict.fromkeys(asked, ('ImageData', 2, 2, 2, 'ConvNet', 5))
+
+@pytest.mark.parametrize('call, says', [
+    (lambda d: distill('digits'), 'data must be ImageData, not str; load_data makes one'),
+    (lambda d: distill(d, ipc='1'), 'ipc must be int or list, not str'),
+    (lambda d: distill(d, out=5), 'out must be str or Path'),
+    (lambda d: distill(d, ipc=True), 'ipc must be int'), (lambda d: distill(d, 'dm', log='x'), 'log must be Callable'),
+    (lambda d: load_data('digits', size='8'), 'size must be int'), (lambda d: recipe('dm', 5), 'dataset must be str'),
+    (lambda d: compare(d, 'dm', out='o'), 'methods must be list'), (lambda d: plan(d, nets='x'), 'nets must be int'),
+    (lambda d: score(5, d), 'distill makes one'), (lambda d: cross([5], d), 'give a list of DistilledSet'),
+    (lambda d: DistilledSet('x', ['a'], [.5], [.2]), 'pixels must be Tensor'), (lambda d: d.select(5), 'class numbers'),
+    (lambda d: evaluate_run(5), 'out must be str or Path'), (lambda d: study(d, 'o', seeds=0), 'seeds must be tuple')])
+def test_wrong_types_in_python(data, call, says):
+    with pytest.raises(TypeError, match=says): call(data)
+
+@pytest.mark.parametrize('change, says', [
+    (dict(epochs='x'), "epochs='x' must be a whole number"), (dict(batch=0), 'batch=0 must be'), (dict(lr='x'), 'lr='),
+    (dict(mix=5.), 'mix=5.0 must be a number from 0 to 1'), (dict(augment=5), 'augment=5'), (dict(drops=5), 'drops=5')])
+def test_wrong_changes_of_a_protocol(change, says):
+    with pytest.raises(ValueError, match=says): check_protocol('quick', change)
+
+def test_wrong_values_in_python(data):
+    for call, says in ((lambda: distill(data, ipc=1.5), 'ipc=1.5 must be a whole number'),
+                       (lambda: plan(data, nets=-1), 'nets=-1'),
+                       (lambda: study(data, 'o', seeds=()), 'give at least one seed'),
+                       (lambda: load_data('digits', fraction=2), 'fraction=2 must lie')):
+        with pytest.raises(ValueError, match=says): call()

@@ -18,7 +18,7 @@ from readme import render
 
 BIN = Path(sys.executable).parent
 MODULES = sorted((ROOT/'dreamplus').rglob('*.py'))
-HAND_WRITTEN = {'__init__.py', 'all.py', '_modidx.py'}
+HAND_WRITTEN = {'__init__.py', '__main__.py', 'all.py', '_modidx.py'}
 
 def read(name): return (ROOT/name).read_text(encoding='utf-8')
 

@@ -137,7 +137,7 @@ class RepresentativeSampler(Sampler):
                  compiled: bool = False, # Embed by compiled code
                  candidates: Count | None = None): # Images of each class to look at; None: all
         if batch_real % subsample: raise ValueError(
-            f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre')
+            f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre; use a multiple')
         check_picks(batch_real, rule, subsample)
         if candidates is not None and candidates < batch_real:
             raise ValueError(f'{candidates=} is below {batch_real=}; use at least as many candidates')

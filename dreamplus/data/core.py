@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..arguments import brief, plain_numbers
+from ..arguments import brief, checked
 from ..core import seeded
 from .datasets import named_stats
 from ..machine import memory_bytes, to_device
@@ -260,7 +260,9 @@ def class_batch(self: ImageData,
         if made is None or made.index.device != self.device:
             made = self._all_classes = self.class_batch(range(self.n_classes))
         return made
-    ids = tuple(map(int, ids))
+    try: ids = tuple(map(int, ids))
+    except (TypeError, ValueError):
+        raise TypeError(f'{ids=} must be class numbers, as in [0, 3]; the names are in classes') from None
     wrong = [c for c in ids if not 0 <= c < self.n_classes]
     if wrong:
         raise ValueError(
@@ -307,7 +309,7 @@ def with_stats(self: ImageData,
 
 # %% ../../nbs/11_data.core.ipynb #323f862d
 @patch
-@plain_numbers
+@checked
 def hold_out(self: ImageData,
              fraction: float = .1, # Fraction of each class; at least one image is held out, and at least one stays
              seed: int = 0,
@@ -323,7 +325,7 @@ def hold_out(self: ImageData,
     return out
 
 # %% ../../nbs/11_data.core.ipynb #e616b709
-@plain_numbers
+@checked
 def subset(
     data: ImageData, # Without a validation split
     n: int, # Images of each class of train; a class with fewer keeps all
@@ -343,6 +345,7 @@ def subset(
 
 # %% ../../nbs/11_data.core.ipynb #bd9597f0
 @patch
+@checked
 def select(self: ImageData,
            ids, # Class numbers, each once
           ) -> ImageData:

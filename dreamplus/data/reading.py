@@ -11,7 +11,6 @@ __all__ = ['Fit', 'from_arrays', 'check_classes', 'assemble', 'class_folders', '
 import hashlib
 import os
 import stat
-import sys
 import warnings
 from contextlib import closing
 from dataclasses import astuple, dataclass
@@ -34,6 +33,8 @@ from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_j
                               read_class_list, read_item, read_labels,
                               role_of)
 from ..machine import cache_folder
+from ..progress import watch
+from ..runs import RunFolder
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
 def _rechannel(x, channels):
@@ -215,10 +216,8 @@ def with_bar(
     total: int, # Number of items
     progress: bool | None, # None shows the bar in a terminal only
 ):
-    "Yield the items while fastprogress shows a bar"
-    if not (sys.stdout.isatty() if progress is None else progress): return items
-    from fastprogress import progress_bar
-    return progress_bar(items, total=total, leave=False)
+    "Yield the items while a bar counts them"
+    return watch(items, total, 'reading images', progress)
 
 def stack_images(
     images, # Yields uint8 images (ch,h,w)
@@ -361,7 +360,8 @@ def _cached(folder, trees, fit, progress):
         with closing(decode_files(p, fit)) as images: xs.append(stack_images(images, p, progress))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_state(path, dict(listing=listing, x={str(i): x for i, x in enumerate(xs)}))
+        with RunFolder(path.parent).wait(): # which removes what a killed process left
+            save_state(path, dict(listing=listing, x={str(i): x for i, x in enumerate(xs)}))
     except (OSError, SafetensorError) as e:
         warnings.warn(f'{path} cannot be written ({e}), so the next load decodes again; '
                       'set DREAMPLUS_CACHE to a folder with room', stacklevel=5)

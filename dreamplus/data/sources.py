@@ -20,7 +20,7 @@ from textwrap import shorten
 import numpy as np
 import torch
 
-from ..arguments import brief, plain
+from ..arguments import brief, checked, plain
 from ..core import atomic
 from .core import ImageData, constants
 from .datasets import DATASETS, Dataset, known
@@ -35,6 +35,7 @@ def _from_digits(fit, fraction, seed):
     "Train and test of scikit-learn's digits; `fraction` of each class is the test split"
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+    if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
     x, y = load_digits(return_X_y=True)
     x = x.reshape(-1, 8, 8)/16 # from 0 to 16
     x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
@@ -225,6 +226,7 @@ def name_of(
     return other
 
 # %% ../../nbs/16_data.sources.ipynb #688b34ba
+@checked
 def load_data(
     source='digits', # A dataset's name, a folder of class folders, an .npz file, a dataset, or arrays (x, y)
     root: str | Path | None = None, # Folder of named datasets, also for downloads; relative paths start there

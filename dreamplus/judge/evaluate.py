@@ -12,14 +12,15 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 
-from ..arguments import Count, Natural, NonNegative, Share, arguments, build, plain_numbers
+from ..arguments import Count, Natural, NonNegative, Share, arguments, build, checked
 from ..choose.coresets import coreset
 from ..choose.samplers import class_table
 from ..core import Key, save_state, seeded, write_json
@@ -34,7 +35,7 @@ from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
-from ..runs import open_run
+from ..runs import RunFolder, open_run
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
 
@@ -62,6 +63,9 @@ def possible_rows(
                                  ('random-soft', bool(soft), f'{soft=} gives all rows soft labels'),
                                  ('random-soft', not dset.soft, 'the set has class labels')]:
         if missing and row in asked: why[row] = reason
+    if max(dset.counts) == 1: # all three choose the image that is nearest to the mean of its class
+        first, *others = [row for row in asked if row in _CHOSEN] or [None]
+        why |= {row: f'at 1 image per class it is the image of {first}' for row in others}
     unused = set(why) if tuple(rows) == ROWS else () # with rows=ROWS, these are left out without a reason
     for row in asked:
         if row in why or not (row.startswith('random') or row in _CHOSEN): continue
@@ -108,8 +112,9 @@ def remember(
     result = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if text: write_json(path, key | dict(result=result))
-        else: save_state(path, dict(result=result))
+        with RunFolder(path.parent).wait(): # which removes what a killed process left
+            if text: write_json(path, key | dict(result=result))
+            else: save_state(path, dict(result=result))
     except OSError as e:
         warnings.warn(f'{path} cannot be written ({e}), so the result will be computed again; '
                       'set DREAMPLUS_CACHE to a folder with enough space', stacklevel=6)
@@ -204,7 +209,7 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
         if p['soft']: y = logits_on(self.chooser, x, data)
         look = (lambda net: looks.append(accuracy_on(net, split, data))) if row == LEGACY else None
         same = row == 'full' and seed == self.seed and p == self.chooser_args # this is the chooser
-        net = self.chooser if same else train_fresh(x, y, data, self.evaluation, p, seed, look)
+        net = self.chooser if same else train_fresh(x, y, data, self.evaluation, p, seed, look, f'{row}, seed {seed}')
         logits = logits_on(net, split.x, data)
         acc = (logits.argmax(1) == split.y).double().mean().item()
         return dict(acc=max([acc, *looks]), ece=calibration_error(logits, split.y))
@@ -229,7 +234,7 @@ class Scores(list):
         return markdown_table(['set', 'test accuracy, %', '95 % ±', 'networks', 'calibration error, %'], rows)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #3e1472ea
-@plain_numbers
+@checked
 def score(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -238,7 +243,7 @@ def score(
     rows: tuple = ROWS, # The set and its baselines; ROWS: all that apply
     seed: int = 0, # Seed of the first network
     device: str | None = None, # None: the best device of this machine
-    log=None, # Called with each finished row
+    log: Callable | None = None, # Called with each finished row
     start: torch.Tensor | None = None, # The initialisation (N,ch,h,w) or (C,ipc,ch,h,w)
     cache: bool = True, # Store and reuse the results of real images
     equal_steps: bool = False, # Train all rows for as many steps as the distilled set
@@ -251,10 +256,9 @@ def score(
     if missing:
         said = '; '.join(f'{row}: {why}' for row, why in missing.items())
         warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
-    test, one, results = lru_cache(None)(bench.test), max(dset.counts) == 1, Scores()
+    results = Scores()
     for name in names:
-        same = 'k-means' if one and name in _CHOSEN else name # all three choose the same images
-        runs = [test(same, s) for s in range(seed, seed + n)]
+        runs = [bench.test(name, s) for s in range(seed, seed + n)]
         accs, ece = [r['acc'] for r in runs], statistics.mean(r['ece'] for r in runs)
         std = statistics.stdev(accs) if n > 1 else 0.
         row = dict(set=name, acc=statistics.mean(accs), std=std, n=n, accs=accs)
@@ -269,8 +273,9 @@ def format_row(row: dict, # A row of score
     half = f', 95 %: ± {100*row["ci"]:.1f}' if row.get('ci') is not None else ''
     ece = f', calibration error {100*row["ece"]:.1f}' if 'ece' in row else ''
     cached = ', cached' if 'cached' in row else ''
-    mean = f'{row["set"]:13} {100*row["acc"]:5.1f} ± {100*row["std"]:.1f}'
-    return f'{mean}  ({row["n"]} nets{half}{ece}{cached})'
+    spread = f' ± {100*row["std"]:.1f}' if row['n'] > 1 else ''
+    nets = f'{row["n"]} network{"s"*(row["n"] > 1)}'
+    return f'{row["set"]:13} {100*row["acc"]:5.1f}{spread:6}  ({nets}{half}{ece}{cached})'
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d6949c9d
 ROW = {'set': str, 'acc': Share, 'std': NonNegative, 'n': Count, 'accs': [Share], 'ci?': float | None, 'ece?': Share}
@@ -310,43 +315,44 @@ def _start_of(file, dset):
     if pixels.flatten(0, -4).shape == dset.pixels.shape: return pixels
     raise ValueError(f'{file} holds images {[*pixels.shape]}, and the set {[*dset.pixels.shape]}; {remedy}')
 
-@plain_numbers
+@checked
 def evaluate_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run
     protocol: str = 'quick', n: int = 3, rows: tuple = ROWS, # As in score
     device: str | None = None, # None: the device of the run
-    log=None, # Called with each finished row
+    log: Callable | None = None, # Called with each finished row
     again: bool = False, # Train again also if the record has these rows
     cache: bool = True, **changes # As in score
 ) -> dict: # The content of result.json
     "Score the distilled set of a run and write `result.json`"
     check_baselines(rows, n)
     run, info = open_run(out)
-    dset, begun = load_distilled(out), time.monotonic()
-    data = run_data(out, info, data)
+    dset, data = load_distilled(out), run_data(out, info, data)
     device, e, file = pick_device(device or info['device']), evaluation_of(dset), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
-    label, last = label_of(protocol, changes), {} if again else _record(run/'result.json')
-    asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
-    said = [(row['set'], row['n']) for row in last.get('rows', [])]
+    label, seed, C = label_of(protocol, changes), 1000*info['seed'], len(dset.classes)
     images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
-    before = [last.get('protocol'), last.get('device'), last.get('images', images), said]
-    if before == [label, str(device), images, asked]:
-        if log: [log(row) for row in last['rows']]
-        return last
-    seed, C = 1000*info['seed'], len(dset.classes)
-    p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
-    results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
-    seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
-    if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training in all
-        seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
-    result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                  arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
-                  device=str(device), rows=results, images=images, test_uses=next_use(out), seconds=seconds,
-                  training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
-                  versions=versions(), data=info['data']['digest'])
-    write_json(run/'result.json', result)
+    asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
+    with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
+        begun, last = time.monotonic(), {} if again else _record(run/'result.json')
+        said = [(row['set'], row['n']) for row in last.get('rows', [])]
+        before = [last.get('protocol'), last.get('device'), last.get('images', images), said]
+        if before == [label, str(device), images, asked]:
+            if log: [log(row) for row in last['rows']]
+            return last
+        p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C,
+                          **changes)
+        results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
+        seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
+        if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
+            seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
+        result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                      arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
+                      device=str(device), rows=results, images=images, test_uses=next_use(out), seconds=seconds,
+                      training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
+                      versions=versions(), data=info['data']['digest'])
+        write_json(run/'result.json', result)
     return result
 
 # %% ../../nbs/72_judge.evaluate.ipynb #41c9a1e2

@@ -8,11 +8,13 @@ __all__ = ['ARCHS_COMPARED', 'for_network', 'check_networks', 'cross', 'cross_ta
 
 # %% ../../nbs/74_judge.scores.ipynb #9f82a47c
 import math
+import statistics
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from ..arguments import build, plain_numbers
+from ..arguments import build, checked
 from ..core import seeded, write_json
 from ..data.core import ImageData
 from ..distilled import DistilledSet, load_distilled
@@ -51,6 +53,7 @@ def check_networks(
 # %% ../../nbs/74_judge.scores.ipynb #58da0b8e
 _CALL = 'seed', 'device', 'cache', 'equal_steps' # arguments of score; the others change the protocol
 
+@checked
 def cross(
     dsets: list, # DistilledSets of one dataset, of several methods or seeds
     data: ImageData, # The data that they were distilled from
@@ -62,6 +65,8 @@ def cross(
     **kw # seed, device, cache, changes of the protocol
 ) -> list: # Records: method, ipc, factor, arch, and the entries of score
     "Train several networks on each set; `ValueError`, before any work, if one cannot be trained on it"
+    if wrong := [d for d in dsets if not isinstance(d, DistilledSet)]:
+        raise TypeError(f'dsets has {wrong[0]!r}; give a list of DistilledSet')
     jobs, records = [for_network(dset, arch) for dset in dsets for arch in archs], []
     check_networks(jobs, data, protocol, **{k: v for k, v in kw.items() if k not in _CALL})
     for dset in jobs:
@@ -76,12 +81,14 @@ def cross(
 def cross_table(
     records: list, # Results of cross
 ) -> str: # Markdown
-    "Test accuracy in per cent for each method and network: mean ± std over all sets of a method"
+    "Test accuracy in per cent: mean ± std over all sets of a method, the best of each ipc first"
     lines, archs = {}, dict.fromkeys(r['arch'] for r in records)
     for r in records:
         key = r['method'] if r['set'] == 'distilled' else r['set'], r['ipc'], r['factor']
         lines.setdefault(key, {}).setdefault(r['arch'], []).extend(r['accs'])
-    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)] for key, line in lines.items()]
+    best = lambda item: (item[0][1:], -statistics.mean(sum(item[1].values(), []))) # of each ipc and factor
+    rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)]
+            for key, line in sorted(lines.items(), key=best)]
     return markdown_table(['method', 'ipc', 'factor', *archs], rows)
 
 # %% ../../nbs/74_judge.scores.ipynb #4fc8b742
@@ -138,6 +145,7 @@ def _scores(dset, data, protocol, n, labels, **kw):
                     soft=soft or ('own' if dset.soft else None), protocol=protocol, n=n)
     return [one(soft) for soft in labels]
 
+@checked
 def robust(
     dset: DistilledSet,
     data: ImageData, # The data that it was distilled from
@@ -162,13 +170,18 @@ def robust_table(
 
 # %% ../../nbs/74_judge.scores.ipynb #04e95790
 def _fitting(dset, data, protocol, changes):
-    "The networks that can be trained on the images of a set"
-    for arch in ARCHS_COMPARED:
-        try: check_networks([for_network(dset, arch)], data, protocol, **changes)
-        except ValueError: continue
-        yield arch
+    "The networks that can be trained on the images of a set; a warning names the others"
+    def fits(arch):
+        try: return check_networks([for_network(dset, arch)], data, protocol, **changes) is None
+        except ValueError: return False
+    fit = tuple(filter(fits, ARCHS_COMPARED))
+    if others := [arch for arch in ARCHS_COMPARED if arch not in fit]:
+        shape = 'x'.join(map(str, data.train.x.shape[1:]))
+        warnings.warn(f'networks that cannot be trained on images of {shape} are left out: {", ".join(others)}',
+                      stacklevel=3)
+    return fit
 
-@plain_numbers
+@checked
 def score_run(
     out: str | Path, # A finished run folder
     data: ImageData | None = None, # None: load the data of the run
@@ -185,15 +198,16 @@ def score_run(
     device = pick_device(device or info['device'])
     changes = {k: v for k, v in kw.items() if k not in _CALL}
     check_protocol(protocol, changes | dict(soft=soft)) # `ValueError` before any work
-    if archs is None: archs = tuple(_fitting(dset, data, protocol, changes))
+    if archs is None: archs = _fitting(dset, data, protocol, changes)
     else: check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
     own = dict(protocol=protocol, n=n, seed=1000*info['seed'], device=device) | kw
-    uses = next_use(out)
-    record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
-                  robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
-                  dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                  seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
-                  test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
-                  data=info['data']['digest'])
-    write_json(run/'scores.json', record)
+    with run.wait():
+        uses = next_use(out)
+        record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
+                      robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
+                      dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                      seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
+                      test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
+                      data=info['data']['digest'])
+        write_json(run/'scores.json', record)
     return record

@@ -23,8 +23,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..arguments import (Count, Natural, NonNegative, Share, arguments, build, check_arguments, plain_numbers,
-                                 union)
+from ..arguments import (Count, Natural, NonNegative, Share, arguments, build, check_arguments, checked, union)
 from ..core import atomic, not_a_link, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import load_distilled, picture
@@ -290,7 +289,7 @@ def check(self: Comparison, runs: list):
         raise ValueError(f'{name!r} has no effect with any of these methods; remove it')
 
 # %% ../../nbs/82_labs.compare.ipynb #c506b743
-@plain_numbers
+@checked
 def compare(
     data: ImageData, # On the CPU
     methods: list, # Keys of METHODS
@@ -299,7 +298,7 @@ def compare(
     *, out: str | Path, # A folder; finished runs in it are reused, others are continued
     steps: int | None = None, # Budget of each run in inner iterations
     minutes: float | None = None, # Budget of each run in minutes of distillation; 2 if neither budget is given
-    valid: float = .1, # Fraction of train for the validation split, to measure progress; 0: none
+    valid: float = 0., # Fraction of train for the validation split, to draw accuracy against iterations; 0: none
     protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in evaluate_run
     training: dict | None = None, # Changes of the protocol, as in score
     experts: dict | str | Path | None = None, # Arguments of train_experts (n=10), or a folder
@@ -345,7 +344,8 @@ def _lines(runs):
     "The lines of one table: methods, real images, failures"
     done, failed = ([r for r in runs if ('failed' in r) == bad] for bad in (False, True))
     blank, text = [None]*5, lambda v, digits=1: None if v is None else f'{v:.{digits}f}'
-    for same in _groups(done, 'method', 'factor', 'network'):
+    best = lambda same: -statistics.mean(sum(_accs(same, 'distilled'), []))
+    for same in sorted(_groups(done, 'method', 'factor', 'network'), key=best):
         r, mean = same[0], statistics.mean
         yield [r['method'], r['factor'], r.get('network'), *_score(_accs(same, 'distilled')),
                mean_std(sum(_accs(same, 'start'), [])), text(mean(r['steps'] for r in same), 0),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'PUBLISHED', 'SPREAD', 'Published', 'tolerance', 'reproduce', 'format_reproduction', 'operations',
-           'published_table']
+           'published_costs', 'published_table']
 
 # %% ../../nbs/86_labs.reproduce.ipynb #f5518f0d
 import json
@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..arguments import plain_numbers
+from ..arguments import checked
 from ..core import write_json
 from ..machine import hardware, pick_device
-from ..tables import markdown_table
-from ..runs import open_run
+from ..tables import duration, markdown_table
+from ..runs import RunFolder, open_run
 from ..data.datasets import DATASETS
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -105,7 +105,7 @@ def _record(name, results, seeds, device, changes):
                 **{k: first[k] for k in ('dataset', 'data', 'protocol', 'width', 'device', 'versions')})
 
 # %% ../../nbs/86_labs.reproduce.ipynb #583cd944
-@plain_numbers
+@checked
 def reproduce(
     name: str, # A key of PUBLISHED
     out: str | Path | None = None, # Folder; None: a folder in reproduced/
@@ -122,7 +122,7 @@ def reproduce(
     out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]
     record = _record(name, results, seeds, pick_device(device), overrides)
-    write_json(out/'reproduced.json', record)
+    with RunFolder(out).wait(): write_json(out/'reproduced.json', record)
     return record
 
 # %% ../../nbs/86_labs.reproduce.ipynb #98f3f4d5
@@ -184,15 +184,29 @@ def operations(
                 evaluate=nets*(3*seen + row.test)*flops)
 
 # %% ../../nbs/86_labs.reproduce.ipynb #6503159c
-def published_table(
+def published_costs(
     device: str | None = None, # As in distill
-) -> str: # Markdown
-    "All published accuracies, their sources, and a lower bound of their cost on this machine"
+    part: str = '', # A part of the names, as cifar10/ipc10
+) -> list: # Dictionaries: name, published, spread, source, operations, seconds; the cheapest first
+    "Published accuracies, and a lower bound of their cost on this machine; `ValueError` if no name has `part` in it"
+    names = [name for name in PUBLISHED if part in name]
+    if not names: raise ValueError(f'no published setting has {part!r} in its name; use a part of dream+/cifar10/ipc10')
     peak, rows = machine_peak(pick_device(device)), []
-    for name, p in PUBLISHED.items():
-        n, spread = operations(name), '' if p.spread is None else f' ± {p.spread}'
-        hours = [f'{x/peak/3600:.2g}' for x in (sum(n.values()), n['experts'], n['evaluate'])]
-        rows.append([name, f'{p.value}{spread}', SOURCES[p.source], f'{sum(n.values())/1e15:.3g}', *hours])
-    head = ['name', 'published', 'source', 'operations, 1e15', 'hours here, at least', 'of experts',
-            'of 5 evaluations']
-    return markdown_table(head, rows)
+    for name in names:
+        p, n = PUBLISHED[name], operations(name)
+        seconds = dict(all=sum(n.values())/peak, experts=n['experts']/peak, evaluate=n['evaluate']/peak)
+        rows.append(dict(name=name, published=p.value, spread=p.spread, source=SOURCES[p.source],
+                         operations=sum(n.values()), seconds=seconds))
+    return sorted(rows, key=lambda r: r['seconds']['all'])
+
+def published_table(
+    costs: list, # The result of published_costs
+) -> str: # Markdown
+    "Published accuracies, their sources and their costs"
+    rows = []
+    for r in costs:
+        spread = '' if r['spread'] is None else f' ± {r["spread"]}'
+        times = [duration(s) if s else None for s in r['seconds'].values()]
+        rows.append([r['name'], f'{r["published"]}{spread}', *times, f'{r["operations"]/1e15:.3g}', r['source']])
+    return markdown_table(['name', 'published', 'time here, at least', 'of experts', 'of 5 evaluations',
+                           'operations, 1e15', 'source'], rows)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from ..arguments import Natural, NonNegative, Share, arguments, build, plain_numbers
+from ..arguments import Natural, NonNegative, Share, arguments, build, checked
 from ..core import Key, seeded
 from ..machine import versions
 from ..tables import interval, markdown_table
@@ -149,15 +149,15 @@ def load_study(
     return [r for r in (head | r for r in records) if r.items() >= where.items()]
 
 # %% ../../nbs/84_labs.study.ipynb #0ba0fbe8
-@plain_numbers
+@checked
 def study(
     data: ImageData, # Without a validation split
     out: str | Path, # Folder of the study
     seeds: tuple = (0, 1, 2), # Seeds of the validation split, the initial images and the run
     outer: int = 20, every: int = 2, # Outer iterations of each run; between two reports
-    starts=LEVELS['start'], samplers=LEVELS['sampler'], # As in distill
-    matches=LEVELS['match'], # As in distill
-    warms=LEVELS['warm'], # Epochs on real data for which each network is trained first, or bank
+    starts: tuple = LEVELS['start'], samplers: tuple = LEVELS['sampler'], # As in distill
+    matches: tuple = LEVELS['match'], # As in distill
+    warms: tuple = LEVELS['warm'], # Epochs on real data for which each network is trained first, or bank
     ipc: int = 1, factor: int | None = None, # As in distill
     nets: int = 2, steps: int = 200, # Networks at each report; SGD steps of each
     valid: float = .2, # Fraction of each class of train for the validation split
@@ -173,6 +173,8 @@ def study(
     held = {seed: data.hold_out(valid, seed) for seed in seeds}
     levels = dict(seeds=seeds, starts=starts, samplers=samplers, matches=matches, warms=warms)
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
+    if not settings:
+        raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out).expanduser()
     with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']

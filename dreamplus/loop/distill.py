@@ -23,7 +23,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build, check_arguments, plain_numbers
+from ..arguments import build, check_arguments, checked
 from ..core import Key, atomic, load_state, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -42,12 +42,13 @@ from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
 from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, SELECTORS, DistillLoss, Iterations,
                              MatchLoss, chosen_parts, evaluation, prepare_data)
+from ..progress import working
 from ..recipes import METHODS, Method, recipe
 from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
 
 # %% ../../nbs/66_loop.distill.ipynb #d88c7276
-@plain_numbers
+@checked
 def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
@@ -222,6 +223,7 @@ def make_learner(
     return learn
 
 # %% ../../nbs/66_loop.distill.ipynb #da05cf79
+@working('choosing the initial images')
 def start_learner(learn: Learner): # Of `make_learner`
     "Make the first network and the initial pixels"
     args, data, key, earlier = learn.job['args'], learn.data, Key(learn.job['seed'], 'start'), learn.model.earlier
@@ -240,7 +242,7 @@ def start_learner(learn: Learner): # Of `make_learner`
     earlier.put(learn.model, parts)
     return learn
 
-@plain_numbers
+@checked
 def distiller(
     data: ImageData, method: str = 'best', ipc: int | list = 1, factor: int | None = None, # As `distill`
     *, seed: int = 0, device: str | None = None, cbs=(), metrics=(), **overrides # As `distill`
@@ -250,7 +252,7 @@ def distiller(
     with seeded(seed): return start_learner(make_learner(data, job, cbs, metrics))
 
 # %% ../../nbs/66_loop.distill.ipynb #bdf13e6f
-@plain_numbers
+@checked
 def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'best', # A key of `METHODS`
@@ -358,6 +360,7 @@ def _check_args(file, args):
         raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
     except ValueError as e: raise ValueError(f'{file}: {e}') from None
 
+@checked
 def resume(
     out: str | Path, # A run folder
     data: ImageData | str | Path | None = None, # Or where they are now; needed if they came from Python objects

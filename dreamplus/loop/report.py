@@ -9,7 +9,6 @@ __all__ = ['DeviceLoss', 'ValidLoss', 'DeviceRecorder', 'default_callbacks', 'Cl
 # %% ../../nbs/62_loop.report.ipynb #191bef99
 import csv
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from fastai.callback.core import CancelFitException, CancelTrainException, TrainEvalCallback
 from fastai.callback.progress import CSVLogger
 from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder
-from fastprogress import progress_bar
 
 from ..arguments import Count, NonNegative, Share
 from ..core import atomic
@@ -26,6 +24,7 @@ from ..distilled import picture
 from ..files import check_shape
 from .callbacks import LoopCB
 from ..machine import peak_mib
+from ..progress import Bar
 
 # %% ../../nbs/62_loop.report.ipynb #951be96b
 class DeviceLoss(AvgSmoothLoss):
@@ -190,15 +189,23 @@ class ProgressCB(LoopCB):
         self.log, self.bar = log, None # log=None: no output
 
     def before_fit(self):
-        self.said = False
-        if self.log is print and sys.stdout.isatty() and not hasattr(self.learn, 'lr_finder'):
-            seconds = self.learn.budget_cb.seconds if hasattr(self.learn, 'budget_cb') else None
-            self.bar = progress_bar(range(int(seconds or self.dls.train.total)), leave=False)
-            self.unit = (lambda: int(self.learn.clock_cb.seconds)) if seconds else (lambda: self.dls.train.at)
-            self.bar.update(0)
+        self.said, seconds = False, getattr(self.learn, 'budget_cb', None) and self.learn.budget_cb.seconds
+        self.done = (lambda: int(self.learn.clock_cb.seconds)) if seconds else (lambda: self.dls.train.at)
+        show = None if self.log and not hasattr(self.learn, 'lr_finder') else False
+        self.bar = Bar(int(seconds or self.dls.train.total), 'distilling', show, self.done()).__enter__()
+
+    def state(self) -> str:
+        "Iteration, loss and the last validation accuracy, as text"
+        rows = self.learn.history_cb.rows if hasattr(self.learn, 'history_cb') else []
+        acc = rows[-1].get('valid_acc') if rows else None
+        said = f'iteration {self.dls.train.at}, loss {self.learn.loss.mean().item():.4g}'
+        return said if acc is None else f'{said}, validation accuracy {acc:.3f}'
 
     def after_batch(self):
-        if self.bar and self.training: self.bar.update(min(self.unit(), self.bar.total - 1))
+        if self.training: self.bar.update(self.done(), self.state)
+
+    def before_validate(self):
+        if self.learn.metrics: self.bar.draw(self.done(), 'measuring the validation accuracy')
 
     def after_epoch(self):
         if not self.log or not self.learn.history_cb.rows: return
@@ -206,14 +213,13 @@ class ProgressCB(LoopCB):
         names = dict(step='iteration', loss='loss', valid_acc='valid_acc', seconds='seconds',
                      peak_mib='peak MiB')
         shown = [k for k in names if row.get(k) is not None]
+        self.bar.clear()
         if not self.said: self.log('  '.join(f'{names[k]:>9}' for k in shown))
         self.said = True
         form = dict(step='9d', loss='9.4g', valid_acc='9.3f', seconds='9.1f', peak_mib='9d')
         self.log('  '.join(f'{row[k]:{form[k]}}' for k in shown))
 
-    def after_fit(self):
-        if self.bar: self.bar.on_iter_end()
-        self.bar = None
+    def after_fit(self): self.bar.__exit__()
 
 class ShowCB(LoopCB):
     "Writes a picture of the current set to `grid.png` at each report"

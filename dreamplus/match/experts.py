@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ..arguments import Count, Natural, NonNegative, arguments, plain_numbers
+from ..arguments import Count, Natural, NonNegative, arguments, checked
 from ..core import save_state, seeded, write_json
 from ..data.core import ImageData
 from ..files import Positive, TensorOf, read_checked
@@ -28,6 +28,7 @@ from ..nets.bank import data_facts
 from ..nets.facts import network_facts
 from ..nets.train import Stream, sgd, train
 from ..nets.zoo import create_net
+from ..progress import watch
 from ..runs import check_new_folder, locked_folder
 
 # %% ../../nbs/46_match.experts.ipynb #edd72e90
@@ -55,7 +56,7 @@ def train_expert(
     "The weights of `net` before training and after each epoch (MTT's buffer)"
     stream, opt = Stream(len(data.train), batch, data.device, tail=True), sgd(net, lr, 0, 0)
     tau, losses, one = [to_vector(net)], [], Augment(augment, 'one')
-    for epoch in range(epochs):
+    for epoch in watch(range(epochs), epochs, 'training an expert'):
         falls = (0,) if decay and epoch == epochs//2 + 2 else ()
         steps = math.ceil(stream.n/stream.size)
         loss = train(net, opt, data.batch, stream, steps, one, milestones=falls, gamma=.1)
@@ -162,7 +163,7 @@ def plan_experts(
                               network=network_facts(example), training=dict(seed=seed, **training)))
 
 # %% ../../nbs/46_match.experts.ipynb #24729a65
-@plain_numbers
+@checked
 def train_experts(
     data: ImageData, # On the device
     out: str | Path, # A folder; experts in it that were trained with these arguments are reused

@@ -27,6 +27,7 @@ from ..files import Positive, TensorOf, read_checked
 from ..machine import cache_folder, versions
 from .augment import Augment
 from .facts import digest_of, network_facts
+from ..progress import watch
 from ..runs import others_in
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
@@ -103,7 +104,7 @@ class Trainee:
     def go(self, steps: int):
         "Train for some steps"
         start = time.monotonic()
-        for step in range(self.step, self.step + steps):
+        for step in watch(range(self.step, self.step + steps), steps, 'training a network of the bank'):
             with self.key.at(step).seeded():
                 train(self.net, self.opt, self.data.batch, self.stream, 1, self.augment, self.mix)
         self.step, self.seconds = self.step + steps, self.seconds + time.monotonic() - start

@@ -314,6 +314,7 @@ def check_trainable(
     x = torch.zeros(min(n, 2), channels, size, size, device=next(net.parameters()).device)
     try: deepcopy(net).train()(x)
     except (RuntimeError, ValueError) as e:
-        if 'more than 1 value' not in str(e): raise ValueError(f'the network fails in training: {e}') from None
+        if 'more than 1 value' not in str(e): raise ValueError(
+            f'the network fails in training: {e}; use another network, or images of another size') from None
         raise ValueError(f"a batch norm of this network sees one pixel of {size=} images, and one image at a time; use "
                          "norm='layer', at least two images for each class (ipc, factor), or a ConvNet") from None
