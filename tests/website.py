@@ -29,7 +29,7 @@ from dreamplus._modidx import d as INDEX
 from dreamplus.tables import markdown_table
 
 SOURCE = f'{INDEX["settings"]["git_url"]}/blob/{INDEX["settings"]["branch"]}'
-COMMANDS = 'dreamplus.cli' # its functions are commands, which share their names with functions
+COMMANDS = 'dreamplus.commands' # its functions are commands, which share their names with functions
 # what holds no name to link: code blocks, links, headings, tables
 NAME = re.compile(r'```.*?```|!?\[[^]]*\]\([^)]*\)|^#.*?$|^\|.*?$|<[^>]*>|`([\w.]+)(?:\(\))?`', re.S | re.M)
 

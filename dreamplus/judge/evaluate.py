@@ -307,7 +307,6 @@ def label_of(protocol: str, changes: dict) -> str:
     changes = {k: v for k, v in sorted(changes.items()) if v is not None and v is not False}
     return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
 
-# %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"
     remedy = 'restore or remove it; without it, the row start is left out'
@@ -315,6 +314,7 @@ def _start_of(file, dset):
     if pixels.flatten(0, -4).shape == dset.pixels.shape: return pixels
     raise ValueError(f'{file} holds images {[*pixels.shape]}, and the set {[*dset.pixels.shape]}; {remedy}')
 
+# %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
 @checked
 def evaluate_run(
     out: str | Path, # A finished run folder

@@ -90,19 +90,30 @@ def _check_levels(warms, overrides, **counts):
         raise ValueError(f'{name}={overrides[name]!r} is an ingredient of the study; give its levels instead')
 
 # %% ../../nbs/84_labs.study.ipynb #5c6a7489
-def _header(data, device, levels, fixed, overrides):
+def _header(data, job, levels, fixed, overrides):
     "The entries that all runs of a study share"
     options = [f'--{k} {",".join(map(str, v))}' for k, v in levels.items()]
     options += [f'--{k} {v}' for k, v in fixed.items() if v is not None]
     options += [f'--set {k}={v}' for k, v in overrides.items()]
     args = recipe('dream+', data.name, fixed['ipc'], fixed['factor']) | overrides
     args = {k: v for k, v in args.items() if k not in (*LEVELS, 'warm_epochs')}
+    with seeded(0): net = build(network, job['args'], data=data)()
     return dict(study='iterations', dataset=data.name, data=data.digest,
                 command=' '.join(['dreamplus study iterations', data.name, *options]),
                 **{k: fixed[k] for k in ('images', 'valid', 'ipc', 'every', 'nets')},
-                protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=device,
-                threads=torch.get_num_threads(), versions=versions(),
+                protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=job['device'],
+                threads=torch.get_num_threads(), versions=versions(), network=network_facts(net)['code'],
                 args=args | dict(outer=fixed['outer']))
+
+def _continue(file, head):
+    "Write the header, or check the existing one; return the entries that new records must state"
+    head = json.loads(json.dumps(head)) # as JSON returns it
+    if not (file.exists() and read_records(file)): append_record(file, head)
+    first = read_records(file, _RECORD, dict(study=str))[0]
+    other = {k: v for k, v in head.items() if first.get(k) != v}
+    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
+        raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
+    return other
 
 def _changes(data, setting, fixed, overrides):
     "The overrides of one run: its levels, and other arguments that have an effect with them"
@@ -176,8 +187,7 @@ def study(
     if not settings:
         raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
-    head, out = _header(data, jobs[0]['device'], levels, fixed, overrides), Path(out).expanduser()
-    with seeded(0): head['network'] = network_facts(build(network, jobs[0]['args'], data=data)())['code']
+    head, out = _header(data, jobs[0], levels, fixed, overrides), Path(out).expanduser()
     if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
     for setting, job in zip(settings, jobs):
         if setting['seed'] == seeds[0]: rehearse(held[seeds[0]], job)
@@ -191,16 +201,6 @@ def study(
             name = '{start}-{sampler}-{match}-warm{warm}-seed{seed}'.format(**setting)
             if log: log(f'{i + 1:4}/{len(jobs)}  {name:55} {record["points"][-1]["acc"]:.3f}')
     return [load_study(out, **s)[0] for s in settings]
-
-def _continue(file, head):
-    "Write the header, or check the existing one; return the entries that new records must state"
-    head = json.loads(json.dumps(head)) # as JSON returns it
-    if not (file.exists() and read_records(file)): append_record(file, head)
-    first = read_records(file, _RECORD, dict(study=str))[0]
-    other = {k: v for k, v in head.items() if first.get(k) != v}
-    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
-        raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
-    return other
 
 # %% ../../nbs/84_labs.study.ipynb #2b15cdc4
 def _curve(records, key='acc'):
