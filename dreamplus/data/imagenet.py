@@ -37,7 +37,7 @@ def _bytes(path):
 class PreparedSet:
     "Images that are decoded once, into one file of bytes for each part"
     block = 1024 # images of a block
-    shape = {'train?': str, 'val?': str, 'stamp?': str, 'digest?': str, 'counts?': {str: {str: Natural}}} # of set.json
+    shape = {'train?': [str], 'val?': [str], 'stamp?': str, 'digest?': str, 'counts?': {str: {str: Natural}}} # of set.json
 
     def __init__(self,
                  name: str, # The name of the dataset
@@ -81,7 +81,7 @@ def append(self: PreparedSet,
     "Decode the missing images of a part; the file is renamed to its final name when it is complete"
     blocks = [files[i:i + self.block] for i in range(0, len(files), self.block)]
     paths, state, done = [[path for path, *_ in block] for block in blocks], self.state, 0 # blocks done
-    known = state[part] if isinstance(state.get(part), list) else []
+    known = state.get(part, [])
     while done < min(len(paths), len(known)) and _mark(paths[done]) == known[done]: done += 1
     path, temp, size = self.folder/f'{part}.u8', self.folder/f'{part}.part', self.block*self.n_bytes
     if done == len(blocks) and _bytes(path) == len(files)*self.n_bytes: return

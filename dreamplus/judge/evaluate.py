@@ -288,7 +288,8 @@ def read_result(
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
     "The content of result.json; `ValueError` if it is missing or damaged"
-    return read_checked(Path(run)/'result.json', RESULT | dict(rows=[row]), f'`dreamplus evaluate {run}` writes it again')
+    shape = RESULT | dict(rows=[row])
+    return read_checked(Path(run)/'result.json', shape, f'`dreamplus evaluate {run}` writes it again')
 
 def _record(path):
     "The content of a record; {} if it is missing or damaged"

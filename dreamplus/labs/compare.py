@@ -275,18 +275,18 @@ def check(self: Comparison, runs: list):
     if 'distilled' not in rows: raise ValueError(f'{rows=} must include distilled, the row that is compared')
     check_baselines(rows, p['nets']), check_protocol(p['protocol'], p['training'])
     if isinstance(experts, dict): check_arguments(experts, dict(experts=train_experts))
-    found = load_comparison(self.out) if self.head else []
-    rehearsed, finished = set(), {tuple(r[k] for k in Run._fields) for r in found if 'failed' not in r}
-    for run in runs:
-        job, kind = self.job(run), run[:2] # `ValueError` for wrong arguments
-        if kind in rehearsed or tuple(run) in finished: continue
-        rehearse(self.data, job | dict(args=job['args'] | self.planned(job['args']))), rehearsed.add(kind)
-    known = [*map(self.known, runs), self.head.get('plan', {}).get('overrides', {})] # also earlier runs
-    for name, value in given.items():
-        if any(name in own for own in known): continue
+    for run in runs: self.job(run) # raises ValueError for wrong arguments
+    known = set().union(*map(self.known, runs), self.head.get('plan', {}).get('overrides', {})) # also earlier runs
+    for name, value in ((k, v) for k, v in given.items() if k not in known):
         match = {k: v for k, v in given.items() if k == 'match'}
         recipe(runs[0].method, self.data.name, **match | {name: value}) # raises with the reason
         raise ValueError(f'{name!r} has no effect with any of these methods; remove it')
+    rehearsed, found = set(), load_comparison(self.out) if self.head else []
+    finished = {tuple(r[k] for k in Run._fields) for r in found if 'failed' not in r}
+    for run in runs:
+        if run[:2] in rehearsed or tuple(run) in finished: continue
+        args = (job := self.job(run))['args']
+        rehearse(self.data, job | dict(args=args | self.planned(args))), rehearsed.add(run[:2])
 
 # %% ../../nbs/82_labs.compare.ipynb #c506b743
 @checked
