@@ -37,9 +37,12 @@ def _evaluate(out, images, protocol, nets, **kw) -> dict: # As evaluate_run
     from dreamplus.judge.evaluate import evaluate_run, format_row
     from dreamplus.runs import open_run
     info, dset = open_run(out)[1], load_distilled(out)
-    print(_result_head(dict(dataset=info['data']['name'], method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                            protocol=protocol)))
-    return evaluate_run(out, images, protocol, nets, log=lambda row: print(format_row(row)), **kw)
+    head = [dict(dataset=info['data']['name'], method=info['method'], ipc=dset.ipc, factor=dset.factor,
+                 protocol=protocol)]
+    def show(row):
+        while head: print(_result_head(head.pop())) # above the first row
+        print(format_row(row))
+    return evaluate_run(out, images, protocol, nets, log=show, **kw)
 
 def _finish(out, images, protocol, nets) -> dict: # Of a run whose images are distilled
     "Evaluate a run, and print where it is"
@@ -227,7 +230,8 @@ def doctor(
     from dreamplus.labs.doctor import doctor as doctor_, format_diagnosis
     found = doctor_(run, data, why, root=root, device=device)
     print(format_diagnosis(found))
-    return 1 if found.findings else 0
+    findings = [finding._asdict() for finding in found.findings]
+    return found._asdict() | dict(findings=findings), int(bool(findings))
 
 # %% ../nbs/89_commands.ipynb #08490d00
 def scores(
@@ -366,12 +370,12 @@ def compare(
     images = load_data(data, root=root, size=size, channels=channels, resize=resize)
     out = out or f'comparisons/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
-    c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
-              protocol=protocol, nets=nets, device=device, log=say, **given)
+    found = c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
+                      protocol=protocol, nets=nets, device=device, log=say, **given)
     print(plain_tables(c.compare_table(out)))
     c.compare_figures(out)
     print(f'table.md, accuracy.png and grids.png are in {out}')
-    return c.load_comparison(out)
+    return found
 
 # %% ../nbs/89_commands.ipynb #642f524f
 def study(

@@ -159,7 +159,7 @@ def load_distilled(
     if read_checked(text, dict, _AGAIN).get('format') not in (1, 2):
         raise ValueError(f'{text} is not of format 1 or 2; read it with the version that wrote it')
     info = read_checked(text, _SHAPE, _AGAIN)
-    shape = {'pixels': (TensorOf(4, None), TensorOf(5, None)), 'labels?': TensorOf(dtype=None)}
+    shape = {'pixels': (TensorOf(4, None, False), TensorOf(5, None, False)), 'labels?': TensorOf(dtype=None)}
     state = read_checked(tensors, shape, _AGAIN)
     pixels, y = state['pixels'], state.get('labels')
     wrong = f'{tensors} does not hold images of the {len(info["classes"])} classes of distilled.json'

@@ -18,9 +18,10 @@ from .core import load_state, read_json
 Positive = Annotated[float, Bounds(1e-12)] # above 0
 
 class TensorOf(NamedTuple):
-    "The shape of a tensor in a file; floats must be finite"
+    "The shape of a tensor in a file"
     axes: int | tuple | None = None # Number of axes, or the whole shape; None: any
     dtype: torch.dtype | None = torch.float32 # None: any
+    finite: bool = True # False: floats may be infinite, or no numbers
 
     def check(self, value, place: str):
         "Raise `ValueError` unless `value` is such a tensor"
@@ -29,7 +30,7 @@ class TensorOf(NamedTuple):
         if not fits or self.dtype not in (None, value.dtype):
             form = f' of shape {self.axes}' if isinstance(self.axes, tuple) else f' with {self.axes} axes'
             raise ValueError(f'{place} is not a {kind}{"" if self.axes is None else form}')
-        if value.is_floating_point() and not value.isfinite().all():
+        if self.finite and value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f'{place} has values that are not finite')
 
 def check_shape(value, shape, place: str = 'its content'): # place: where `value` stands, for messages

@@ -6,6 +6,7 @@
 __all__ = ['FORMATS', 'image_suffixes', 'open_image', 'check_levels', 'eight_bits', 'from_pil', 'read_image', 'decoder']
 
 # %% ../nbs/09_images.ipynb #f95526d9
+import io
 import os
 from functools import cache
 from pathlib import Path
@@ -30,13 +31,14 @@ def _damaged(path, e):
     "The error for a file that cannot be decoded"
     return ValueError(f'{path} cannot be decoded ({shorten(str(e), 80)}); replace or remove it')
 
-def open_image(path: str | Path): # A regular file
+def open_image(path: str | Path, # A regular file; for messages only if there is `content`
+               content: bytes | None = None): # Of the file
     "Open an image of `FORMATS` by Pillow, without decoding it; `ValueError` for other files"
     from PIL import Image, UnidentifiedImageError
-    if not os.path.isfile(path): # a FIFO would wait for ever
+    if content is None and not os.path.isfile(path): # a FIFO would wait for ever
         raise ValueError(f'{path} is not a regular file; remove it')
     image_suffixes() # registers the formats
-    try: return Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    try: return Image.open(path if content is None else io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except UnidentifiedImageError:
         raise ValueError(f'{path} cannot be decoded: its content is no image of {", ".join(FORMATS)}; '
                          'replace or remove it') from None

@@ -36,22 +36,28 @@ def say(*text):
     if bar := _now['bar'] and _now['bar'](): bar.clear()
     print(*text)
 
+def _new_bar(total):
+    "A bar of fastprogress, which imports for a moment"
+    from fastprogress import progress_bar
+    bar = progress_bar(None, total='noinfer' if total is None else total, leave=False)
+    return bar.on_iter_begin() or bar
+
 # %% ../nbs/05_progress.ipynb #e05e0284
 class Bar:
-    "A progress bar, shown from the first second on; to be used in a `with` block"
-    after, every = 1., .2 # seconds until it is shown, and between two pictures of it
-    def __init__(self, total: int | None, text: str = '', # How many pieces of work, None: unknown; what is done
-                 show: bool | None = None, # None: if somebody can see it
+    "A progress bar for work of more than a second; to be used in a `with` block"
+    every = .2 # least seconds between two pictures of it
+    def __init__(self, total: int | None, text: str = '', # How many pieces, None: unknown; what is done
+                 show: bool | None = None, # None: after a second, if somebody can see it
                  first: int = 0): # Pieces that were done before
         self.total, self.text, self.first, self.bar, self.drawn = total, text, first, None, 0.
-        self.show = is_watched() if show is None else show
+        self.show, self.after = is_watched() if show is None else show, 1 if show is None else 0
         self.begun = self.moved = time.monotonic()
 
     def __enter__(self):
         "Show this bar, unless another one has moved within 10 seconds"
         self.outer = _now['bar']
         other = self.outer and self.outer()
-        self.show = self.show and (other is None or time.monotonic() - other.moved > 10)
+        if other and time.monotonic() - other.moved < 10: self.show = False
         if self.show: _now['bar'] = weakref.ref(self)
         return self
 
@@ -62,26 +68,21 @@ class Bar:
     def update(self, done: int, comment: Callable | str = ''): # Pieces that are done; a text, or () -> text
         "Draw the bar, at most 5 times a second"
         now = self.moved = time.monotonic()
-        if self.show and now - self.begun > self.after and now - self.drawn > self.every: self.draw(done, comment)
+        due = now - self.begun >= self.after and (done == self.total or now - self.drawn > self.every)
+        if self.show and due: self.draw(done, comment)
 
     def draw(self, done: int = 0, comment: Callable | str = ''): # As for `update`
         "Draw the bar now"
         if not self.show: return
+        comment = comment() if callable(comment) else comment
         with nullcontext() if IN_NOTEBOOK else redirect_stdout(sys.stderr):
-            self.bar = self.bar or self._begin()
-            comment = comment() if callable(comment) else comment
+            self.bar = self.bar or _new_bar(self.total)
             self.bar.comment = f'{self.text}, {comment}' if comment else self.text
-            elapsed, new = time.monotonic() - self.begun, done - self.first
+            new, elapsed = done - self.first, time.monotonic() - self.begun
             self.bar.start_t, self.bar.last_t = 0, elapsed
             self.bar.pred_t = elapsed + elapsed/new*(self.total - done) if self.total and new > 0 else None
             self.bar.update_bar(done)
         self.drawn = time.monotonic()
-
-    def _begin(self):
-        "Make the bar of fastprogress"
-        from fastprogress import progress_bar
-        bar = progress_bar(None, total='noinfer' if self.total is None else self.total, leave=False)
-        return bar.on_iter_begin() or bar
 
     def clear(self, end: bool = False): # In a notebook, only at the end
         "Wipe the bar off the terminal, for a line of text"
@@ -96,9 +97,9 @@ def watch(
 ):
     "Yield the items while a bar counts them"
     with Bar(total, text, show) as bar:
-        for done, item in enumerate(items):
-            bar.update(done)
+        for done, item in enumerate(items, 1):
             yield item
+            bar.update(done)
 
 @contextmanager
 def working(text: str): # What is done; the block, or the decorated function, does it

@@ -173,7 +173,9 @@ def test_tensors_of_another_shape(own, data, name):
     first = next(k for k in ('pixels', 'tau', 'net', 'model') if k in good)
     nan = {k: v*torch.nan for k, v in good[first].items() if v.is_floating_point()} \
         if isinstance(good[first], dict) else good[first]*torch.nan
-    for state in {}, good | {first: torch.zeros(2)}, good | {first: 5}, good | {first: nan}:
+    wrong = [{}, good | {first: torch.zeros(2)}, good | {first: 5}, good | {first: nan}]
+    if name == 'run/distilled.safetensors': wrong.pop() # `doctor` reads it; what needs the images refuses it
+    for state in wrong:
         save_state(file, state)
         refuses(lambda: read(own, data), f'{file.name} is damaged', '; ')
 
@@ -229,11 +231,12 @@ def test_statistics_of_another_shape_are_computed_again(own, data):
     file, = (own/'bank').glob('*-statistics-*')
     good, call = load_state(file), lambda: distill(data, 'best', **SMALL, bank_folder=str(own/'bank'), bank_nets=1,
                                                    bank_stages='2', stat_images=3, augment='')
-    narrow, nan = good['mean'][:, :2].clone(), good['within']*torch.nan
-    for state in dict(mean=5), dict(good, mean=narrow), dict(good, within=nan):
+    known = good['0']
+    narrow, nan = known['mean'][:, :2].clone(), known['within']*torch.nan
+    for state in dict(mean=5), {'0': dict(known, mean=narrow)}, {'0': dict(known, within=nan)}:
         save_state(file, state)
         call()
-        assert torch.equal(load_state(file)['mean'], good['mean'])
+        assert torch.equal(load_state(file)['0']['mean'], known['mean'])
 
 def test_a_name_that_is_no_unicode_is_written_and_read(tmp_path):
     "A path may be; a class name is refused, since it becomes the name of a folder and a caption"
@@ -269,7 +272,7 @@ def test_distill_begins_nothing_that_cannot_be_done(data, tmp_path, change, says
 
 @pytest.mark.parametrize('y', [[1e30, 2e30]*9, [2.**60, 2.**60 + 2**9]*9])
 def test_labels_that_would_merge(y):
-    with pytest.raises(ValueError, match='whole numbers of at most'): load_data((toy_images(3, 6)[0], y))
+    with pytest.raises(ValueError, match='must be whole numbers'): load_data((toy_images(3, 6)[0], y))
 
 def test_study_begins_nothing_that_cannot_be_done(data, tmp_path):
     args = (0,), 1, 1, ('random',), ('random',), ('gradient',), (0,)

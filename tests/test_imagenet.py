@@ -277,7 +277,7 @@ def test_progress(ten, capsys):
     load_data('imagenet10', root=ten, size=8)
     assert capsys.readouterr().out == ''
     load_data('imagenet10', root=ten, size=6, progress=True)
-    assert '8/8' in capsys.readouterr().out # blocks of train
+    assert '8/8' in capsys.readouterr().err # blocks of train
 
 def test_tree_is_only_read(ten):
     before = sorted(ten.rglob('*'))

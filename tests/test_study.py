@@ -1,4 +1,5 @@
 "Studies and reproductions at toy scale: equal initial images, resumed runs, and the analysis against plain loops."
+import re
 import statistics
 import time
 from itertools import product
@@ -146,7 +147,7 @@ def test_the_command_makes_the_study_again(tmp_path, capsys, monkeypatch):
     [r] = study(load_data('digits'), 'a', **ONE, **args)
     assert main([*r['command'].split()[1:], '--out', 'b']) == 0
     assert [*map(timeless, load_study('b'))] == [timeless(r)]
-    assert '| k-means | random | gradient | 1 |' in capsys.readouterr().out
+    assert re.search('^k-means +random +gradient +1 ', capsys.readouterr().out, re.M)
 
 # Analysis
 
@@ -260,7 +261,7 @@ def test_the_command_says_whether_it_came_out(quick_paper, tmp_path, capsys, mon
 def test_every_published_accuracy_is_listed_and_has_a_cost(capsys):
     assert main(['reproduce', '--list']) == 0
     listed = capsys.readouterr().out
-    assert all(f'| {name} |' in listed for name in PUBLISHED)
+    assert {line.split()[0] for line in listed.split('\n')[1:-1]} == {*PUBLISHED}
     costs = [operations(name)['distil'] for name in ('dream/cifar10/ipc10', 'idc/cifar10/ipc10',
                                                           'idc/cifar10/ipc10/factor1')]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[2]

@@ -244,7 +244,7 @@ def test_labels_in_a_file_are_used(tmp_path):
 
 @pytest.mark.parametrize('change, says', [
     (dict(format=3), 'not of format 1'), (dict(classes=['a']), 'does not hold images of the 1 classes'),
-    (dict(classes=3), 'lists no classes'), (dict(colour=1), 'is damaged'), ([], 'not of format 1')])
+    (dict(classes=3), 'classes=3 must be a list'), (dict(colour=1), 'is damaged'), ([], 'must be a dictionary')])
 def test_damaged(tmp_path, change, says):
     a_set(['a', 'b']).save(tmp_path)
     info = json.loads((tmp_path/'distilled.json').read_text())
@@ -267,7 +267,7 @@ def test_imagefolder_of_awkward_names(tmp_path):
 def test_imagefolder_refuses(tmp_path):
     (tmp_path/'file').write_text('')
     for path, channels in (tmp_path/'file', 1), (tmp_path, 3), (tmp_path/'new', 2):
-        with pytest.raises(ValueError): a_set('ab', channels).to_imagefolder(path)
+        with pytest.raises(ValueError): a_set([*'ab'], channels).to_imagefolder(path)
     assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 @pytest.mark.parametrize('classes, n, channels', [(1, 1, 1), (3, 12, 3), (10, 1, 2), (23, 4, 1)])
@@ -305,7 +305,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, use, value):
 
 @pytest.mark.parametrize('constants', [dict(mean=[math.nan]), dict(std=[math.nan]), dict(std=[0.]), dict(std=[-1.])])
 def test_constants_that_cannot_normalise_are_refused(constants):
-    with pytest.raises(ValueError, match='mean=.*std=.*cannot normalise'): replace(a_set('ab', 1), **constants).dls()
+    with pytest.raises(ValueError, match='mean=.*std=.*cannot normalise'): replace(a_set([*'ab'], 1), **constants).dls()
 
 def test_png_says_what_it_clips(tmp_path):
     dset = a_set([*'ab'])

@@ -27,6 +27,7 @@ from ..core import read_json
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
+from ..images import open_image
 
 # %% ../../nbs/17_data.formats.ipynb #8ee8535c
 VALUES = 'unit', 'normalised', 'whitened'
@@ -301,13 +302,12 @@ class _ImageRows(list):
         self.folder = folder.resolve()
 
     def __getitem__(self, i):
-        from PIL import Image
         row, path = super().__getitem__(i), None
         path = (self.folder/str(row.get('file_name'))).resolve()
         if not path.is_relative_to(self.folder):
             raise ValueError(
                 f'{row["file_name"]} in metadata.jsonl lies outside {self.folder}; remove the row')
-        with Image.open(path) as image: return row | dict(image=image.convert(image.mode))
+        with open_image(path) as image: return row | dict(image=image.convert(image.mode))
 
 @reader('huggingface images', 'folder', 'Hugging Face: images with metadata.jsonl')
 def _from_metadata(path, content, how):
@@ -359,8 +359,7 @@ def _decode_member(name, raw):
     "The array or number in a file of an archive"
     if name.endswith('npy'): return np.load(io.BytesIO(raw), allow_pickle=False)
     if name.endswith(('cls', 'txt')): return int(raw)
-    from PIL import Image
-    with Image.open(io.BytesIO(raw)) as image: return image.convert(image.mode)
+    with open_image(name, raw) as image: return image.convert(image.mode)
 
 @reader('webdataset', 'tar',
         'WebDataset: 000001.png or 000001.npy with 000001.cls, in a tar archive')

@@ -148,7 +148,7 @@ def _measure(data, setting, job, fixed, overrides):
 
 # %% ../../nbs/84_labs.study.ipynb #b021a51a
 _POINT = dict(outer=NonNegative, seconds=NonNegative, acc=Share, accs=[Share])
-_RECORD = dict(start=str, sampler=str, match=str, warm=NonNegative | Literal['bank'], seed=Natural, points=[_POINT],
+_RECORD = dict(start=str, sampler=str, match=str, warm=(NonNegative, Literal['bank']), seed=Natural, points=[_POINT],
                oscillation=float | None, unevenness=float)
 
 def load_study(

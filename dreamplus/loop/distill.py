@@ -23,11 +23,12 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build, check_arguments, checked
-from ..core import Key, atomic, load_state, save_state, seeded, write_json
+from ..arguments import Natural, build, check_arguments, checked
+from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet
+from ..files import read_checked
 from .bank import bank_is_incomplete, make_bank, stand_in
 from .callbacks import (ClampCB, DistillLoaders, GuardCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
@@ -349,7 +350,7 @@ def run_data(
 def _steps_done(run) -> int:
     "Inner iterations in the checkpoint of a run; 0 without one"
     file = run/'checkpoint'/'state.safetensors'
-    return load_state(file)['at'] if file.exists() else 0
+    return read_checked(file, dict(at=Natural), 'remove the checkpoint')['at'] if file.exists() else 0
 
 def _check_args(file, args):
     "Raise `ValueError` for arguments in `run.json` that a part would refuse"
