@@ -190,7 +190,7 @@ def _nest(flat):
         *path, leaf = key.split('/')
         d = out
         for p in path: d = d.setdefault(p, {})
-        if leaf in d: raise ValueError(f'{key!r} is stored twice')
+        if leaf in d: raise ValueError(f'{key!r} is stored twice; give each entry one name')
         d[leaf] = v
     return out
 

@@ -125,6 +125,7 @@ def _named_dataset(text: str) -> str | None:
 
 @reader('experiments', 'torch', 'DC, DSA, DM, DataDAM: res_METHOD_DATASET_NETWORK_10ipc.pt')
 def from_experiments(path, content, how):
+    "The last set in a file of DC, DSA, DM or DataDAM; None for other content"
     if not isinstance(content, dict) or not isinstance(content.get('data'), (list, tuple)):
         return None
     runs = content['data']
@@ -147,6 +148,7 @@ def _args_beside(path):
 
 @reader('pair', 'torch', 'IDC, DREAM, DREAM+, NCFM: data.pt, data_1000.pt')
 def from_pair(path, content, how):
+    "The set in a pair of images and labels; None for other content"
     if not _is_pair(content): return None
     args, says = _args_beside(path), ['images are not normalised']
     if args.get('factor'): says.append(f'factor {args["factor"]}, as args.txt beside the file says')
@@ -163,6 +165,7 @@ def _pick(content, names):
 @reader('dictionary', 'torch',
         "dictionaries of images and labels, as CIM's data.pt, and `dreamplus export --to pt`")
 def from_dictionary(path, content, how):
+    "The set in a dictionary of images and labels; None for other content"
     if not isinstance(content, dict) or not _tensor(x := _pick(content, _IMAGES), 4): return None
     cim = 'dataset' in content and 'label' in content
     return Found(x, _pick(content, _LABELS), 'unit' if cim or x.dtype == torch.uint8 else None,
@@ -186,6 +189,7 @@ def _choose_tensors(folder):
 @reader('tensors', 'torch',
         'MTT, TESLA, DATM, DD-Ranking: images_best.pt, labels_best.pt, lr_best.pt')
 def from_tensors(path, content, how):
+    "The set in a tensor of images, or in tensors beside each other; None for other content"
     match = _TENSORS.match(path.name)
     if not match or not _tensor(content, 4): return None
     beside = lambda stem: path.parent/f'{stem}{"_" if match[2] else ""}{match[2] or ""}.pt'
@@ -247,6 +251,7 @@ def _stored_labels(folder, n):
 
 @reader('class folders', 'folder', 'RDED, SRe2L, CIM and others: a folder of images for each class')
 def from_class_folders(path, content, how):
+    "The set in a folder of class folders; None for other folders"
     root = path/'train' if (path/'train').is_dir() else path
     tree = {name: [p for p, *_ in image_files(p)] for name, p in class_folders(root).items()}
     listed = any((root/name).is_file() for name in ('classes.json', SIDECAR)) # the folders are in label order

@@ -127,8 +127,7 @@ class Bench:
                  device=None, start=None, cache: bool = True, equal_steps: bool = False,
                  **change): # All as in score
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
-            raise ValueError(f'{dset} and {data} differ in classes or shape; '
-                             'score the set on its own data')
+            raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
         self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
@@ -146,10 +145,9 @@ class Bench:
 
     def key(self, **what) -> dict:
         "Everything that the results of real images depend on"
-        e = self.evaluation
+        e, device = self.evaluation, self.data.device.type
         net = {k: e[k] for k in arguments(network) if e.get(k) is not None} | self.network_facts
-        return what | dict(data=self.source, zca=e.get('zca'), network=net,
-                           device=self.data.device.type, versions=versions())
+        return what | dict(data=self.source, zca=e.get('zca'), network=net, device=device, versions=versions())
 
     @cached_property
     def network_facts(self) -> dict:

@@ -80,6 +80,16 @@ def steadiness(
 LEVELS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
               warm=(0, 1, 3)) # ingredient to its levels
 
+def _continue(file, head):
+    "Write the header, or check the existing one; return the entries that new records must state"
+    head = json.loads(json.dumps(head)) # as JSON returns it
+    if not (file.exists() and read_records(file)): append_record(file, head)
+    first = read_records(file, _RECORD, dict(study=str))[0]
+    other = {k: v for k, v in head.items() if first.get(k) != v}
+    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
+        raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
+    return other
+
 def _check_levels(warms, overrides, **counts):
     "Raise `ValueError` for a number out of bounds, or for an argument that is an ingredient"
     for name, value in counts.items():
@@ -105,16 +115,6 @@ def _header(data, job, levels, fixed, overrides):
                 protocol=label_of('quick', dict(epochs=0, steps=fixed['steps'])), device=job['device'],
                 threads=torch.get_num_threads(), versions=versions(), network=network_facts(net)['code'],
                 args=args | dict(outer=fixed['outer']))
-
-def _continue(file, head):
-    "Write the header, or check the existing one; return the entries that new records must state"
-    head = json.loads(json.dumps(head)) # as JSON returns it
-    if not (file.exists() and read_records(file)): append_record(file, head)
-    first = read_records(file, _RECORD, dict(study=str))[0]
-    other = {k: v for k, v in head.items() if first.get(k) != v}
-    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
-        raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
-    return other
 
 def _changes(data, setting, fixed, overrides):
     "The overrides of one run: its levels, and other arguments that have an effect with them"
