@@ -38,7 +38,8 @@ def open_image(path: str | Path, # A regular file; for messages only if there is
     if content is None and not os.path.isfile(path): # a FIFO would wait for ever
         raise ValueError(f'{path} is not a regular file; remove it')
     image_suffixes() # registers the formats
-    try: return Image.open(path if content is None else io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    known = [kind for kind in FORMATS if kind in Image.OPEN]
+    try: return Image.open(path if content is None else io.BytesIO(content), formats=known)
     except UnidentifiedImageError:
         raise ValueError(f'{path} cannot be decoded: its content is no image of {", ".join(FORMATS)}; '
                          'replace or remove it') from None

@@ -37,7 +37,8 @@ def _bytes(path):
 class PreparedSet:
     "Images that are decoded once, into one file of bytes for each part"
     block = 1024 # images of a block
-    shape = {'train?': [str], 'val?': [str], 'stamp?': str, 'digest?': str, 'counts?': {str: {str: Natural}}} # of set.json
+    shape = {'train?': [str], 'val?': [str], 'stamp?': str, 'digest?': str, # of set.json
+             'counts?': {str: {str: Natural}}}
 
     def __init__(self,
                  name: str, # The name of the dataset

@@ -147,7 +147,8 @@ class Bench:
         "Everything that the results of real images depend on"
         e, device = self.evaluation, self.data.device.type
         net = {k: e[k] for k in arguments(network) if e.get(k) is not None} | self.network_facts
-        return what | dict(data=self.source, zca=e.get('zca'), network=net, device=device, versions=versions())
+        about = dict(data=self.source, zca=e.get('zca'), network=net, device=device)
+        return what | about | dict(versions=versions())
 
     @cached_property
     def network_facts(self) -> dict:
