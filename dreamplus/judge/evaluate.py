@@ -127,8 +127,7 @@ class Bench:
                  device=None, start=None, cache: bool = True, equal_steps: bool = False,
                  **change): # All as in score
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
-            raise ValueError(f'{dset} and {data} differ in classes or shape; '
-                             'score the set on its own data')
+            raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
         self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
@@ -342,8 +341,8 @@ def evaluate_run(
         if before == [label, str(device), images, asked]:
             if log: [log(row) for row in last['rows']]
             return last
-        p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C,
-                          **changes)
+        p = protocol_args(protocol, e | dict(lr='learned'), data.name,
+                          len(dset.labels())/C, C, **changes)
         results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
         seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
         if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
