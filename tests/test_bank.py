@@ -23,8 +23,8 @@ from dreamplus.parts import OPTIMISERS
 from dreamplus.recipes import recipe
 
 HOW = BankTraining(16, bank_augment='crop')
-TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8', bank_augment='crop',
-            stat_images=20)
+TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8',
+            bank_augment='crop', stat_images=20)
 
 @pytest.fixture(scope='module')
 def data(): return load_data(toy_images(classes=3, per_class=30), test=toy_images(classes=3, seed=1))
