@@ -110,8 +110,8 @@ def images(self: DistilledSet,
           ) -> torch.Tensor: # (n,ch,h,w), pixels in [0, 1], sorted by class
     "The images, decoded or as stored; `ValueError` for pixels that are not finite"
     self.check_values()
-    return decode_classes(self.pixels, self.counts, self.factor,
-                          self.decode)[0] if decoded else self.pixels
+    if not decoded: return self.pixels
+    return decode_classes(self.pixels, self.counts, self.factor, self.decode)[0]
 
 @patch
 def labels(self: DistilledSet,

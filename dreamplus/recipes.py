@@ -170,6 +170,6 @@ def methods_table() -> str: # Markdown
     keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
                 warm_epochs='warm epochs')
     args = {name: recipe(name, 'cifar10') for name in METHODS}
-    rows = [[f'`{name}`', *(a.get(k, '') for k in keys),
-             METHODS[name].paper] for name, a in args.items()]
+    rows = [[f'`{name}`', *(a.get(k, '') for k in keys), METHODS[name].paper]
+            for name, a in args.items()]
     return markdown_table(['method', *keys.values(), 'paper'], rows)

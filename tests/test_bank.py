@@ -54,8 +54,8 @@ def test_held_out_and_test_images_are_not_looked_at(data, tmp_path):
     other = copy.copy(held)
     other.test, other.valid = (copy.copy(part) for part in (held.test, held.valid))
     other.test.x, other.valid.x = 255 - other.test.x, 255 - other.valid.x
-    a, b = (network_bank(d, network(d, width=8), HOW, None, str(tmp_path/name), 1,
-                         '6') for name, d in dict(a=held, b=other).items())
+    a, b = (network_bank(d, network(d, width=8), HOW, None, str(tmp_path/name), 1, '6')
+            for name, d in dict(a=held, b=other).items())
     assert same(a, b)
 
 def test_the_second_run_pays_nothing(data):

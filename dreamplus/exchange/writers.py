@@ -163,8 +163,8 @@ def _write_huggingface(dset, folder, data):
     rows = []
     for i, (x, label) in enumerate(zip(dset.pixels, _hard(dset))):
         to_png(x).save(folder/'train'/f'{i:05}.png')
-        rows.append(dict(file_name=f'{i:05}.png', label=label,
-                         name=str(dset.classes[label])) | (dict(soft=dset.y[i].tolist()) if dset.soft else {}))
+        row = dict(file_name=f'{i:05}.png', label=label, name=str(dset.classes[label]))
+        rows.append(row | (dict(soft=dset.y[i].tolist()) if dset.soft else {}))
     lines = '\n'.join(map(json.dumps, rows)) + '\n'
     (folder/'train'/'metadata.jsonl').write_text(lines, encoding='utf-8')
 

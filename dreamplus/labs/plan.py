@@ -297,8 +297,8 @@ def plan(
         begin += start_cost(data, args['start'], max(learn.model.earlier.missing)*args['factor']**2, net,
                             args.get('start_candidates'))
         begin += parts.get('warming the network', _NOTHING)
-        made = bank_cost(args, data, build(network, args, data=data),
-                         args.get('stat_images', 0)) if bank else _NOTHING
+        made = _NOTHING if not bank else bank_cost(
+            args, data, build(network, args, data=data), args.get('stat_images', 0))
         end = evaluation_cost(learn, rows, protocol, nets) if nets else _NOTHING
     return _summary(learn, parts, begin, end, args['outer'], peak_mib(data.device), made)
 
