@@ -53,8 +53,9 @@ class Argument(NamedTuple):
     @property
     def text(self) -> str:
         "The values that are allowed, for error messages and help"
-        words, (least, most, below) = {bool: 'true or false', str: 'a folder' if self.folder else 'a name',
-                                       list: 'a list', dict: 'a dictionary'}, self.bounds
+        words = {bool: 'true or false', str: 'a folder' if self.folder else 'a name',
+                 list: 'a list', dict: 'a dictionary'}
+        least, most, below = self.bounds
         limits = f' of at least {least:g}' if least > -math.inf else ''
         if most < math.inf: limits = f' from {least:g} to {most:g}'
         if below: limits = f' of at least {least:g} and below {most:g}'

@@ -83,8 +83,8 @@ def distill(
     from dreamplus.recipes import recipe, recipe_source
     from dreamplus.runs import free_folder
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid)
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize,
+                       seed=seed, valid=valid)
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
@@ -141,8 +141,8 @@ def evaluate(
     names = tuple(rows.split(',')) if rows else ROWS
     real, how, kw = _real(data, root, size), overrides(set), dict(rows=names, device=device, **fast)
     if (Path(run)/'run.json').exists() and not how: result = _evaluate(run, real, protocol, nets, **kw)
-    else: result = evaluate_set(run, real, how, out, protocol=protocol, n=nets, log=lambda row: print(format_row(row)),
-                                **kw)
+    else: result = evaluate_set(run, real, how, out, protocol=protocol, n=nets,
+                                log=lambda row: print(format_row(row)), **kw)
     for line in result.get('assumed', []): print(f'assumed: {line}')
     written = out or ((Path(run)/'result.json').exists() and Path(run)/'result.json')
     print(f'{result["seconds"]["evaluate"]:.0f} s' + f', written to {written}'*bool(written))
@@ -287,13 +287,13 @@ def experts(
     from dreamplus.parts import prepare_data
     from dreamplus.recipes import recipe
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid)
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize,
+                       seed=seed, valid=valid)
     out = Path(out) if out else Path('experts')/images.name
     if augment is None: augment = recipe('mtt', images.name)['augment']
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
-                         batch=batch,
-                         lr=lr, arch=arch, width=width, norm=norm, augment=augment, seed=seed, log=say)
+                         batch=batch, lr=lr, arch=arch, width=width, norm=norm,
+                         augment=augment, seed=seed, log=say)
     print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
     return dict(folder=str(out), experts=len(made))
 
@@ -329,8 +329,8 @@ def bank(
     from dreamplus.parts import prepare_data
     from dreamplus.recipes import recipe
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid)
+    images = load_data(data, root=root, size=size, channels=channels, resize=resize,
+                       seed=seed, valid=valid)
     given |= dict(bank_folder=out, bank_nets=nets, bank_stages=stages) | overrides(set, bank)
     args = recipe('best', images.name, ipc, networks='bank',
                   **{k: v for k, v in given.items() if v is not None})
@@ -408,9 +408,8 @@ def study(
     source = load_data(data, root=root)
     levels = (text.split(',') for text in (starts, samplers, matches))
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every,
-                     *levels,
-                     read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid, device,
-                     images=images, log=say, **overrides(set, study_))
+                     *levels, read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid,
+                     device, images=images, log=say, **overrides(set, study_))
     print(plain_tables(f'{fewer_table(records)}\n\n{effects_table(records)}'))
     return records
 

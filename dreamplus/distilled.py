@@ -110,22 +110,21 @@ def images(self: DistilledSet,
           ) -> torch.Tensor: # (n,ch,h,w), pixels in [0, 1], sorted by class
     "The images, decoded or as stored; `ValueError` for pixels that are not finite"
     self.check_values()
-    return decode_classes(self.pixels, self.counts, self.factor,
-                          self.decode)[0] if decoded else self.pixels
+    if not decoded: return self.pixels
+    return decode_classes(self.pixels, self.counts, self.factor, self.decode)[0]
 
 @patch
 def labels(self: DistilledSet,
            decoded: bool = True # As in images
           ) -> torch.Tensor: # (n,) int64, or probabilities (n,C)
     "The labels of `images`"
-    return self.y[decode_classes(self.pixels[:, :1], self.counts, self.factor,
-                                 self.decode)[1]] if decoded else self.y
+    if not decoded: return self.y
+    return self.y[decode_classes(self.pixels[:, :1], self.counts, self.factor, self.decode)[1]]
 
 # %% ../nbs/52_distilled.ipynb #61724e61
 @patch
 @checked
-def save(self: DistilledSet,
-         path: str | Path): # A folder; created if it does not exist
+def save(self: DistilledSet, path: str | Path): # A folder; created if it does not exist
     "Write `distilled.safetensors` and `distilled.json` into `path`"
     (path := Path(path).expanduser()).mkdir(parents=True, exist_ok=True)
     rest = {k: v for k, v in vars(self).items() if k not in ('pixels', 'y')}

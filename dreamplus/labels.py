@@ -222,8 +222,8 @@ def array_keys(
 
 # %% ../nbs/07_labels.ipynb #4665af77
 CLASSES_FILE = 'classes.json'
-_JUNK = {'__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
-         '__pycache__'}
+_JUNK = {'__MACOSX', '@eaDir', '$RECYCLE.BIN',
+         'System Volume Information', 'lost+found', '__pycache__'}
 
 def is_junk(
     name: str, # Of a file or a folder

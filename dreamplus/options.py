@@ -100,8 +100,7 @@ def make_parser(
                               formatter_class=argparse.RawDescriptionHelpFormatter)
         _add_common(sub)
         if wanted not in (None, name): continue
-        # whose arguments it takes, and which of them not
-        source, without = getattr(f, 'like', (f, ()))
+        source, without = getattr(f, 'like', (f, ())) # whose arguments it takes, and which of them not
         own = {k: p for k, p in docments(source, full=True).items()
                if k not in ('return', 'given', *without)}
         only = {k for k, p in inspect.signature(source).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -111,8 +110,8 @@ def make_parser(
     return parser
 
 # %% ../nbs/88_options.ipynb #7766b4c1
-_SHORT = ('factor', 'arch', 'width', 'outer', 'inner', 'start', 'sampler', 'match', 'experts',
-         'compiled') # are options too
+_SHORT = ('factor', 'arch', 'width', 'outer', 'inner',
+          'start', 'sampler', 'match', 'experts', 'compiled') # are options too
 
 def _add_part_options(
     parser: argparse.ArgumentParser, # Of one command

@@ -76,16 +76,16 @@ class MatchLoss:
         if not self.shared:
             n, counts = sum(counts), to_device(counts, device)
             of = lambda t: t.repeat_interleave(counts, output_size=n) # a value for each image
-            rows = of(classes.index)*2**20 + torch.arange(n,
-                                                          device=device) - of(counts.cumsum(0) - counts)
-        return self.augment.draw(len(rows), self.data.size, device,
-                                 key=key.at('augment', rows=rows))
+            first = of(counts.cumsum(0) - counts) # where the images of its class begin
+            rows = of(classes.index)*2**20 + torch.arange(n, device=device) - first
+        key = key.at('augment', rows=rows)
+        return self.augment.draw(len(rows), self.data.size, device, key=key)
 
     def settle(self, net, batch): # batch: number of real images of each class
         "Set the chunk size if it was not given: with batch norm that of the matcher's paper, otherwise the fastest"
         if self.chunk is not None: return
-        # classes of 65,536 pixels in all
-        chunk, few = self.data.n_classes, 2**16//(batch*self.data.size**2)
+        chunk = self.data.n_classes
+        few = 2**16//(batch*self.data.size**2) # classes of 65,536 pixels in all
         if has_batch_norm(net): chunk = chunk if self.matcher.joint else 1
         elif self.data.device.type == 'cpu': chunk = min(few, chunk) if few >= 8 else 1
         self.chunk = chunk
@@ -105,9 +105,8 @@ def compare(self: MatchLoss,
     images, *soft = parts
     y, real, rows, lead = target.classes.index[some], None, some, images.shape[:1]
     if not self.shared: # a row for each image
-        ends, (first, last,
-               _), lead = [0,
-                           *accumulate(target.counts)], some.indices(len(target.counts)), images.shape[:2]
+        ends, lead = [0, *accumulate(target.counts)], images.shape[:2]
+        first, last, _ = some.indices(len(target.counts))
         rows = slice(ends[first], ends[last])
     draw = {k: v[rows] for k, v in target.draw.items()}
     def see(x):
@@ -115,21 +114,20 @@ def compare(self: MatchLoss,
     if target.real is not None:
         x = see(to_float(self.data.train.x[target.real[some]]))
         real = View(target.net, x, y, graph=False, backward=self.matcher.backward)
-    return self.matcher(real, View(target.net, see(images), y,
-                                   targets=soft[0] if soft else None))
+    syn = View(target.net, see(images), y, targets=soft[0] if soft else None)
+    return self.matcher(real, syn)
 
 @patch
 def __call__(self: MatchLoss, shown, target): # shown: images (n,ch,h,w), or images and soft labels (n,K)
-    parts, loss = shown if isinstance(shown,
-                                      tuple) else (shown,), partial(self.compare, target=target)
+    parts = shown if isinstance(shown, tuple) else (shown,)
+    loss = partial(self.compare, target=target)
     self.settle(target.net, 1 if target.real is None else target.real.shape[1])
     if not self.matcher.separable: # needs all classes at once
         self.check_counts(target.counts)
-        return loss([p.unflatten(0, (len(target.counts), -1)) for p in parts],
-                    some=slice(None)).sum()
-    try:
-        return by_class(lambda p, some: loss(p, some=some), parts, target.counts,
-                        self.chunk).sum()
+        every = [p.unflatten(0, (len(target.counts), -1)) for p in parts]
+        return loss(every, some=slice(None)).sum()
+    each = lambda p, some: loss(p, some=some)
+    try: return by_class(each, parts, target.counts, self.chunk).sum()
     except torch.OutOfMemoryError:
         if self.chunk == 1 or has_batch_norm(target.net):
             raise # batch norm needs its classes together
@@ -155,8 +153,8 @@ class DistillLoss:
         images, soft = shown if isinstance(shown, tuple) else (shown, None)
         for weight, matcher in self.whole:
             counts = to_device(target.counts, images.device)
-            y = target.classes.index.repeat_interleave(counts,
-                                                       output_size=len(images)) if soft is None else soft
+            y = (target.classes.index.repeat_interleave(counts, output_size=len(images))
+                 if soft is None else soft)
             total = total + weight*matcher.loss(images, y, target.lr, target.key)
         return total
 
@@ -243,8 +241,8 @@ class PixelAdamW(PixelAdam):
 
     def make(self, params):
         "torch's AdamW"
-        return torch.optim.AdamW(params, betas=self.betas, weight_decay=self.wd, foreach=False,
-                                 fused=False)
+        return torch.optim.AdamW(params, betas=self.betas, weight_decay=self.wd,
+                                 foreach=False, fused=False)
 
 OPTIMISERS['adam'], OPTIMISERS['adamw'] = PixelAdam, PixelAdamW
 
@@ -284,8 +282,8 @@ def chosen_parts(
     if views: parts |= {'the loss': MatchLoss, 'the augmentation': augmentation} | pick('networks')
     if views and 'bank' in inspect.signature(SCHEDULES[args['networks']]).parameters: parts |= _BANK
     if any(m.needs_real for m in views): parts |= pick('sampler')
-    return parts | pick('start') | pick('optimiser') | {'the evaluation': evaluation,
-                                                        'the data': prepare_data}
+    parts |= pick('start') | pick('optimiser')
+    return parts | {'the evaluation': evaluation, 'the data': prepare_data}
 
 def all_parts() -> dict: # Label to part
     "All registered parts, for help texts and error messages"

@@ -51,13 +51,11 @@ METHODS['best'] = Method(base=Method(family='idc'), paper='ours', family='best')
 
 # %% ../nbs/56_recipes.ipynb #fc683e90
 SURROGATE = Method(family='surrogate', start='random', lr_base=None, per_class_steps=False,
-                   space='normal', clamp=False, pick='one',
-                   net_mix=0., net_momentum=0., net_wd=0.)
+                   space='normal', clamp=False, pick='one', net_mix=0., net_momentum=0., net_wd=0.)
 DISTRIBUTION = Method(base=SURROGATE, family='distribution', inner=1)
 
 METHODS['dsa'] = Method(base=SURROGATE, paper='Zhao & Bilen, ICML 2021', family='dsa',
-                        match='gradient', distance='cos', fc=True,
-                        networks='synthetic')
+                        match='gradient', distance='cos', fc=True, networks='synthetic')
 METHODS['dc'] = Method(base='dsa', paper='Zhao et al., ICLR 2021', family='dc', start='gauss',
                        augment='', net_augment='')
 METHODS['dm'] = Method(base=DISTRIBUTION, paper='Zhao & Bilen, WACV 2023', family='dm',
@@ -65,8 +63,7 @@ METHODS['dm'] = Method(base=DISTRIBUTION, paper='Zhao & Bilen, WACV 2023', famil
 METHODS['datadam'] = Method(base=DISTRIBUTION, paper='Sajedi et al., ICCV 2023', family='datadam',
                             match='0.01*attention')
 METHODS['datadam-code'] = Method(base=DISTRIBUTION, paper='its released code',
-                                 family='datadam-code', match='attention', p=1.,
-                                 norm='batch')
+                                 family='datadam-code', match='attention', p=1., norm='batch')
 METHODS['atom'] = Method(base=DISTRIBUTION, paper='Khaki et al., 2024', family='atom',
                          match='0.01*atom')
 METHODS['mtt'] = Method(base=SURROGATE, paper='Cazenavette et al., CVPR 2022', family='mtt',
@@ -173,6 +170,6 @@ def methods_table() -> str: # Markdown
     keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
                 warm_epochs='warm epochs')
     args = {name: recipe(name, 'cifar10') for name in METHODS}
-    rows = [[f'`{name}`', *(a.get(k, '') for k in keys),
-             METHODS[name].paper] for name, a in args.items()]
+    rows = [[f'`{name}`', *(a.get(k, '') for k in keys), METHODS[name].paper]
+            for name, a in args.items()]
     return markdown_table(['method', *keys.values(), 'paper'], rows)

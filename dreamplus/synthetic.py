@@ -69,8 +69,8 @@ def decode(
 ) -> torch.Tensor: # Images to train on (...,M,ch,h,w)
     "Decode stored images, differentiably; `ValueError` for an unknown mode or a factor below 1"
     check_decode(factor, mode)
-    return torch.cat([cut(x[..., a:b, :, :, :], g) for g, a, b in cuts(x.shape[-4], factor, mode)],
-                     -4)
+    parts = [cut(x[..., a:b, :, :, :], g) for g, a, b in cuts(x.shape[-4], factor, mode)]
+    return torch.cat(parts, -4)
 
 # %% ../nbs/50_synthetic.ipynb #cdb56799
 def decode_classes(
@@ -79,8 +79,8 @@ def decode_classes(
     factor: int = 1, mode: str = 'single', # As in decode
 ) -> tuple[torch.Tensor, torch.Tensor]: # Decoded images (n,ch,h,w), index of the stored image of each (n,)
     "Decode all images, class after class"
-    index = lambda n: torch.cat([torch.arange(a,
-                                              b).repeat(g*g) for g, a, b in cuts(n, factor, mode)])
+    index = lambda n: torch.cat([torch.arange(a, b).repeat(g*g)
+                                 for g, a, b in cuts(n, factor, mode)])
     if len({*counts}) == 1:
         images = decode(x.unflatten(0, (len(counts), -1)), factor, mode).flatten(0, 1)
         places = (torch.arange(len(counts))[:, None]*counts[0] + index(counts[0])).flatten()
@@ -100,8 +100,8 @@ def mosaic(
     sides = [x.shape[-1]//f + (i < x.shape[-1] % f) for i in range(f)]
     shrink = lambda block, *size: F.interpolate(block.flatten(0, 1), size,
                                                 mode='nearest').unflatten(0, block.shape[:2])
-    cells = [shrink(block, sides[k//f],
-                    sides[k % f]) for k, block in enumerate(x.split(x.shape[1]//f**2, 1))]
+    cells = [shrink(block, sides[k//f], sides[k % f])
+             for k, block in enumerate(x.split(x.shape[1]//f**2, 1))]
     return torch.cat([torch.cat(cells[r*f:(r + 1)*f], -1) for r in range(f)], -2)
 
 # %% ../nbs/50_synthetic.ipynb #e6baa38c
@@ -191,8 +191,8 @@ class SyntheticSet(nn.Module):
         check_decode(factor, decode)
         self.pixels, self.factor, self.decode, self.limit = nn.Parameter(pixels.clone()), factor, decode, limit
         self.counts, self.label_lr, self.key, self.logits = torch.bincount(owner).tolist(), label_lr, Key(), None
-        self.register_buffer('first', torch.tensor([0, *self.counts[:-1]],
-                                                   device=pixels.device).cumsum(0), persistent=False)
+        first = torch.tensor([0, *self.counts[:-1]], device=pixels.device).cumsum(0)
+        self.register_buffer('first', first, persistent=False)
         if label_lr is not None and labels.ndim == 1:
             labels = .9*F.one_hot(labels, len(self.counts)) + .1/len(self.counts)
         if labels.ndim == 2:

@@ -107,8 +107,9 @@ def test_stack_picks_one_warp():
 def test_one_picks_one_of_all():
     p = draw('_'.join(OPS), init=dict(pick='one'))
     flipped = p['matrix'][:, 0, 0] < 0
-    on = torch.stack([p['contrast'] != 1, flipped, *warps(p['matrix']*torch.where(flipped[:, None, None], torch.tensor(
-        [[-1.], [1.]]), 1.))[:, :3].unbind(1), p['hole'][:, 0] >= 0], 1)
+    unflip = torch.where(flipped[:, None, None], torch.tensor([[-1.], [1.]]), 1.)
+    on = torch.stack([p['contrast'] != 1, flipped, *warps(p['matrix']*unflip)[:, :3].unbind(1),
+                      p['hole'][:, 0] >= 0], 1)
     assert on.sum(1).max() == 1
     share = torch.tensor([1, 1/2, 80/81, 1, 1, 1])/6 # a flip is drawn but not done half of the time
     torch.testing.assert_close(on.float().mean(0), share, atol=.02, rtol=0)

@@ -23,8 +23,8 @@ from dreamplus.parts import OPTIMISERS
 from dreamplus.recipes import recipe
 
 HOW = BankTraining(16, bank_augment='crop')
-TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8', bank_augment='crop',
-            stat_images=20)
+TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8',
+            bank_augment='crop', stat_images=20)
 
 @pytest.fixture(scope='module')
 def data(): return load_data(toy_images(classes=3, per_class=30), test=toy_images(classes=3, seed=1))
@@ -54,8 +54,8 @@ def test_held_out_and_test_images_are_not_looked_at(data, tmp_path):
     other = copy.copy(held)
     other.test, other.valid = (copy.copy(part) for part in (held.test, held.valid))
     other.test.x, other.valid.x = 255 - other.test.x, 255 - other.valid.x
-    a, b = (network_bank(d, network(d, width=8), HOW, None, str(tmp_path/name), 1,
-                         '6') for name, d in dict(a=held, b=other).items())
+    a, b = (network_bank(d, network(d, width=8), HOW, None, str(tmp_path/name), 1, '6')
+            for name, d in dict(a=held, b=other).items())
     assert same(a, b)
 
 def test_the_second_run_pays_nothing(data):

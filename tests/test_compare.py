@@ -51,7 +51,8 @@ def columns(table): # without what a clock or the memory says
 
 def bare(records): # what does not depend on the clock
     return [[r['steps'], [s['accs'] for s in r['rows']],
-             [(h['step'], h['loss'], h['valid_acc']) for h in r['history']]] for r in records]
+             [(h['step'], h['loss'], h['valid_acc']) for h in r['history']]]
+            for r in records]
 
 def stamps(out, pattern='**/distilled.safetensors'): return {p: p.stat().st_mtime_ns for p in out.glob(pattern)}
 

@@ -17,8 +17,8 @@ from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.judge import protocols
 from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, results_table, score
-from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training, protocol_args, train_fresh,
-                                       training_steps)
+from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training,
+                                       protocol_args, train_fresh, training_steps)
 from dreamplus.judge.scores import cross, cross_table, robust, score_run
 from dreamplus.judge.validate import BestCB, ValidAccuracy
 from dreamplus.loop.distill import distill, resume
@@ -382,10 +382,11 @@ def test_cross_refuses_before_any_work(data, dset, monkeypatch):
 def test_robust_is_made_of_rows(data, dset, soft, own):
     if own: dset = replace(dset, y=torch.eye(3)*.7 + .1)
     scores, rand = robust(dset, data, n=1, soft=soft, **BRIEF), 'random-soft' if own else 'random'
-    ask = lambda dset, **kw: {r['set']: r['acc'] for r in score(dset, data, n=1, rows=('distilled', rand, 'full'),
-                                                                **BRIEF | kw)}
-    classes = {r['set']: r['acc'] for r in score(replace(dset, y=torch.arange(3)), data, n=1,
-                                                 rows=('distilled', 'full'), **BRIEF)}
+    def ask(dset, **kw):
+        rows = score(dset, data, n=1, rows=('distilled', rand, 'full'), **BRIEF | kw)
+        return {r['set']: r['acc'] for r in rows}
+    hard = replace(dset, y=torch.arange(3))
+    classes = {r['set']: r['acc'] for r in score(hard, data, n=1, rows=('distilled', 'full'), **BRIEF)}
     any, plain = ask(dset, soft=soft), ask(dset, soft=soft, augment='', mix=0.)
     assert [scores[k] for k in ('real_hard', 'syn_hard', 'syn_any', 'random_any', 'syn_plain', 'random_plain')] == [
         classes['full'], classes['distilled'], any['distilled'], any[rand], plain['distilled'], plain[rand]]

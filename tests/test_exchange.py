@@ -371,9 +371,9 @@ def test_whitened_sets(tmp_path, dset, digits):
     torch.testing.assert_close(load_distilled(tmp_path/'out', digits).pixels, dset.images(), atol=1e-3, rtol=0)
     white.export(tmp_path/'npz', 'npz')
     code = readme_code(tmp_path/'npz')
-    exec(code.replace("'.'", repr(str(tmp_path/'npz'))).replace('real = ...',
-                                                                'real = stored').replace('range(500)', 'range(1)'),
-         names := dict(stored=to_float(digits.train.x)))
+    for old, new in ("'.'", repr(str(tmp_path/'npz'))), ('real = ...', 'real = stored'), ('range(500)', 'range(1)'):
+        code = code.replace(old, new)
+    exec(code, names := dict(stored=to_float(digits.train.x)))
     torch.testing.assert_close(names['x'], whitened(digits).normalize(dset.images()), atol=1e-3, rtol=0)
 
 def test_ddranking_uses_its_own_constants(tmp_path, x):

@@ -229,8 +229,9 @@ def test_an_unusable_cache_counts_as_absent(tmp_path, monkeypatch, text):
 
 def test_statistics_of_another_shape_are_computed_again(own, data):
     file, = (own/'bank').glob('*-statistics-*')
-    good, call = load_state(file), lambda: distill(data, 'best', **SMALL, bank_folder=str(own/'bank'), bank_nets=1,
-                                                   bank_stages='2', stat_images=3, augment='')
+    good = load_state(file)
+    call = lambda: distill(data, 'best', **SMALL, bank_folder=str(own/'bank'), bank_nets=1,
+                           bank_stages='2', stat_images=3, augment='')
     known = good['0']
     narrow, nan = known['mean'][:, :2].clone(), known['within']*torch.nan
     for state in dict(mean=5), {'0': dict(known, mean=narrow)}, {'0': dict(known, within=nan)}:

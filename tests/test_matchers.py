@@ -13,8 +13,8 @@ from dreamplus.core import seeded
 from dreamplus.match import core
 from dreamplus.match.attention import AttentionMatcher
 from dreamplus.match.bidirectional import Bidirectional
-from dreamplus.match.core import (DISTANCES, MATCHERS, Matcher, Sum, View, by_class, make_matcher, match_terms,
-                                  with_gradient)
+from dreamplus.match.core import (DISTANCES, MATCHERS, Matcher, Sum, View, by_class,
+                                  make_matcher, match_terms, with_gradient)
 from dreamplus.match.distribution import EmbeddingMatcher, FeatureMatcher
 from dreamplus.match.gradient import GradientMatcher, matched_weights
 from dreamplus.nets.convnet import ConvNet, ResNet

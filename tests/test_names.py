@@ -70,10 +70,9 @@ class Items(Dataset):
 # The parts of a folder
 
 PAIRS = ['train test', 'train val', 'train valid', 'train validation', 'train dev', 'train eval',
-         'training testing', 'Train Test',
-         'TRAIN VAL', 'training_set test_set', 'trainset testset', 'Training Data|Test Data', 'train2017 val2017',
-         'trainval test',
-         'train_images test_images', 'seg_train seg_test', 'flowers-training flowers-validation']
+         'training testing', 'Train Test', 'TRAIN VAL', 'training_set test_set', 'trainset testset',
+         'Training Data|Test Data', 'train2017 val2017', 'trainval test', 'train_images test_images',
+         'seg_train seg_test', 'flowers-training flowers-validation']
 
 @pytest.mark.parametrize('pair', PAIRS)
 def test_parts_by_their_usual_names(tmp_path, pair):
@@ -81,8 +80,8 @@ def test_parts_by_their_usual_names(tmp_path, pair):
     tree(tmp_path/'d'/train, dict(cat=3, dog=2), 10), tree(tmp_path/'d'/test, dict(cat=1, dog=1), 20)
     data = quiet(tmp_path/'d')
     assert (data.classes, data.train.counts, data.test.counts) == (['cat', 'dog'], [3, 2], [1, 1])
-    assert {*data.train.x[..., 0, 0].flatten().tolist()} == {10} and {*data.test.x[..., 0,
-                                                                                   0].flatten().tolist()} == {20}
+    assert {*data.train.x[..., 0, 0].flatten().tolist()} == {10}
+    assert {*data.test.x[..., 0, 0].flatten().tolist()} == {20}
 
 def test_the_test_part_comes_before_the_validation_part(tmp_path):
     for name, first in dict(train=10, valid=20, test=30).items(): tree(tmp_path/name, dict(cat=2, dog=2), first)
@@ -155,8 +154,7 @@ def test_tinyimagenet_as_it_is_unpacked(tmp_path):
     assert data.test.x[:, 0, 0, 0].tolist() == [0, 2, 1, 3] and data.test.y.tolist() == [0, 0, 1, 1]
     assert quiet(root/'train', test=root/'val').test.x[:, 0, 0, 0].tolist() == [0, 2, 1, 3]
     (root/'val'/'val_annotations.txt').write_text('val_9.png\tn01443537\n')
-    with pytest.raises(ValueError,
-                       match=r'val_9.png is missing; val_annotations.txt lists it'):
+    with pytest.raises(ValueError, match=r'val_9.png is missing; val_annotations.txt lists it'):
         with warnings.catch_warnings(action='ignore'): load_data(root)
 
 def test_images_beside_the_class_folders(tmp_path):
@@ -190,8 +188,8 @@ def test_a_folder_with_the_name_of_a_dataset(tmp_path):
 
 def test_a_folder_that_holds_a_dataset(tmp_path, monkeypatch):
     "A row holds for a folder of its name if all of its facts do, and is not asked about what the caller changes"
-    monkeypatch.setitem(DATASETS, 'pets', DATASETS['digits']._replace(reader='', size=8, channels=3, classes=2,
-                                                                      train=6, test=2))
+    pets = DATASETS['digits']._replace(reader='', size=8, channels=3, classes=2, train=6, test=2)
+    monkeypatch.setitem(DATASETS, 'pets', pets)
     tree(tmp_path/'pets', dict(cat=4, dog=4)), tree(tmp_path/'pets-jpeg', dict(cat=4, dog=4))
     assert quiet(tmp_path/'pets').name == 'pets' and quiet(tmp_path/'pets-jpeg').name == 'pets-jpeg'
     assert quiet(tmp_path/'pets', size=4, channels=1).name == 'pets'
@@ -213,8 +211,8 @@ class Plain:
             dict(classes={i: c for i, c in enumerate(NAMES)}), dict(classes={c: i for i, c in enumerate(NAMES)}),
             dict(classes={str(i): c for i, c in enumerate(NAMES)}),
             dict(classes=3, class_to_idx={c: i for i, c in enumerate(NAMES)}),
-            dict(vocab=NAMES), dict(class_names=[c.encode() for c in NAMES]), dict(classes=lambda k: k,
-                                                                                   categories=NAMES),
+            dict(vocab=NAMES), dict(class_names=[c.encode() for c in NAMES]),
+            dict(classes=lambda k: k, categories=NAMES),
             dict(features=dict(image=None, label=SimpleNamespace(names=NAMES)))]
 
 @pytest.mark.parametrize('way', Plain.ways, ids=lambda way: ','.join(f'{k}={type(v).__name__}' for k, v in way.items()))
@@ -230,8 +228,8 @@ def test_class_names_that_say_nothing_certain():
         load_data(ConcatDataset([Items(classes=NAMES), Items(classes=NAMES[::-1])]))
 
 WHOLE = Items(classes=NAMES)
-SOME = {'Subset': Subset(WHOLE, range(0, 24, 2)), 'Subset of a Subset': Subset(Subset(WHOLE, range(24)), range(0,
-                                                                                                               24, 3)),
+SOME = {'Subset': Subset(WHOLE, range(0, 24, 2)),
+        'Subset of a Subset': Subset(Subset(WHOLE, range(24)), range(0, 24, 3)),
         'random_split': random_split(WHOLE, [18, 6], torch.Generator().manual_seed(0))[0],
         'ConcatDataset': ConcatDataset([WHOLE, WHOLE]),
         'pairs': [(Image.fromarray(p), int(c)) for p, c in zip(PIXELS, Y)], 'arrays': (X, Y),
@@ -278,8 +276,8 @@ def test_names_of_labels_with_gaps():
 
 def column(name, **kw): return type(name, (), kw)() # as Hugging Face's features
 
-ITEMS = {'image label': {}, 'img fine_label coarse_label id': {}, 'pixel_values labels __key__': {}, 'png cls': {},
-         'Image Target': {},
+ITEMS = {'image label': {}, 'img fine_label coarse_label id': {}, 'pixel_values labels __key__': {},
+         'png cls': {}, 'Image Target': {},
          'scan kind note': dict(features=dict(scan=column('Image'), kind=column('ClassLabel', names=NAMES),
                                               note=column('Value')))}
 
@@ -301,8 +299,7 @@ def test_items_refused(item, says):
     assert says in str(e.value)
 
 NAMED = {'x_train y_train x_test y_test': 2, 'train_images train_labels val_images val_labels': 2,
-         'images labels': 1, 'X y': 1,
-         'trainData trainTargets testData testTargets': 2}
+         'images labels': 1, 'X y': 1, 'trainData trainTargets testData testTargets': 2}
 
 @pytest.mark.parametrize('keys', NAMED)
 @pytest.mark.parametrize('file', [False, True])
@@ -361,10 +358,9 @@ def greys(classes): # class c has its own grey
     x = torch.linspace(0, 1, len(classes)).view(-1, 1, 1, 1, 1).expand(-1, 2, 1, 8, 8)
     return DistilledSet(x, classes, [.5], [.5])
 
-ODD = {'numbers': [str(i) for i in range(12)], 'fashion': ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
-                                                           'Bag', 'Ankle boot'],
-       'unsorted': ['dog', 'cat'], 'odd': ['..', '.', 'a/b', 'a:b', 'A:B', ' x ', 'ü\n"', '猫', '__MACOSX',
-                                           '.hidden', 'w'*300],
+ODD = {'numbers': [str(i) for i in range(12)], 'unsorted': ['dog', 'cat'],
+       'fashion': ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Bag', 'Ankle boot'],
+       'odd': ['..', '.', 'a/b', 'a:b', 'A:B', ' x ', 'ü\n"', '猫', '__MACOSX', '.hidden', 'w'*300],
        'parts': ['test', 'train', 'val'], 'windows': ['aux', 'con.a', 'x'], 'twice': ['crane', 'dog', 'crane']}
 
 @pytest.mark.parametrize('kind', ODD)
@@ -384,8 +380,8 @@ def test_classes_travel(tmp_path, kind):
     assert data.test.y.tolist() == sorted(real.y.tolist())
 
 def test_a_class_without_images_travels(tmp_path):
-    DistilledSet(torch.rand(3, 1, 8, 8), ['b', 'c', 'a'], [.5], [.5], y=torch.tensor([0, 0,
-                                                                                      2])).to_imagefolder(tmp_path/'out')
+    dset = DistilledSet(torch.rand(3, 1, 8, 8), ['b', 'c', 'a'], [.5], [.5], y=torch.tensor([0, 0, 2]))
+    dset.to_imagefolder(tmp_path/'out')
     data = quiet(tmp_path/'out')
     assert data.classes == ['b', 'c', 'a'] and [a + b for a, b in zip(data.train.counts, data.test.counts)] == [2, 0, 1]
 
@@ -423,8 +419,8 @@ def test_numbers_of_numpy(tmp_path):
     held = data.hold_out(np.float64(.5), np.int64(1))
     same = distill(held, 'dm', [1, 2, 1], seed=1, outer=2, lr=.5, **TINY)
     for n, ipc in enumerate((np.array([1, 2, 1]), [np.int64(1), np.int32(2), 1])):
-        dset = distill(held, 'dm', ipc, seed=np.int64(1), outer=np.int64(2), lr=np.float64(.5), out=tmp_path/f'{n}',
-                       **TINY)
+        dset = distill(held, 'dm', ipc, seed=np.int64(1), outer=np.int64(2), lr=np.float64(.5),
+                       out=tmp_path/f'{n}', **TINY)
         assert torch.equal(dset.pixels, same.pixels) and dset.provenance['args'] == same.provenance['args']
         assert json.loads((tmp_path/f'{n}'/'run.json').read_text())['data']['held'] == [.5, 1]
     half = np.float64(1.5)

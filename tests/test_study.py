@@ -262,8 +262,8 @@ def test_every_published_accuracy_is_listed_and_has_a_cost(capsys):
     assert main(['reproduce', '--list']) == 0
     listed = capsys.readouterr().out
     assert {line.split()[0] for line in listed.split('\n')[1:-1]} == {*PUBLISHED}
-    costs = [operations(name)['distil'] for name in ('dream/cifar10/ipc10', 'idc/cifar10/ipc10',
-                                                          'idc/cifar10/ipc10/factor1')]
+    settings = 'dream/cifar10/ipc10', 'idc/cifar10/ipc10', 'idc/cifar10/ipc10/factor1'
+    costs = [operations(name)['distil'] for name in settings]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[2]
     assert [operations(f'{m}/cifar10/ipc10')['experts'] > 0 for m in ('mtt', 'dsa')] == [True, False]
     assert all(v > 0 for name in PUBLISHED for k, v in operations(name).items() if k != 'experts')

@@ -43,11 +43,9 @@ def k_center(x, mask, n, key=None) -> torch.Tensor: # (C,N,D), (C,N) -> columns 
 CORESETS = Registry('coreset')
 CORESETS |= {
     'random':   lambda x, mask, n, key=None: random_columns(mask, n, key),
-    'first':    lambda x, mask, n, key=None: torch.arange(n,
-                                                          device=mask.device).expand(len(mask), n),
+    'first':    lambda x, mask, n, key=None: torch.arange(n, device=mask.device).expand(len(mask), n),
     'k-means':  lambda x, mask, n, key=None: representatives(x, n, mask, start='++', key=key),
-    'tiny':     lambda x, mask, n, key=None: representatives(x, n, mask, rule='tiny', start='++',
-                                                             key=key),
+    'tiny':     lambda x, mask, n, key=None: representatives(x, n, mask, rule='tiny', start='++', key=key),
     'herding':  herding,
     'k-center': k_center}
 
@@ -69,8 +67,7 @@ def coreset(
         raise ValueError(f'{n} images per class are needed, but class {few!r} has {least}; '
                          'use a smaller ipc or factor')
     key = key or Key()
-    # each class keeps its row of the key
-    rows = data.class_batch().index if key.rows is None else key.rows
+    rows = data.class_batch().index if key.rows is None else key.rows # a class keeps its row of the key
     for ids in class_parts(data.train):
         place, mask = class_table(data.train, ids)
         if candidates and candidates < mask.shape[1]: # they come first in each row, then padding

@@ -79,9 +79,7 @@ def picture(
         page.paste(image, (left, top + label))
     return page
 
-def shown(
-    image: Image.Image,
-) -> Image.Image: # The same, which a notebook does not display a second time
+def shown(image: Image.Image) -> Image.Image: # The same, which a notebook does not display a second time
     "Display a picture at once if this is a notebook; a script only gets it back"
     if (ipython := sys.modules.get('IPython')) and ipython.get_ipython():
         ipython.display.display(image)
@@ -228,8 +226,8 @@ class ImageData(Movable):
         return self.normalize(to_float(self.train.x[i])), self.train.y[i]
 
     def __repr__(self):
-        parts = ', '.join(f'{len(s)} {k}' for k in ('train', 'valid',
-                                                    'test') if (s := getattr(self, k)))
+        parts = ', '.join(f'{len(s)} {k}' for k in ('train', 'valid', 'test')
+                          if (s := getattr(self, k)))
         shape = 'x'.join(map(str, self.train.x.shape[1:]))
         return f'{self.name}: {self.n_classes} classes of {shape}, {parts}, on {self.device}'
 
@@ -272,8 +270,8 @@ def class_batch(self: ImageData,
 # %% ../../nbs/11_data.core.ipynb #97511cde
 def _measure(x):
     "Mean and standard deviation (ch,) of uint8 images (N,ch,h,w)"
-    count = lambda part: torch.stack([torch.bincount(c.flatten(),
-                                                     minlength=256) for c in part.unbind(1)])
+    count = lambda part: torch.stack([torch.bincount(c.flatten(), minlength=256)
+                                      for c in part.unbind(1)])
     n = sum(count(part) for part in x.split(4096)).cpu().double() # (ch,256)
     share, value = n/n.sum(1, keepdim=True), torch.arange(256).double()/255
     mean = (share*value).sum(1)
@@ -301,8 +299,8 @@ def with_stats(self: ImageData,
     found = _measure(self.train.x) if stats is None else stats
     mean, std = constants(found)
     if not len(mean) == len(std) == self.channels:
-        raise ValueError(f'stats are for {len(mean)} channels, but the images have {self.channels}; leave stats out to '
-                         'measure them')
+        raise ValueError(f'stats are for {len(mean)} channels, but the images have {self.channels}; '
+                         'leave stats out to measure them')
     out = copy(self)
     out.mean, out.std = mean.to(self.device), std.to(self.device)
     return out
@@ -317,11 +315,11 @@ def hold_out(self: ImageData,
     "The same data with a part of `train` as `valid`; `ValueError` if there is a validation split already"
     if self.valid is not None:
         raise ValueError('these data have a validation split already; call hold_out on the full data')
-    out, train, aside = copy(self), self.train, set_aside(self.train.y.cpu(), fraction,
-                                                          seed).to(self.device)
+    out, train = copy(self), self.train
+    aside = set_aside(train.y.cpu(), fraction, seed).to(self.device)
     out.digest, out.held = self.digest, [fraction, seed] # the digest is that of the full data
-    out.train, out.valid = (Split(_pick(train.x, m), train.y[m],
-                                  self.n_classes) for m in (~aside, aside))
+    out.train, out.valid = (Split(_pick(train.x, m), train.y[m], self.n_classes)
+                            for m in (~aside, aside))
     return out
 
 # %% ../../nbs/11_data.core.ipynb #e616b709
@@ -354,8 +352,8 @@ def select(self: ImageData,
     if len(set(ids)) < len(ids) or not ids:
         raise ValueError(f'{ids=} must hold at least one class, and each class once')
     def part(split):
-        at = torch.cat([torch.arange(split.starts[c],
-                                     split.starts[c] + split.counts[c]) for c in ids])
+        at = torch.cat([torch.arange(split.starts[c], split.starts[c] + split.counts[c])
+                        for c in ids])
         y = torch.arange(len(ids)).repeat_interleave(torch.tensor([split.counts[c] for c in ids]))
         return Split(_pick(split.x, at.to(self.device)), y.to(self.device), len(ids))
     out = copy(self)

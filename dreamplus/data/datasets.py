@@ -61,9 +61,8 @@ DATASETS = {
                        torchvision='CIFAR10', files=('cifar-10-python.tar.gz',)),
     'cifar100': Dataset(**_CIFAR, classes=100, mean=(.5071, .4866, .4409), std=(.2673, .2564, .2762),
                         torchvision='CIFAR100', files=('cifar-100-python.tar.gz',)),
-    'tinyimagenet': Dataset(64, classes=200, train=100_000, test=10_000,
-                            **_IMAGENET | dict(reader='tinyimagenet', folder='tiny-imagenet-200',
-                                                large=False)),
+    'tinyimagenet': Dataset(64, classes=200, train=100_000, test=10_000, **_IMAGENET | dict(
+        reader='tinyimagenet', folder='tiny-imagenet-200', large=False)),
     'imagenette': Dataset(**_TEN, subset=(0, 217, 482, 491, 497, 566, 569, 571, 574, 701)),
     'imagewoof': Dataset(**_TEN, subset=(193, 182, 258, 162, 155, 167, 159, 273, 207, 229)),
     'imagemeow': Dataset(**_TEN, subset=(281, 282, 283, 284, 285, 291, 292, 290, 289, 287)),

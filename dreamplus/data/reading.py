@@ -30,8 +30,7 @@ from .datasets import DATASETS
 from ..files import TensorOf, read_cache
 from ..images import decoder, eight_bits, from_pil, image_suffixes, read_image
 from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_junk,
-                              read_class_list, read_item, read_labels,
-                              role_of)
+                              read_class_list, read_item, read_labels, role_of)
 from ..machine import cache_folder
 from ..progress import watch
 from ..runs import RunFolder
@@ -152,9 +151,7 @@ def _scan(folder):
     with os.scandir(folder) as entries: shown = [e for e in entries if not is_junk(e.name)]
     return sorted(shown, key=lambda e: e.name)
 
-def class_folders(
-    folder: str | Path,
-) -> dict: # Name to path, in the order of the names
+def class_folders(folder: str | Path) -> dict: # Name to path, in the order of the names
     "The folders inside `folder`; in the order of `classes.json`, if it lists them"
     there, listed = {e.name: e.path for e in _scan(folder) if e.is_dir()}, read_class_list(folder)
     return there if listed is None else {name: there[inside] for name, inside in listed.items()}
@@ -199,9 +196,7 @@ def decode_files(
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         yield from pool.imap(lambda p: decode_file(p, fit), paths, 16)
 
-def file_digests(
-    paths: list,
-) -> list: # 16 hex digits each
+def file_digests(paths: list) -> list: # 16 hex digits each
     "The first digits of the SHA-256 of the content of each file"
     def digest(path):
         try:

@@ -198,8 +198,8 @@ def _origin(source, test, root, stats, **rest):
         return p if p is None or p in DATASETS else str(absolute(p, root))
     if stats is not None and not isinstance(stats, str):
         stats = [torch.as_tensor(s).tolist() for s in stats]
-    return dict(source=whole(source), test=whole(test), root=root and str(absolute(root)), stats=stats,
-                **rest)
+    return dict(source=whole(source), test=whole(test), root=root and str(absolute(root)),
+                stats=stats, **rest)
 
 # %% ../../nbs/16_data.sources.ipynb #89f79082
 def _name(source):

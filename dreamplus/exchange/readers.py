@@ -38,8 +38,8 @@ def find(
     kind = kind_of(path)
     content = OPENERS[kind](path)
     rows = {name: row for name, row in READERS.items() if row.kind == kind}
-    name = next((name for name, row in rows.items() if (found := row.read(path, content, how))),
-                None)
+    name = next((name for name, row in rows.items()
+                 if (found := row.read(path, content, how))), None)
     if name is None:
         inner = _single(path) if kind == 'folder' else None
         if inner is None:
@@ -92,7 +92,7 @@ def _to_unit(found, stats, data):
         far = ((x < -1) | (x > 2)).float().mean().item()
         if far > .01:
             raise ValueError(f'{far:.0%} of the values lie outside [-1, 2], so they are not plain colours; '
-                                       'give values=normalised or values=whitened')
+                             'give values=normalised or values=whitened')
         return x
     if values == 'normalised':
         if stats is None:
@@ -125,7 +125,7 @@ def _to_classes(y, names, data):
         unknown = [c for c in theirs if str(c) not in ours]
         if unknown:
             raise ValueError(f'class {unknown[0]!r} is not a class of {data.name} ({", ".join(ours[:5])}, ...); '
-                                     'rename it, or give the data of the set')
+                             'rename it, or give the data of the set')
         at = torch.tensor([ours.index(str(c)) for c in theirs])
     if y.ndim == 1: return at[y], data.classes
     return y.new_zeros(len(y), len(ours)).index_copy(1, at, y), data.classes
@@ -213,16 +213,16 @@ def read_set(
     try: x, y, names, constants = _complete(found, data, soft, stats, classes)
     except ValueError as e:
         raise ValueError(f'{path}: to import this set ({format}): {e}') from None
-    mean, std = (torch.as_tensor(s,
-                                 dtype=torch.float32).flatten().tolist() for s in constants or _measured(x, path))
+    mean, std = (torch.as_tensor(s, dtype=torch.float32).flatten().tolist()
+                 for s in constants or _measured(x, path))
     says, zca = found.facts, dict(zca=True) if found.zca or found.values == 'whitened' else {}
     evaluation = (dict(lr=found.lr) if found.lr else {}) | zca | says.get('evaluation', {})
     assumed = [*found.assumed, f'values are {found.values}', f'factor {found.factor}']
     provenance = says.get('provenance', dict(method=found.method))
     provenance |= dict(dataset=found.dataset, format=format, source=str(path), assumed=assumed)
     return dict(pixels=x, y=y, classes=names, mean=mean, std=std, factor=int(found.factor),
-                decode=decode or says.get('decode',
-                                          'single'), evaluation=evaluation, provenance=provenance)
+                decode=decode or says.get('decode', 'single'),
+                evaluation=evaluation, provenance=provenance)
 
 def _measured(x, path):
     "Constants of the images themselves, with a warning"

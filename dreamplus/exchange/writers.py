@@ -81,19 +81,17 @@ def training_code(
     norm = 'nn.LazyBatchNorm2d()' if e.get('norm') == 'batch' else f'nn.GroupNorm({width}, {width})'
     facts, mix = dset.provenance.get('data'), e.get('mix') or 0
     ops = (e.get('augment') or '').replace('imagenet', '').split('_')
-    # as in protocol_args
     name = facts.get('name') if isinstance(facts, dict) else dset.provenance.get('dataset')
-    mirror = known(name or '').mirror
+    mirror = known(name or '').mirror # as in protocol_args
     strength = dict(turn=.52*('rotate' in ops), scale=1.2 if 'scale' in ops else 1,
-                    shift=.5*('crop' in ops),
-                    colour=float('color' in ops), flip=_FLIP*('flip' in ops and mirror))
+                    shift=.5*('crop' in ops), colour=float('color' in ops),
+                    flip=_FLIP*('flip' in ops and mirror))
     rounded = lambda values: [round(v, 6) for v in values]
     how = dict(mean=rounded(dset.mean), std=rounded(dset.std), ch=ch, h=h, w=w, f=dset.factor,
-               C=len(dset.classes),
-               width=width, norm=norm, blocks=blocks, steps=steps, batch=min(64, n),
-               first=2*steps//3, second=5*steps//6,
-               mix=mix, cutmix=_CUTMIX.format(mix=mix,
-                                              h=h)*bool(mix), seen='augment(x[i])' if ops != [''] else 'x[i]')
+               C=len(dset.classes), width=width, norm=norm, blocks=blocks, steps=steps,
+               batch=min(64, n), first=2*steps//3, second=5*steps//6, mix=mix,
+               cutmix=_CUTMIX.format(mix=mix, h=h)*bool(mix),
+               seen='augment(x[i])' if ops != [''] else 'x[i]')
     seen = [] if normalised else [_WHITEN if e.get('zca') else _NORMALISE]
     body = [*[_DECODE]*(dset.factor > 1), *seen, *[_AUGMENT]*(ops != ['']), _TRAIN]
     head = 'import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n'
@@ -110,9 +108,8 @@ WRITERS = Registry('to')
 
 def to_png(x: torch.Tensor) -> Image.Image: # Float (ch,h,w)
     "An image of 8 bits; values outside [0, 1] are clipped"
-    return Image.fromarray(to_bytes(x.clamp(0, 1)).permute(1, 2,
-                                                           0).squeeze(2).numpy() if len(x) == 1
-                           else to_bytes(x.clamp(0, 1)).permute(1, 2, 0).numpy())
+    image = to_bytes(x.clamp(0, 1)).permute(1, 2, 0)
+    return Image.fromarray((image.squeeze(2) if len(x) == 1 else image).numpy())
 
 def check_png(dset: DistilledSet):
     "Raise `ValueError` for images that PNG cannot hold; warn where it clips values"
@@ -166,10 +163,10 @@ def _write_huggingface(dset, folder, data):
     rows = []
     for i, (x, label) in enumerate(zip(dset.pixels, _hard(dset))):
         to_png(x).save(folder/'train'/f'{i:05}.png')
-        rows.append(dict(file_name=f'{i:05}.png', label=label,
-                         name=str(dset.classes[label])) | (dict(soft=dset.y[i].tolist()) if dset.soft else {}))
-    (folder/'train'/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n',
-                                                 encoding='utf-8')
+        row = dict(file_name=f'{i:05}.png', label=label, name=str(dset.classes[label]))
+        rows.append(row | (dict(soft=dset.y[i].tolist()) if dset.soft else {}))
+    lines = '\n'.join(map(json.dumps, rows)) + '\n'
+    (folder/'train'/'metadata.jsonl').write_text(lines, encoding='utf-8')
 
 _CARD = '''---
 task_categories:
@@ -211,8 +208,7 @@ def _write_ddranking(dset, folder, data):
     "images.pt, labels.pt and lr.pt; returns the constants"
     if len({*dset.counts}) > 1:
         raise ValueError('DD-Ranking numbers images by their position, so each class needs equally many, '
-                         f'not {dset.counts}; '
-                         'select classes of one size')
+                         f'not {dset.counts}; select classes of one size')
     facts, name = dset.provenance.get('data') or {}, dset.provenance.get('dataset')
     row = known(facts.get('name') or name or '')
     if dset.evaluation.get('zca'):
@@ -221,11 +217,11 @@ def _write_ddranking(dset, folder, data):
                 'this set is for whitened images, which need its real data; give data= (--data)')
         x, facts = whitened(data).to('cpu').normalize(dset.pixels), dict(values='whitened')
     else:
-        stats = named_stats(NORMALISED_AS.get(row.like,
-                                              row.like)) if row.mean else (dset.mean, dset.std)
+        stats = dset.mean, dset.std
+        if row.mean: stats = named_stats(NORMALISED_AS.get(row.like, row.like))
         mean, std = (torch.tensor(s).view(-1, 1, 1) for s in stats)
-        x, facts = (dset.pixels - mean)/std, dict(values='normalised', mean=[*stats[0]],
-                                                  std=[*stats[1]])
+        x = (dset.pixels - mean)/std
+        facts = dict(values='normalised', mean=[*stats[0]], std=[*stats[1]])
     torch.save(x, folder/'images.pt')
     if dset.soft: torch.save(dset.y.clamp(min=1e-8).log(), folder/'labels.pt')
     if 'lr' in dset.evaluation:

@@ -128,9 +128,7 @@ def training_steps(
     return max(p['epochs']*math.ceil(n/p['batch']), p['steps'])
 
 # %% ../../nbs/70_judge.protocols.ipynb #f324b4e7
-def evaluation_of(
-    dset: DistilledSet,
-) -> dict: # With paper, if the method is known
+def evaluation_of(dset: DistilledSet) -> dict: # With paper, if the method is known
     "The evaluation of a set: how networks are trained on it"
     method = METHODS.get(dset.provenance.get('method'))
     return (dict(paper=method.family) if method else {}) | dset.evaluation

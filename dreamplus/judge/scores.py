@@ -27,8 +27,8 @@ from ..runs import open_run
 from ..tables import markdown_table, mean_std
 
 # %% ../../nbs/74_judge.scores.ipynb #96a17691
-ARCHS_COMPARED = ('convnet', 'resnet10', 'resnet18', 'resnetap10', 'densenet', 'alexnet', 'vgg11',
-                  'mlp')
+ARCHS_COMPARED = ('convnet', 'resnet10', 'resnet18', 'resnetap10',
+                  'densenet', 'alexnet', 'vgg11', 'mlp')
 
 def for_network(
     dset: DistilledSet,

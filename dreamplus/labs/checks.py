@@ -147,17 +147,17 @@ def class_likeness(
     C, side = data.n_classes, min(8, data.size)
     few = min(200, max(20, 4000//C)) # real images of a class
     small = lambda images: F.adaptive_avg_pool2d(images, side).flatten(1)
-    parts = [small(to_float(data.train.x[i:i + min(n,
-                                                   few)].cpu())) for i, n in zip(data.train.starts, data.train.counts)]
+    parts = [small(to_float(data.train.x[i:i + min(n, few)].cpu()))
+             for i, n in zip(data.train.starts, data.train.counts)]
     real = torch.stack([p.mean(0) for p in parts])
     spread = torch.cat([p - m for p, m in zip(parts, real)])
     cov = spread.T@spread/len(spread)
     root = torch.linalg.cholesky(cov + (.1*cov.diag().mean() + 1e-8)*torch.eye(len(cov)))
-    # a class without images is as the real ones
-    there, own = torch.bincount(y, minlength=C) > 0, real.clone()
+    there = torch.bincount(y, minlength=C) > 0
+    own = real.clone() # a class without images is as the real ones
     for c in there.nonzero()[:, 0].tolist(): own[c] = small(x[y == c]).mean(0)
-    seen = [torch.linalg.solve_triangular(root, (m - m.mean(0)).T,
-                                          upper=False).T for m in (own, real)]
+    seen = [torch.linalg.solve_triangular(root, (m - m.mean(0)).T, upper=False).T
+            for m in (own, real)]
     a, b = (F.normalize(m, dim=1) for m in seen)
     return a@b.T
 
@@ -182,7 +182,7 @@ def _classes(dset, data):
     if a == b: return
     if sorted(a) != sorted(b):
         return (f'the set has {len(a)} classes ({", ".join(a[:3])}, ...), the data have {len(b)} '
-                                       f'({", ".join(b[:3])}, ...)', 'compare the set with its own data')
+                f'({", ".join(b[:3])}, ...)', 'compare the set with its own data')
     i = next(i for i, (m, n) in enumerate(zip(a, b)) if m != n)
     return f'class {i} is {a[i]!r} in the set and {b[i]!r} in the data', 'sort the labels by the names of the data'
 
@@ -206,8 +206,9 @@ def _labels(dset, data):
 def _factor(dset, data=None, args=None):
     "Images are decoded with the right factor"
     known = (args or dset.provenance.get('args') or {}).get('factor', dset.factor)
-    if known != dset.factor: return (f'the run has factor={known}, but the set says {dset.factor}',
-                                     f'set the factor of the set to {known}')
+    if known != dset.factor: return (
+        f'the run has factor={known}, but the set says {dset.factor}',
+        f'set the factor of the set to {known}')
     if data is None or not _fits(dset, data): return
     factors = [f for f in {1, 2, 3, 4, dset.factor} if f <= data.size//4]
     fits = {f: _likeness(dset, data, f).diag().mean().item() for f in factors}
@@ -221,9 +222,9 @@ def _noise(dset, data=None):
     "Neighbouring pixels are alike, as in images"
     def alike(x):
         x = x - x.mean((2, 3), keepdim=True)
-        return statistics.mean(F.cosine_similarity(x.narrow(d, 1, x.shape[d] - 1).flatten(),
-                                                   x.narrow(d, 0,
-                                                            x.shape[d] - 1).flatten(), 0).item() for d in (2, 3))
+        shifted = lambda d, by: x.narrow(d, by, x.shape[d] - 1).flatten()
+        return statistics.mean(F.cosine_similarity(shifted(d, 1), shifted(d, 0), 0).item()
+                               for d in (2, 3))
     own = alike(dset.pixels)
     real = None if data is None else alike(to_float(data.train.x[::max(1, len(data.train)//1000)].cpu()))
     if own < (.1 if real is None else .3*real): return (

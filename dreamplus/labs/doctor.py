@@ -35,11 +35,11 @@ def _torch_error(device) -> float: # inf if it fails
         with seeded(0): x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
         x, w = (t.to(device, dtype).requires_grad_() for t in (x, w))
         y = F.conv2d(x, w, padding=1)
-        return [t.detach().cpu().double() for t in (y,
-                                                    *torch.autograd.grad(y.square().mean(), (x, w)))]
+        found = y, *torch.autograd.grad(y.square().mean(), (x, w))
+        return [t.detach().cpu().double() for t in found]
     try:
-        return max((a - b).abs().max().item() for a, b in zip(run(torch.float32, device),
-                                                              run(torch.float64, 'cpu')))
+        pairs = zip(run(torch.float32, device), run(torch.float64, 'cpu'))
+        return max((a - b).abs().max().item() for a, b in pairs)
     except RuntimeError: return math.inf
 
 def machine_facts(
@@ -134,8 +134,8 @@ def _elsewhere(run):
 def _most_memory(dset, args=None):
     "The arguments that need most memory"
     own = (args or dset.provenance.get('args', {}))
-    keys = [f'{k}={own[k]}' for k in ('batch_real', 'limit', 'width', 'arch', 'chunk',
-                                      'class_batch', 'syn_steps') if own.get(k)]
+    sizes = 'batch_real', 'limit', 'width', 'arch', 'chunk', 'class_batch', 'syn_steps'
+    keys = [f'{k}={own[k]}' for k in sizes if own.get(k)]
     images, shape = len(dset.labels()), [*dset.pixels.shape[1:]]
     return (f'the set has {images} decoded images of {shape}; {", ".join(keys)}',
             'see the advice; `dreamplus plan` measures the peak of each change')
@@ -247,7 +247,6 @@ def format_diagnosis(d: Diagnosis) -> str:
 
 def checks_table() -> str: # Markdown
     "All checks, what they need, and the questions that they answer"
-    rows = [[name, c.look.__doc__, ', '.join(inspect.signature(c.look).parameters),
-             '; '.join(c.answers)]
-            for name, c in CHECKS.items()]
+    looks_at = lambda c: ', '.join(inspect.signature(c.look).parameters)
+    rows = [[name, c.look.__doc__, looks_at(c), '; '.join(c.answers)] for name, c in CHECKS.items()]
     return markdown_table(['check', 'what it expects', 'looks at', 'answers'], rows)

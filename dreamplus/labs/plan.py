@@ -39,8 +39,7 @@ from ..machine import cache_folder, peak_mib
 from ..match.statistics import TeachMatcher, class_statistics
 from ..nets.augment import augmentation
 from ..nets.bank import (Bank, BankTraining, Trainee, check_facts, find_bank,
-                                 missing_members,
-                                 parse_stages)
+                                 missing_members, parse_stages)
 from ..nets.zoo import network
 from ..tables import duration
 
@@ -109,8 +108,7 @@ def _selection_work(learn, inner): # inner: inner iterations under one network
     x, mask = embed()
     k = s.batch_real//s.subsample
     labels = kmeans(x, k, mask).labels
-    # each class is in one of this number of inner iterations
-    turns = math.ceil(data.n_classes/learn.dls.train.size)
+    turns = math.ceil(data.n_classes/learn.dls.train.size) # a class is in one of so many inner iterations
     seen, serves = inner/turns, math.ceil(s.interval/turns)
     choices = min(seen, math.ceil(seen/serves)) if s.interval <= inner else seen/serves
     again, share = max(choices - 1, 0) if s.warm_rounds else 0, data.n_classes/len(ids)
@@ -201,15 +199,15 @@ def evaluation_cost(
     "The cost of the table at the end"
     data, e, dset = learn.data, learn.evaluation, result_of(learn)
     rows, C, every = possible_rows(rows, dset, data, start=True)[0], data.n_classes, len(data.train)
-    images = dict(full=every) | dict.fromkeys(('distilled', 'start', 'random-factor'),
-                                              len(dset.labels()))
+    decoded = dict.fromkeys(('distilled', 'start', 'random-factor'), len(dset.labels()))
+    images = dict(full=every) | decoded
     chosen = [r for r in rows if r in ('k-means', 'herding', 'k-center')]
     sizes = [images.get(r, len(dset.pixels)) for r in rows]*nets
     if (chosen or 'random-soft' in rows) and not ('full' in rows and protocol == 'quick'):
         sizes.append(every) # the network that chooses coresets
     def network(k): # the cost of one network, trained on k images and tested
-        p, x, some = protocol_args(protocol, e, data.name, k/C,
-                                   C), data.train.x[:k], data.test.x[:512]
+        p = protocol_args(protocol, e, data.name, k/C, C)
+        x, some = data.train.x[:k], data.test.x[:512]
         y = torch.arange(len(x), device=data.device) % C
         few = lambda: train_fresh(x, y, data, e, p | dict(epochs=0, steps=4))
         net, tests = few(), len(data.test)/len(some)
@@ -234,10 +232,10 @@ def bank_cost(
     have = lambda k, last: max([m.step for m in there if m.net == k and m.step <= last], default=0)
     ends = {k: steps(stage) for k, stage in missing} # the last missing stage of each network
     trainee = Trainee(data, make, how, 0)
-    train = cost(lambda: trainee.go(1), data.device)*sum(last - have(k,
-                                                                     last) for k, last in ends.items())
-    few = partial(class_statistics, trainee.net.eval(), data, build(augmentation, args), n=2,
-                  key=Key(0))
+    missed = sum(last - have(k, last) for k, last in ends.items())
+    train = cost(lambda: trainee.go(1), data.device)*missed
+    few = partial(class_statistics, trainee.net.eval(), data, build(augmentation, args),
+                  n=2, key=Key(0))
     return train + (cost(few, data.device)*(stats/2*len(missing)) if stats else _NOTHING)
 
 # %% ../../nbs/80_labs.plan.ipynb #3268c78a
@@ -263,8 +261,7 @@ def _summary(learn, parts, begin, end, outer, peak, bank):
             for name, c in runs.items() if c.seconds]
     nets = [*learn.network_cb.schedule.net.parameters()] if learn.loss_func.match else []
     seconds = dict(outer=sum(parts.values(), _NOTHING).seconds, distill=distil.seconds,
-                   evaluate=end.seconds,
-                   bank=bank.seconds)
+                   evaluate=end.seconds, bank=bank.seconds)
     return dict(outer=outer, seconds=seconds, peak_mib=peak, peak_gflops=fastest/1e9,
                 reached=distil.flops/distil.seconds/fastest,
                 disk_mib=sum(p.nbytes for p in [*learn.model.parameters()]*5 + nets*4)/2**20,
@@ -294,15 +291,14 @@ def plan(
             learn.network_cb.begin(0)
             s.warm_steps = warm
         learn.model.pixels.data.uniform_()
-        # the first optimiser imports modules for seconds
-        begin = Cost(time.perf_counter() - began, 0., 0.)
+        begin = Cost(time.perf_counter() - began, 0., 0.) # the first optimiser imports modules for seconds
         parts = iteration_costs(learn, args['inner'], len(parse_stages(args['bank_stages'])) if bank else 1)
         net = loss.whole[0][1].start_net() if loss.whole else s.net
         begin += start_cost(data, args['start'], max(learn.model.earlier.missing)*args['factor']**2, net,
                             args.get('start_candidates'))
         begin += parts.get('warming the network', _NOTHING)
-        made = bank_cost(args, data, build(network, args, data=data),
-                         args.get('stat_images', 0)) if bank else _NOTHING
+        made = _NOTHING if not bank else bank_cost(
+            args, data, build(network, args, data=data), args.get('stat_images', 0))
         end = evaluation_cost(learn, rows, protocol, nets) if nets else _NOTHING
     return _summary(learn, parts, begin, end, args['outer'], peak_mib(data.device), made)
 

@@ -13,8 +13,8 @@ from ..nets.bank import Bank, BankTraining, find_bank, missing_members, network_
 def make_bank(args, data, make, log) -> Bank | None: # Arguments of the method; `log` receives a line for each stage
     "The network bank of a method with `networks='bank'`; what is missing in it is trained"
     if 'bank_folder' not in args: return
-    return build(network_bank, args, data=data, make=make, bank_training=build(BankTraining, args),
-                 log=log)
+    return build(network_bank, args, data=data, make=make,
+                 bank_training=build(BankTraining, args), log=log)
 
 def bank_is_incomplete(args, data, make) -> bool: # As in `make_bank`
     "Does `make_bank` have to train networks?"

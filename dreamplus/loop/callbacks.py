@@ -146,8 +146,8 @@ class NetworkCB(LoopCB):
     def after_batch(self):
         if (self.learn.iteration + 1) % self.inner == 0:
             return # after its last inner iteration, a network is not used again
-        self.schedule.after_update(self.images, Key(self.seed, 'train network',
-                                                    self.learn.iteration))
+        key = Key(self.seed, 'train network', self.learn.iteration)
+        self.schedule.after_update(self.images, key)
 
     def images(self):
         "All decoded synthetic images, and their labels or probabilities"
@@ -201,8 +201,7 @@ class TargetCB(LoopCB):
     def before_batch(self):
         l, counts = self.learn, self.model.shown(self.learn.classes.ids)
         draw = self.match.draw(l.classes, counts, l.key) if self.match else None
-        target = Target(l.classes, counts, getattr(l, 'net', None),
-                        getattr(l, 'real', None), draw,
+        target = Target(l.classes, counts, getattr(l, 'net', None), getattr(l, 'real', None), draw,
                         getattr(self.model, 'lr', None), Key(self.seed, 'whole', l.iteration))
         self.learn.yb = (target,)
 

@@ -215,9 +215,9 @@ def make_learner(
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)))
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
                     splitter=parameter_groups, opt_func=optimiser.opt_func, default_cbs=False,
-                    metrics=list(metrics),
-                    path=path or Path('.'), cbs=[*default_callbacks(), *loop, *report, *keep,
-                                                 *(make_cb() for make_cb in method.cbs), *cbs])
+                    metrics=list(metrics), path=path or Path('.'),
+                    cbs=[*default_callbacks(), *loop, *report, *keep,
+                         *(make_cb() for make_cb in method.cbs), *cbs])
     learn.data, learn.job, learn.bank, learn.evaluation = data, job, supplied['bank'], evaluated
     learn.clamp, learn.logger = optimiser.clamp, _silent
     if metrics: loss.validate = partial(metrics[0].validate, learn)
@@ -289,8 +289,8 @@ def run_learner(
         if not (run and learn.checkpoint_cb.load()):
             start_learner(learn)
             if run:
-                save_state(run/'start.safetensors', dict(pixels=learn.model.pixels,
-                                                         labels=learn.model.labels))
+                first = dict(pixels=learn.model.pixels, labels=learn.model.labels)
+                save_state(run/'start.safetensors', first)
         epochs = 10 if learn.job['budget']['minutes'] else learn.dls.train.epochs
         with checkpoint_on_signal(learn.checkpoint_cb) if run else nullcontext(): learn.fit(epochs)
     dset = result_of(learn)

@@ -64,8 +64,8 @@ def _folders(info, out, given) -> dict:
     for name in given:
         if name not in known: raise ValueError(
             f'{name!r} cannot change while a run goes on; begin another run with --start {out}')
-    found = {k: find_folder(path, out,
-                            info.get('place')) or path for k, path in folder_arguments(args).items()}
+    found = {k: find_folder(path, out, info.get('place')) or path
+             for k, path in folder_arguments(args).items()}
     return found | {k: os.path.abspath(Path(path).expanduser()) for k, path in given.items()}
 
 def continued(

@@ -101,8 +101,7 @@ class BudgetCB(LoopCB):
 
     def before_fit(self):
         if self.steps: self.dls.train.total = min(self.steps, self.dls.train.total)
-        if self.seconds:
-            # after_batch makes a report after each 1/10 of the time
+        if self.seconds: # after_batch makes a report after each 1/10 of the time
             self.dls.train.report = self.dls.train.total
         self.last = self.learn.clock_cb.seconds
         # a resumed run may be complete already; a new run makes at least one inner iteration
@@ -111,12 +110,12 @@ class BudgetCB(LoopCB):
     def after_batch(self):
         if not self.seconds: return
         now, over = self.learn.clock_cb.seconds, self.spent()
-        if over:
-            # this report is the last, and saves a checkpoint
+        if over: # this report is the last, and saves a checkpoint
             self.dls.train.total = self.dls.train.at
         if over or now - self.last >= self.seconds/10:
             self.last = now
             raise CancelTrainException
+
     def after_epoch(self):
         if (self.steps or self.seconds) and self.dls.train.at >= self.dls.train.total:
             raise CancelFitException
@@ -151,8 +150,8 @@ class HistoryCB(CSVLogger):
         measured = {k: None if v is None else float(v) for k, v in found.items()}
         self.rows.append(dict(step=self.dls.train.at, loss=float(self.total)/self.count,
                               **dict(valid_acc=None) | measured,
-                              seconds=round(self.learn.clock_cb.seconds,
-                                            2), peak_mib=round(peak_mib(self.dls.device))))
+                              seconds=round(self.learn.clock_cb.seconds, 2),
+                              peak_mib=round(peak_mib(self.dls.device))))
         self.total, self.count = 0., 0
         if self.folder: self.write()
 

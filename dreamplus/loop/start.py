@@ -78,8 +78,7 @@ class EarlierImages:
                  data: ImageData, counts: list, factor: int): # counts: stored images of each class of the new run
         self.set, self.factor = None if start is None else as_set(start, data, factor), factor
         parts = [()]*len(counts) if start is None else self.set.pixels.cpu().split(self.set.counts)
-        # (m,ch,h,w) of each class
-        self.pixels = [self.use(part, n) for part, n in zip(parts, counts)]
+        self.pixels = [self.use(part, n) for part, n in zip(parts, counts)] # (m,ch,h,w) of each class
         self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
         for name, part in zip(data.classes, self.pixels):
             if start is not None and not len(part): raise ValueError(

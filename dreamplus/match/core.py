@@ -26,8 +26,9 @@ from ..machine import to_device
 from ..nets.zoo import has_batch_norm
 
 # %% ../../nbs/40_match.core.ipynb #2388ea50
-_LAYERS, _ACTIVATIONS = (nn.Conv2d, nn.Linear), (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
-                                                  nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
+_LAYERS = nn.Conv2d, nn.Linear
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
+                nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 @contextmanager
 def _calls(net, kinds):

@@ -24,8 +24,7 @@ MATCHERS['embedding'] = EmbeddingMatcher
 # %% ../../nbs/43_match.distribution.ipynb #ac2eff12
 class FeatureMatcher(Matcher):
     "Squared distance between mean outputs of one block (IDC's `feat`)"
-    def __init__(self,
-                 block: int = -1): # Index of the block; -1 is the last one
+    def __init__(self, block: int = -1): # Index of the block; -1 is the last one
         self.block = block
 
     def terms(self, real, syn):

@@ -63,8 +63,8 @@ def class_statistics(
     for rows in which.split(batch):
         c = rows//n
         some = (key.at('images', rows=rows).rand(len(rows), device=data.device)*counts[c]).long()
-        # small classes: every image in turn
-        at = starts[c] + torch.where(counts[c] > n, some, rows % n % counts[c])
+        some = torch.where(counts[c] > n, some, rows % n % counts[c]) # small classes: every image in turn
+        at = starts[c] + some
         x = data.normalize(to_float(train.x[at]))
         draw = augment.draw(len(x), data.size, data.device, key=key.at('augment', rows=rows))
         x = augment(x, draw)
@@ -126,8 +126,8 @@ class StatisticsMatcher(Matcher):
             raise ValueError(
                 "match='statistics' needs networks whose statistics do not change; use networks='bank'")
         found = bank_statistics(bank, data, view_augment, stat_images, log, statistic)
-        # network to statistics
-        self.known, self.look = dict(zip(bank.nets, found)), STATISTICS[statistic]
+        self.known = dict(zip(bank.nets, found)) # network to statistics
+        self.look = STATISTICS[statistic]
 
     def terms(self, real, syn):
         parts = [(e.mean(1) - k['mean'][syn.y]).pow(2).sum(1)/k['within']

@@ -51,8 +51,8 @@ def parse_stages(
 def data_facts(data: ImageData) -> dict: # JSON values
     "What training depends on: the images, the part that was held out, and how images are normalised"
     constants = {k: getattr(data, k).flatten().tolist() for k in ('mean', 'std')}
-    return dict(digest=data.digest, held=data.held, whitened=isinstance(data, WhitenedData),
-                **constants)
+    whitened = isinstance(data, WhitenedData)
+    return dict(digest=data.digest, held=data.held, whitened=whitened, **constants)
 
 # %% ../../nbs/27_nets.bank.ipynb #c5456d0f
 _ANEW = 'remove it, and it is made anew' # the remedy for a damaged file
@@ -197,9 +197,10 @@ def _extend(path, data, make, how, k, stages, log):
     missing = [s for s in stages if s not in there]
     if not missing: return 0.
     trainee = Trainee(data, make, how, k)
-    alike = [m for m in done if m.file.exists() and (
-        m.step <= missing[0] if isinstance(missing[0],
-                                           int) else type(m.stage) is float and m.stage < missing[0])]
+    first = missing[0]
+    def comes_before(m):
+        return m.step <= first if isinstance(first, int) else type(m.stage) is float and m.stage < first
+    alike = [m for m in done if m.file.exists() and comes_before(m)]
     if alike:
         last = max(alike, key=lambda m: m.step)
         try: trainee.load_state_dict(last.read())
@@ -235,8 +236,8 @@ def missing_members(
     nets: int, stages: list, # As for `Bank`
 ) -> list: # Pairs of network and stage
     "What `network_bank` has to train"
-    there = {(m.net,
-              m.stage) for m in Bank(path).members if m.file.exists()} if (path/'bank.json').exists() else ()
+    members = Bank(path).members if (path/'bank.json').exists() else []
+    there = {(m.net, m.stage) for m in members if m.file.exists()}
     return [(k, stage) for k in range(nets) for stage in stages if (k, stage) not in there]
 
 def check_facts(path: Path, facts: dict): # A folder with `bank.json`; what it must say
@@ -275,8 +276,8 @@ def network_bank(
         if not (path/'bank.json').exists():
             write_json(path/'bank.json', dict(name=data.name, versions=versions(), **facts))
         check_facts(path, facts)
-        try: seconds = sum(_extend(path, data, make, bank_training, k, stages,
-                                   log) for k in range(bank_nets))
+        try: seconds = sum(_extend(path, data, make, bank_training, k, stages, log)
+                           for k in range(bank_nets))
         except ValueError:
             if not Bank(path).members: (path/'bank.json').unlink() # it would keep the arguments that failed
             raise
@@ -304,5 +305,5 @@ def banks_table(banks: list) -> str: # Of `Bank`; Markdown
             accuracy = sum(m.accuracy for m in own)/len(own)
             rows.append([b.info['name'], b.path.name, stage, len(own), f'{accuracy:.3f}',
                          f'{sum(m.seconds for m in own):.0f}'])
-    return markdown_table(['data', 'folder', 'stage', 'networks', 'training accuracy', 'seconds'],
-                          rows)
+    head = ['data', 'folder', 'stage', 'networks', 'training accuracy', 'seconds']
+    return markdown_table(head, rows)
