@@ -115,8 +115,8 @@ def _tensor(x, ndim): return torch.is_tensor(x) and x.ndim == ndim
 
 def _is_pair(x):
     "Whether `x` is a list of images and labels"
-    return isinstance(x, (list, tuple)) and len(x) == 2 and _tensor(x[0],
-                                                                    4) and torch.is_tensor(x[1])
+    return (isinstance(x, (list, tuple)) and len(x) == 2
+            and _tensor(x[0], 4) and torch.is_tensor(x[1]))
 
 def _named_dataset(text: str) -> str | None:
     "The key of DATASETS that is a word of `text`, in any case"
@@ -182,8 +182,8 @@ def _choose_tensors(folder):
     "The images file of a folder: best, else the last iteration; un-whitened where that exists"
     found = [m for p in folder.glob('images*.pt') if (m := _TENSORS.match(p.name))]
     if not found: return None
-    last = max(found, key=lambda m: (m[2] == 'best', int(m[2]) if m[2] and m[2] != 'best' else -1,
-                                     bool(m[1])))
+    iteration = lambda m: int(m[2]) if m[2] and m[2] != 'best' else -1
+    last = max(found, key=lambda m: (m[2] == 'best', iteration(m), bool(m[1])))
     return folder/last[0]
 
 @reader('tensors', 'torch',
@@ -195,16 +195,15 @@ def from_tensors(path, content, how):
     beside = lambda stem: path.parent/f'{stem}{"_" if match[2] else ""}{match[2] or ""}.pt'
     load = lambda file: load_torch(file) if file.exists() else None
     labels, lr, says = load(beside('labels')), load(beside('lr')), []
-    # un-whitened images lie beside whitened ones
-    zca = any(path.parent.glob('images_zca*.pt')) or None
+    zca = any(path.parent.glob('images_zca*.pt')) or None # un-whitened images lie beside whitened ones
     if zca: says.append('networks are trained on whitened images, as images_zca*.pt shows')
     if match[2] == 'best': says.append('images_best.pt, which its code selects by test accuracy')
     if lr is not None: says.append(f'networks learn with the learned rate {float(lr):g}')
     found = Found(content, labels, 'unit' if match[1] else 'whitened' if zca else None,
                   soft='logits', zca=zca, stats=NORMALISED_AS,
                   lr=None if lr is None else float(lr), method='mtt', assumed=says)
-    found.dataset = next((d for p in (path.parent,
-                                      path.parent.parent) if (d := _named_dataset(p.name))), None)
+    folders = path.parent, path.parent.parent
+    found.dataset = next((d for p in folders if (d := _named_dataset(p.name))), None)
     return found
 
 @reader('tensors in a folder', 'folder', 'a folder of these files')
@@ -292,8 +291,8 @@ def _from_rows(rows, columns, classes, says):
         found = _from_npz(None, dict(images=x.numpy(), labels=y.numpy()), {})
     else:
         x, _, _ = from_dataset(items, Fit(), False)
-        found = Found(x, torch.tensor([int(rows[i][items.label]) for i in range(len(rows))]),
-                      'unit')
+        y = torch.tensor([int(rows[i][items.label]) for i in range(len(rows))])
+        found = Found(x, y, 'unit')
     found.classes, found.assumed = classes, [*found.assumed, says]
     if 'soft' in columns:
         found.labels, found.soft = torch.tensor([rows[i]['soft'] for i in range(len(rows))]), 'probabilities'
@@ -317,8 +316,8 @@ class _ImageRows(list):
 @reader('huggingface images', 'folder', 'Hugging Face: images with metadata.jsonl')
 def _from_metadata(path, content, how):
     "Image files and the lines of metadata.jsonl"
-    table = next((p for p in (path/'metadata.jsonl', path/'train'/'metadata.jsonl') if p.exists()),
-                 None)
+    tables = path/'metadata.jsonl', path/'train'/'metadata.jsonl'
+    table = next((p for p in tables if p.exists()), None)
     if table is None: return None
     lines = table.read_text(encoding='utf-8').splitlines()
     try: rows = [json.loads(line) for line in lines if line.strip()]
@@ -378,8 +377,8 @@ def _from_webdataset(path, content, how):
                 rows.setdefault(key, {})[ext] = _decode_member(ext, tar.extractfile(member).read())
     except (tarfile.TarError, ValueError, OSError, EOFError) as e:
         raise ValueError(f'{path} cannot be read as a WebDataset ({str(e)[:80]}); restore it') from None
-    image = next((ext for ext in next(iter(rows.values()),
-                                      {}) if ext in ('npy', 'png', 'jpg', 'jpeg')), None)
+    first = next(iter(rows.values()), {})
+    image = next((ext for ext in first if ext in ('npy', 'png', 'jpg', 'jpeg')), None)
     if not image or not all({image, 'cls'} <= {*row} for row in rows.values()): return None
     table = [dict(image=row[image], label=row['cls']) |
              (dict(soft=row['soft.npy'].tolist()) if 'soft.npy' in row else {}) for row in rows.values()]

@@ -23,8 +23,7 @@ from ..core import not_a_link, remove_leftovers, write_json
 from .core import fingerprint
 from .datasets import DATASETS
 from .reading import (Fit, annotated_files, class_folders, count_labels, decode_files,
-                                    file_digests, from_arrays,
-                                    image_files, with_bar)
+                                    file_digests, from_arrays, image_files, with_bar)
 from ..files import read_cache
 from ..images import decoder
 from ..machine import cache_folder

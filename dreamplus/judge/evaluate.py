@@ -341,8 +341,8 @@ def evaluate_run(
         if before == [label, str(device), images, asked]:
             if log: [log(row) for row in last['rows']]
             return last
-        p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C,
-                          **changes)
+        p = protocol_args(protocol, e | dict(lr='learned'), data.name,
+                          len(dset.labels())/C, C, **changes)
         results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
         seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
         if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
