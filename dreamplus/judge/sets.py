@@ -84,10 +84,11 @@ def evaluate_set(
                       len(dset.labels())/len(dset.classes), len(dset.classes), **changes)
     seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
     result = dict(dataset=data.name, method=dset.provenance.get('method'), ipc=dset.ipc,
-                  factor=dset.factor, arch=e.get('arch', 'convnet'), width=e.get('width'), network=network_text(e),
-                  protocol=label_of(protocol, changes), seed=seed,
+                  factor=dset.factor,
+                  arch=e.get('arch',
+                             'convnet'), width=e.get('width'), protocol=label_of(protocol, changes), seed=seed,
                   device=str(device), rows=results, seconds=seconds, training=json.loads(json.dumps(p)),
                   peak_mib=peak_mib(device), versions=versions(), data=data.digest,
-                  source=str(path), assumed=dset.provenance.get('assumed', []))
+                  source=str(path), network=network_text(e), assumed=dset.provenance.get('assumed', []))
     if out: write_json(out, result)
     return result
