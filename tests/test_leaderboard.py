@@ -79,6 +79,13 @@ def test_wrong_records_are_refused(tmp_path, capsys, change, says):
     [line] = capsys.readouterr().err.strip().split('\n')
     assert 'theirs.json, record 2, is not a record of an evaluation: ' in line and says in line
 
+def test_failed_runs_are_left_out_and_named(tmp_path):
+    "also one that a stranger wrote by hand"
+    write_json(tmp_path/'theirs.json', [record(), dict(method='mtt', ipc=1, seed=0, failed='no experts'), dict(failed=[1])])
+    board = leaderboard(tmp_path/'theirs.json')
+    assert methods(board[0]) == ['dm', 'random'] and 'no experts' in board.left_out[0] and len(board.left_out) == 2
+    assert str(board).endswith(f'* {board.left_out[0]}\n* {board.left_out[1]}')
+
 @pytest.mark.parametrize('text, says', [
     (None, 'does not exist'), ('{', 'is not JSON'), ('7', 'is not a dictionary'), ('[]', 'holds no records'),
     ('[[1]]', 'is not a dictionary')])

@@ -116,7 +116,8 @@ def read_entries(
     records = [r for r in records if r not in failed]
     for i, r in enumerate(records, 1):
         check_record(r, f'{file}, record {i},' if len(records) > 1 else str(file))
-    left_out = [f'{name}: {r["method"]}, ipc {r["ipc"]}, seed {r["seed"]} failed: {r["failed"]}' for r in failed]
+    which = lambda r: ', '.join(f'{k} {brief(r.get(k))}' for k in Run._fields)
+    left_out = [f'{name}: the run with {which(r)} failed: {brief(r["failed"], 200)}' for r in failed]
     if not records and not failed: raise ValueError(f'{file} holds no records')
     return [Entry(place, Path(r.get('source') or name).name, r) for r in records], left_out
 
