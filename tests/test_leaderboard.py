@@ -81,7 +81,8 @@ def test_wrong_records_are_refused(tmp_path, capsys, change, says):
 
 def test_failed_runs_are_left_out_and_named(tmp_path):
     "also one that a stranger wrote by hand"
-    write_json(tmp_path/'theirs.json', [record(), dict(method='mtt', ipc=1, seed=0, failed='no experts'), dict(failed=[1])])
+    failed = dict(method='mtt', ipc=1, seed=0, failed='no experts'), dict(failed=[1])
+    write_json(tmp_path/'theirs.json', [record(), *failed])
     board = leaderboard(tmp_path/'theirs.json')
     assert methods(board[0]) == ['dm', 'random'] and 'no experts' in board.left_out[0] and len(board.left_out) == 2
     assert str(board).endswith(f'* {board.left_out[0]}\n* {board.left_out[1]}')
