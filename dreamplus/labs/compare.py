@@ -30,7 +30,7 @@ from ..distilled import load_distilled, picture
 from ..files import read_checked
 from ..images import open_image
 from ..judge.evaluate import RESULT, ROW, ROWS, check_baselines, evaluate_run, label_of
-from ..judge.protocols import check_protocol, protocol_args
+from ..judge.protocols import check_protocol, network_text, protocol_args
 from ..judge.validate import ValidAccuracy
 from ..loop.distill import distill, make_job, rehearse, resume
 from ..loop.report import read_history
@@ -237,9 +237,8 @@ def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, wi
     elif not (path/'distilled.json').exists():
         resume(path, data, metrics=metrics, log=log, checkpoint_seconds=self.seconds)
     result = evaluate_run(path, data, p['protocol'], p['nets'], tuple(p['rows']), device, **p['training'])
-    e, history = load_distilled(path).evaluation, read_history(path)
-    network = ' '.join(str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k))
-    return result | dict(network=network + ', whitened'*bool(e.get('zca')), steps=history[-1]['step'],
+    network, history = network_text(load_distilled(path).evaluation), read_history(path)
+    return result | dict(network=network, steps=history[-1]['step'],
                          peak_mib=max(r['peak_mib'] for r in history), history=history,
                          experts_seconds=seconds)
 
