@@ -134,8 +134,8 @@ def name_index():
         module = module_of(nb)
         for name in nb.public:
             node, page = syntax(module).get(name), html_name(nb.name)
-            link = f'[`{name}`]({page}#{name.lower()})' if node else f'[`{name}`]({page})'
-            what = ast.get_docstring(node).split('\n')[0] if node and ast.get_docstring(node) else ''
+            what = (ast.get_docstring(node) or '').split('\n')[0] if node else ''
+            link = f'[`{name}`]({page}#{name.lower()})' if what else f'[`{name}`]({page})'
             rows.append((link, what, f'[{module}]({page})'))
     return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
 
@@ -164,9 +164,9 @@ def included(name, page):
         return f'{found[1]}{SOURCE}/{found[2]}'
     return LINK.sub(relink, re.sub(r'^# .*\n', '', text))
 
-def colab(nb, page):
+def colab(page):
     "A link to run a guide or a tutorial in Colab; None for a page that reads the records beside it"
-    if page.parts[0] not in ('guides', 'tutorials') or any('../results' in c.source for c in nb.cells): return None
+    if page.parts[0] not in ('guides', 'tutorials') or any('../results' in s for s in Notebook(NBS/page).code): return None
     install = f'%pip install git+{INDEX["settings"]["git_url"]}'
     link = f'{SOURCE}/nbs/{page.as_posix()}'.replace('https://github.com/', 'https://colab.research.google.com/github/')
     return mk_cell(f'[Open in Colab]({link}). Run `{install}` there first.', 'markdown')
@@ -178,7 +178,7 @@ class Tidy:
 
     def begin(self):
         page = Path(self.nb.path_).resolve().relative_to(NBS)
-        if link := colab(self.nb, page): self.nb.cells.insert(1, link)
+        if link := colab(page): self.nb.cells.insert(1, link)
         for cell in self.nb.cells:
             cell.source = INCLUDE.sub(lambda found: included(found[1], page.as_posix()), cell.source)
         module = module_of(Notebook(NBS/page))
