@@ -166,7 +166,8 @@ def included(name, page):
 
 def colab(page):
     "A link to run a guide or a tutorial in Colab; None for a page that reads the records beside it"
-    if page.parts[0] not in ('guides', 'tutorials') or any('../results' in s for s in Notebook(NBS/page).code): return None
+    if page.parts[0] not in ('guides', 'tutorials'): return None
+    if any('../results' in source for source in Notebook(NBS/page).code): return None
     install = f'%pip install git+{INDEX["settings"]["git_url"]}'
     link = f'{SOURCE}/nbs/{page.as_posix()}'.replace('https://github.com/', 'https://colab.research.google.com/github/')
     return mk_cell(f'[Open in Colab]({link}). Run `{install}` there first.', 'markdown')
