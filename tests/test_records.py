@@ -11,7 +11,8 @@ from notebooks import CHAPTERS, PAGES, ROOT, body, directives
 from dreamplus.labs.study import load_study
 
 RESULTS = ROOT/'results'
-SHOWN = [nb for nb in PAGES if nb.name == 'index.ipynb' or nb.name.startswith('results/')]
+SHOWN = [nb for nb in PAGES if nb.name in ('index.ipynb', 'guides/choose.ipynb', 'guides/protocols.ipynb')
+         or nb.name.startswith('results/')]
 FILES = [p for p in RESULTS.rglob('*') if p.is_file() and p.name != '.lock' and '__pycache__' not in p.parts]
 OPENED, WATCHING = set(), []
 

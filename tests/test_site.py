@@ -1,6 +1,7 @@
 "The site, as `nbdev_docs` hands it to Quarto: no text is lost, every link and anchor leads somewhere, pages fit."
 import posixpath
 import re
+import shlex
 from html import unescape
 
 import pytest
@@ -8,6 +9,10 @@ import yaml
 from notebooks import CHAPTERS, NBS, PAGES, ROOT
 from test_project import refuse
 from website import homes, html_name, process, render
+
+from dreamplus.cli import COMMANDS
+from dreamplus.options import overrides, parse_command
+from dreamplus.recipes import METHODS
 
 @pytest.fixture(scope='module')
 def site():
@@ -55,8 +60,9 @@ def test_long_lines_wrap(site):
     assert quarto['code-overflow'] == 'wrap'
     assert re.search(r'main pre[^{]*{[^}]*pre-wrap', (NBS/quarto['css']).read_text(encoding='utf-8'))
     # what wrapping would destroy: drawings made of text
-    drawings = [(page, line) for page in PAGES for s in page.prose for block in re.findall(r'```\n(.*?)```', s, re.S)
-                for line in block.split('\n') if len(line) > 100]
+    blocks = [(page, block) for page in PAGES for s in page.prose
+              for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', s, re.M | re.S) if not language]
+    drawings = [(page, line) for page, block in blocks for line in block.split('\n') if len(line) > 100]
     refuse(drawings, 'wider than the column')
 
 @pytest.mark.parametrize('asked, page', [('own data', 'tutorials/new_dataset.ipynb'), ('own data', 'index.ipynb'),
@@ -80,3 +86,39 @@ def test_the_index_lists_every_public_name(site):
 @pytest.mark.parametrize('name, page', [('distill', 'loop.distill'), ('plan', 'labs.plan'), ('compare', 'labs.compare'),
                                         ('DistilledSet.show', 'distilled'), ('METHODS', 'recipes')])
 def test_names_lead_to_what_python_users_mean(name, page): assert homes()[name].split('#')[0] == f'{page}.html'
+
+def shell_lines(page):
+    "The commands of `dreamplus` that a page shows: in shell blocks, tables, cells, and the results of cells"
+    for text in page.prose:
+        for block in re.findall(r'```bash\n(.*?)```', text, re.S): yield from block.split('\n')
+        yield from re.findall(r'^\| `(dreamplus [^`]*)`', text, re.M)
+    for cell in page.cells:
+        if cell['cell_type'] != 'code': continue
+        yield from re.findall(r'^!(dreamplus .*)', cell['source'], re.M)
+        for out in cell['outputs']: yield from ''.join(out.get('text', '')).split('\n')
+
+def test_commands_on_pages_are_commands():
+    wrong, seen = [], 0
+    pages = [p for p in PAGES if p.name.startswith(('guides/', 'tutorials/', 'index'))]
+    for page, line in [(p, line) for p in pages for line in shell_lines(p)]:
+        for command in re.split(r' && | & *$', line.split(' #')[0]):
+            if not (command := command.strip()).startswith('dreamplus '): continue
+            seen += 1
+            try:
+                _, given, _ = parse_command(COMMANDS, shlex.split(command)[1:])
+                overrides(given.get('set'))
+                if given.get('method', 'best') not in METHODS: raise ValueError(f'no method {given["method"]}')
+            except ValueError as e: wrong.append((page, command, str(e)))
+    refuse(wrong, 'commands that dreamplus refuses')
+    assert seen > 40
+
+@pytest.mark.parametrize('page, says', [('changelog', 'Keep a Changelog'), ('licence', 'DataDAM'),
+                                        ('contributing', 'Notebooks are the source')])
+def test_the_notes_of_the_project_are_on_the_site(site, page, says):
+    assert says in site[f'project/{page}.ipynb'][1]
+
+def test_guides_and_tutorials_open_in_colab(site):
+    found = {name for name, (_, html) in site.items() if 'colab.research.google.com/github/' in html}
+    beside = {page.name for page in PAGES if any('../results' in s for s in page.code)} # needs the repository
+    assert found == {name for name in site if name.startswith(('guides/', 'tutorials/'))} - beside
+    assert 'blob/main/nbs/guides/quick_start.ipynb' in site['guides/quick_start.ipynb'][1]

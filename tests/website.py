@@ -22,7 +22,7 @@ from nbconvert.filters import markdown2html
 from nbdev.processors import FilterDefaults
 from nbdev.showdoc import showdoc_nm
 from nbformat.v4 import reads
-from notebooks import CHAPTERS, NBS, PAGES, ROOT, Notebook, definitions
+from notebooks import CHAPTERS, LINK, NBS, PAGES, ROOT, Notebook, definitions
 
 import dreamplus.all
 from dreamplus._modidx import d as INDEX
@@ -32,6 +32,7 @@ SOURCE = f'{INDEX["settings"]["git_url"]}/blob/{INDEX["settings"]["branch"]}'
 COMMANDS = 'dreamplus.commands' # its functions are commands, which share their names with functions
 # what holds no name to link: code blocks, links, headings, tables
 NAME = re.compile(r'```.*?```|!?\[[^]]*\]\([^)]*\)|^#.*?$|^\|.*?$|<[^>]*>|`([\w.]+)(?:\(\))?`', re.S | re.M)
+INCLUDE = re.compile(r'^\{\{< include (\S+) >\}\}$', re.M)
 
 def html_name(page):
     "The file that Quarto writes for a notebook: `loop.distill.html` for `66_loop.distill.ipynb`"
@@ -133,8 +134,8 @@ def name_index():
         module = module_of(nb)
         for name in nb.public:
             node, page = syntax(module).get(name), html_name(nb.name)
-            link = f'[`{name}`]({page}#{name.lower()})' if node else f'[`{name}`]({page})'
-            what = ast.get_docstring(node).split('\n')[0] if node and ast.get_docstring(node) else ''
+            what = (ast.get_docstring(node) or '').split('\n')[0] if node else ''
+            link = f'[`{name}`]({page}#{name.lower()})' if what else f'[`{name}`]({page})'
             rows.append((link, what, f'[{module}]({page})'))
     return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
 
@@ -152,12 +153,35 @@ def in_order(cells, names):
         lines.append(max(found) + (not shown(cell))/2 if found else lines[-1] if lines else 0)
     return [cell for _, cell in sorted(zip(lines, cells), key=lambda pair: pair[0])]
 
+def included(name, page):
+    "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text as it is"
+    text = (ROOT/name).read_text(encoding='utf-8')
+    if not name.endswith('.md'): return fenced(text)
+    def relink(found):
+        if not found[2]: return found[0]
+        if (ROOT/found[2].split('#')[0]).is_relative_to(NBS):
+            return found[1] + posixpath.relpath(found[2].removeprefix('nbs/'), posixpath.dirname(page) or '.')
+        return f'{found[1]}{SOURCE}/{found[2]}'
+    return LINK.sub(relink, re.sub(r'^# .*\n', '', text))
+
+def colab(page):
+    "A link to run a guide or a tutorial in Colab; None for a page that reads the records beside it"
+    if page.parts[0] not in ('guides', 'tutorials'): return None
+    if any('../results' in source for source in Notebook(NBS/page).code): return None
+    install = f'%pip install git+{INDEX["settings"]["git_url"]}'
+    link = f'{SOURCE}/nbs/{page.as_posix()}'.replace('https://github.com/', 'https://colab.research.google.com/github/')
+    return mk_cell(f'[Open in Colab]({link}). Run `{install}` there first.', 'markdown')
+
 class Tidy:
-    "An nbdev processor: arguments as tables, in the order of definition; routine checks folded; names linked"
+    """An nbdev processor: arguments as tables, in the order of definition; routine checks folded; names linked; files
+    of the repository included; a link to Colab"""
     def __init__(self, nb): self.nb = nb
 
     def begin(self):
         page = Path(self.nb.path_).resolve().relative_to(NBS)
+        if link := colab(page): self.nb.cells.insert(1, link)
+        for cell in self.nb.cells:
+            cell.source = INCLUDE.sub(lambda found: included(found[1], page.as_posix()), cell.source)
         module = module_of(Notebook(NBS/page))
         cells, run = [], []
         for cell in self.nb.cells:
