@@ -10,7 +10,6 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from fastai.data.core import DataLoaders
@@ -20,13 +19,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .arguments import Count, NonNegative, Share, checked
+from .arguments import checked
 from .core import save_state, write_json
 from .data.core import ImageData, picture, shown
-from .exchange.readers import read_set
-from .files import Positive, TensorOf, read_checked
+from .exchange.readers import DESCRIPTION, check_factor, read_set
+from .files import TensorOf, read_checked
 from .labels import CLASSES_FILE, class_list, is_junk
-from .synthetic import DECODES, decode_classes
+from .synthetic import check_decode, decode_classes
 
 # %% ../nbs/52_distilled.ipynb #a70f3629
 @dataclass
@@ -57,6 +56,14 @@ class DistilledSet:
             raise ValueError(
                 f'labels must be whole numbers from 0 to {C - 1}, or probabilities (N,{C})')
         if not y.isfinite().all(): raise ValueError('some labels are not finite; give finite labels')
+        if y.ndim == 2 and ((y < 0).any() or (y.sum(1) - 1).abs().max() > .01):
+            raise ValueError('rows of the labels are not probabilities; give scores as y.softmax(1)')
+        if not x.is_floating_point(): raise ValueError(
+            f'images are {str(x.dtype)[6:]}; give floats, as in images/255')
+        if not {len(self.mean), len(self.std)} <= {1, x.shape[1]}: raise ValueError(
+            f'mean={self.mean} and std={self.std} are not for {x.shape[1]} channels; give a number for each')
+        check_decode(self.factor, self.decode)
+        check_factor(self.factor, x.shape[-1])
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x, y
@@ -132,11 +139,6 @@ def save(self: DistilledSet,
     save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
     write_json(path/'distilled.json', dict(format=2, **rest))
 
-_SHAPE = {'classes': list, 'mean': [float], 'std': [Positive], 'factor?': Count, 'decode?': Literal[DECODES],
-          'evaluation?': {'arch?': str, 'width?': Count | None, 'norm?': str | None, 'depth?': Count | None,
-                          'zca?': bool | None, 'paper?': str | None, 'augment?': str, 'mix?': Share, 'lr?': float},
-          'provenance?': {'method?': str | None, 'seconds?': float | None,
-                          'bank?': dict(seconds=NonNegative, trained=NonNegative)}} # of distilled.json
 _AGAIN = 'restore the file, or save the set again'
 
 @checked
@@ -158,7 +160,7 @@ def load_distilled(
     if not text.exists(): raise ValueError(f'{text} does not exist; give the folder of a finished run')
     if read_checked(text, dict, _AGAIN).get('format') not in (1, 2):
         raise ValueError(f'{text} is not of format 1 or 2; read it with the version that wrote it')
-    info = read_checked(text, _SHAPE, _AGAIN)
+    info = read_checked(text, DESCRIPTION, _AGAIN)
     shape = {'pixels': (TensorOf(4, None, False), TensorOf(5, None, False)), 'labels?': TensorOf(dtype=None)}
     state = read_checked(tensors, shape, _AGAIN)
     pixels, y = state['pixels'], state.get('labels')
