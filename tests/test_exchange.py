@@ -21,6 +21,8 @@ from dreamplus.exchange.writers import WRITERS, new_folder
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
+from dreamplus.loop.distill import distill
+from dreamplus.recipes import recipe
 from dreamplus.synthetic import start_pixels
 
 C, ipc, MANY = 10, 2, 12 # with 12 classes, 10 sorts before 2
@@ -466,6 +468,31 @@ def test_an_export_that_stops_leaves_nothing(tmp_path, dset, monkeypatch):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'file').write_text('mine')
     with pytest.raises(ValueError, match='is not empty'), new_folder(tmp_path/'mine'): pass
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_class_folders_that_stop_change_nothing(tmp_path, dset, monkeypatch, overwrite):
+    if overwrite: dset.to_imagefolder(tmp_path/'new'/'out')
+    before, count = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}, iter(range(99))
+    save = Image.Image.save
+    def full(image, *args, **kw):
+        if next(count) == 5: raise OSError(28, 'No space left on device')
+        save(image, *args, **kw)
+    monkeypatch.setattr(Image.Image, 'save', full)
+    with pytest.raises(OSError): dset.to_imagefolder(tmp_path/'new'/'out', overwrite=overwrite)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert overwrite or [*tmp_path.iterdir()] == []
+
+@pytest.mark.parametrize('call, kind, says', [
+    (lambda s: s.to_imagefolder(5), TypeError, 'path must be'), (lambda s: s.export(5), TypeError, 'path must be'),
+    (lambda s: s.export('x', data=5), TypeError, 'load_data makes one'), (lambda s: s.dls(bs=0), ValueError, 'bs=0'),
+    (lambda s: s.grid(classes=0), ValueError, 'classes=0'), (lambda s: s.select(5), TypeError, 'must be a list'),
+    (lambda s: s.show(cell='x'), ValueError, "cell='x'"),
+    (lambda s: score(s, load_data(toy_images(MANY, 3, 8, 3)), rows=()), ValueError, 'names no row'),
+    (lambda s: recipe('best', 'digits', 0), ValueError, 'ipc=0'),
+    (lambda s: distill(load_data(toy_images(2, 3, 8, 1)), 'dm', start={}), TypeError, 'start={}'),
+    (lambda s: distill(load_data(toy_images(2, 3, 8, 1)), 'dm', seed=2**70), ValueError, r'below 2\*\*63')])
+def test_wrong_arguments_of_sets(dset, call, kind, says):
+    with pytest.raises(kind, match=says): call(dset)
 
 def test_export_command(tmp_path, dset, capsys):
     dset.save(tmp_path/'run')

@@ -46,6 +46,7 @@ LEGACY = 'best-on-test (legacy)' # not in ROWS
 
 def check_baselines(rows: tuple, n: int): # n: networks for each row
     "Raise `ValueError` for an unknown row or `n` below 1"
+    if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
     unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
     if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
     if n < 1: raise ValueError(f'{n=} must be at least 1: each row needs a network')
