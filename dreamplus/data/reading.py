@@ -304,6 +304,16 @@ def _class_files(folder):
             raise ValueError(f'{Path(folder)/c} holds no images; fill or remove that class folder')
     return tree
 
+# %% ../../nbs/12_data.reading.ipynb #d0caac70
+def _refuse_two_levels(folder, found):
+    "Raise `ValueError` if all class folders hold the same folders and no images of their own, as cat/train and cat/test"
+    inner = [sorted(class_folders(path)) for path in found.values()]
+    if len(inner) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner): return
+    if any(e.name.lower().endswith(image_suffixes()) for path in found.values() for e in _scan(path)): return
+    raise ValueError(f'{folder} holds {", ".join([*found][:5])}, and each of them {", ".join(inner[0][:5])}, so it is '
+                     'not clear which are the classes; put the images of each class into one folder, or give '
+                     'parts by themselves, as source and test=')
+
 # %% ../../nbs/12_data.reading.ipynb #6476a7cb
 def _say_loose(folder):
     "Warn of images beside class folders"
@@ -321,15 +331,6 @@ def _is_labelled(folder, classes):
     "Whether a part has class folders: several, or one of `classes`"
     inner = class_folders(folder)
     return len(inner) > 1 or bool({*inner} & {*classes}) or (Path(folder)/_ANNOTATIONS).is_file()
-
-def _refuse_two_levels(folder, found):
-    "Raise `ValueError` if all class folders hold the same folders and no images of their own, as cat/train and cat/test"
-    inner = [sorted(class_folders(path)) for path in found.values()]
-    if len(inner) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner): return
-    if any(e.name.lower().endswith(image_suffixes()) for path in found.values() for e in _scan(path)): return
-    raise ValueError(f'{folder} holds {", ".join([*found][:5])}, and each of them {", ".join(inner[0][:5])}, so it is '
-                     'not clear which are the classes; put the images of each class into one folder, or give '
-                     'parts by themselves, as source and test=')
 
 def part_folders(
     folder: str | Path,
