@@ -65,6 +65,7 @@ def distill(
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
+    levels: str = None, # values of black and white of images with more than 8 bits, as 0,4095
     valid: float = 0., # fraction of train held out as validation split; its accuracy is shown at each report
     protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
     nets: int = 3, # networks for each accuracy of the final table; 0 skips it
@@ -76,6 +77,7 @@ def distill(
 ):
     "Distil DATA into a few images per class, and evaluate them"
     _check_request(method, ipc, nets, protocol)
+    levels = levels and read_numbers(levels, float)
     from dreamplus.data.sources import load_data
     from dreamplus.loop import distill as d
     from dreamplus.loop.start import split_start
@@ -84,7 +86,7 @@ def distill(
     from dreamplus.runs import free_folder
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid)
+                       valid=valid, levels=levels)
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
@@ -115,7 +117,7 @@ def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, d
     print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
     return found
 
-plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
+plan.like = distill, ('out', 'seed', 'levels', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
 
 # %% ../nbs/89_commands.ipynb #08490c79
 def evaluate(
@@ -241,18 +243,21 @@ def scores(
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each accuracy
     *, data: str = None, # the runs' data, if they moved: a name or a folder
+    root: str = None, # folder with the runs' data, if they moved
     device: str = None, # default: the run's
 ):
     "Train other networks on the images of runs, score their robustness, and write scores.json"
     from dreamplus.machine import keep_memory
     from dreamplus.runs import open_run
     from dreamplus.judge.scores import cross_table, robust_table, score_run
+    from dreamplus.loop.distill import run_data
     keep_memory()
     folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
-    for folder in folders: open_run(folder) # or an error, before any work
+    infos = {folder: open_run(folder)[1] for folder in folders} # or an error, before any work
+    real = {f: data if root is None else run_data(f, info, data, root) for f, info in infos.items()}
     said = '{method}, ipc {ipc}, {arch}: {set} {percent:.1f} %'
     show = lambda r: say(said.format(**r, percent=100*r['acc']))
-    records = [score_run(f, data, archs, protocol, nets, soft, device, show) for f in folders]
+    records = [score_run(f, real[f], archs, protocol, nets, soft, device, show) for f in folders]
     print(plain_tables(cross_table([row for r in records for row in r['cross']])), end='\n\n')
     scored = [(f, score) for f, r in zip(folders, records) for score in r['robust']]
     print(plain_tables(robust_table(scored)))
