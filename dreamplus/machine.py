@@ -28,7 +28,7 @@ def pick_device(
     mps = torch.backends.mps.is_available()
     best = 'cuda' if n_cuda else 'mps' if mps else 'cpu'
     try: dev = torch.device(device or best)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f'{device=} is not a device name; use cpu, cuda, cuda:1 or mps') from None
     there = dict(cpu=True, cuda=(dev.index or 0) < n_cuda, mps=mps)
     if not there.get(dev.type): raise ValueError(f'{device=} is not available on this machine; use {best}')

@@ -37,7 +37,8 @@ def _number(text):
 def _add_option(parser, name, p, option=False): # p: anno, default, docment
     "The option or the positional argument for one argument of a command; with `option`, never positional"
     text = (p.docment or '').replace('%', '%%')
-    if p.default is inspect.Parameter.empty: return parser.add_argument(name.upper(), help=text)
+    if p.default is inspect.Parameter.empty:
+        return parser.add_argument(name.upper(), help=text, nargs='+' if p.anno is tuple else None)
     shown = '' if p.default is None or p.anno is bool else f' [{p.default}]'
     if name in ('data', 'name', 'run') and not option:
         kind = dict(nargs='?', default=p.default, help=text + shown)
@@ -64,6 +65,7 @@ HELP = { # command: its cost, and examples
     'resume': ('the rest of the run, and its table', 'runs/digits-best-ipc1-seed0'),
     'compare': ('the budget and a table for each method, ipc and seed; with --valid also 10 trainings for each',
                 'digits --methods dm,dream+ --ipc 1 --steps 100', 'digits --minutes 2 --valid .1'),
+    'leaderboard': ('seconds', 'comparisons/digits runs/ theirs.json --out leaderboard.md'),
     'study': ('a run for each combination of levels and seed', 'iterations digits --outer 10'),
     'reproduce': ('minutes to weeks, see --list', 'cifar10/ipc10 --list', 'dream+/cifar10/ipc10'),
     'methods': ('seconds', '', '--json')}

@@ -116,6 +116,8 @@ def recipe(
 ) -> dict: # All arguments of the method
     "The arguments of `method` on `dataset`; `ValueError` for an argument that is unknown, wrong or without effect"
     stated, families = METHODS.find(method).args, METHODS[method].families
+    if (min(ipc) if isinstance(ipc, (list, tuple)) else ipc) < 1:
+        raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
     given = {k: v for k, v in (overrides | dict(factor=factor)).items() if v is not None}
     factor = (dict(factor=1) | published(families, dataset, ipc, 0) | stated | given)['factor']
     own = published(families, dataset, ipc, factor) | stated

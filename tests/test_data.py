@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from dreamplus.core import toy_images
+from dreamplus.core import load_state, save_state, toy_images
 from dreamplus.data import reading as module
 from dreamplus.data.core import Split, image_grid, to_float
 from dreamplus.data.datasets import DATASETS
@@ -378,3 +378,49 @@ def test_nothing_warns(tree):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         load_data(tree), load_data((LAYOUTS['read-only'], Y)), load_data((X, Y.double()))
+
+@pytest.mark.parametrize('outer, inner', [(('fold1', 'fold2'), ('cat', 'dog')), (('cat', 'dog'), ('train', 'test'))])
+def test_two_levels_of_folders_are_not_classes(tmp_path, outer, inner):
+    for a in outer:
+        for b in inner: write_images(tmp_path/a/b)
+    with pytest.raises(ValueError, match=f'holds {", ".join(outer)}, and each of them {", ".join(sorted(inner))}'):
+        load_data(tmp_path)
+    if outer[0] == 'fold1': assert load_data(tmp_path/'fold1').classes == ['cat', 'dog']
+
+def test_one_folder_in_each_class_is_part_of_it(tmp_path):
+    for c in 'ab': write_images(tmp_path/c/'images')
+    assert load_data(tmp_path).classes == ['a', 'b']
+
+def test_links_in_a_circle(tmp_path):
+    for c in 'ab': write_images(tmp_path/c)
+    (tmp_path/'a'/'up').symlink_to(tmp_path)
+    with pytest.raises(ValueError, match='a/up is a link to a folder that holds it; remove'): load_data(tmp_path)
+
+def write_images(folder):
+    "Four images in a folder"
+    folder.mkdir(parents=True)
+    for i in range(4): Image.new('RGB', (8, 8), (40*i, 0, 0)).save(folder/f'{i}.png')
+
+def test_a_cache_of_other_images_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv('DREAMPLUS_CACHE', str(tmp_path/'cache'))
+    for c in 'ab': write_images(tmp_path/'set'/c)
+    want = load_data(tmp_path/'set').train.x
+    file, = (tmp_path/'cache'/'folders').glob('*.safetensors')
+    state = load_state(file)
+    save_state(file, state | dict(x={'0': torch.zeros(8, 3, 4, 4, dtype=torch.uint8)}))
+    assert torch.equal(load_data(tmp_path/'set').train.x, want)
+
+@pytest.mark.parametrize('call, kind, says', [
+    (lambda data: data.to('tpu'), ValueError, "device='tpu' is not a device name"),
+    (lambda data: data.to('cuda:99'), ValueError, 'is not available'),
+    (lambda data: data.to([1]), ValueError, 'is not a device name'),
+    (lambda data: data.batch('x'), TypeError, 'must be positions'),
+    (lambda data: data.show(cell='x'), ValueError, "cell='x'"),
+    (lambda data: data.show(cell=10**9), ValueError, 'at most 4096'),
+    (lambda data: data.show(across=0), ValueError, 'across=0')])
+def test_wrong_arguments_of_data(call, kind, says):
+    with pytest.raises(kind, match=says): call(load_data(toy_images(2, 8, 8, 1)))
+
+def test_channels_that_images_do_not_have():
+    with pytest.raises(ValueError, match='channels=5 cannot be made of 1'):
+        load_data(toy_images(2, 8, 8, 1), channels=5)

@@ -21,6 +21,8 @@ from dreamplus.exchange.writers import WRITERS, new_folder
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
+from dreamplus.loop.distill import distill
+from dreamplus.recipes import recipe
 from dreamplus.synthetic import start_pixels
 
 C, ipc, MANY = 10, 2, 12 # with 12 classes, 10 sorts before 2
@@ -236,6 +238,82 @@ def test_files_that_are_no_sets(tmp_path, write):
     write(tmp_path/'set.pt')
     with pytest.raises(ValueError, match='set.pt'): load_distilled(tmp_path/'set.pt')
 
+def archive(path, members):
+    "A tar archive of name -> bytes"
+    with tarfile.open(path, 'w') as tar:
+        for name, raw in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+def npy(x):
+    "An image as the bytes of a .npy file"
+    np.save(buffer := io.BytesIO(), x.numpy())
+    return buffer.getvalue()
+
+def test_files_of_one_name_in_two_folders_of_an_archive(tmp_path, x):
+    members = {f'{i//5}/{i%5}.{ext}': raw for i in range(C*ipc)
+               for ext, raw in dict(npy=npy(x[i]), cls=b'%d' % Y[i], json=b'{}').items()}
+    dset = load_distilled(archive(tmp_path/'a.tar', members), stats='cifar10')
+    assert torch.equal(dset.pixels, x) and torch.equal(dset.y, Y)
+    with pytest.raises(ValueError, match=r"b.tar .*'cat', not a class number"):
+        load_distilled(archive(tmp_path/'b.tar', {'0.npy': npy(x[0]), '0.cls': b'cat'}), stats='cifar10')
+
+@pytest.mark.parametrize('to', ['pt', 'npz'])
+def test_a_file_says_its_classes_and_constants(tmp_path, x, to):
+    DistilledSet(x, [f'c{c}' for c in range(C)], [.1, .2, .3], [.4, .5, .6], y=Y).export(tmp_path/'out', to)
+    (tmp_path/'out'/'dreamplus.json').unlink() # or a copy of the one file
+    dset = load_distilled(tmp_path/'out', values='unit')
+    assert dset.classes == [f'c{c}' for c in range(C)] and dset.mean == pytest.approx([.1, .2, .3])
+    assert dset.std == pytest.approx([.4, .5, .6]) and torch.equal(dset.pixels, x)
+
+def test_channels_last_in_any_format(tmp_path, x):
+    torch.save(dict(images=x.permute(0, 2, 3, 1), labels=Y.tolist()), tmp_path/'set.pt')
+    assert torch.equal(load_distilled(tmp_path/'set.pt', values='unit', stats='cifar10').pixels, x)
+
+ODD = {
+    'labels are words': (dict(images=torch.rand(2, 3, 8, 8), labels=['a', 'b']), {}, 'not numbers'),
+    'not square': (dict(images=torch.rand(2, 3, 8, 6), labels=torch.arange(2)), {}, 'not square'),
+    'constants are text': (dict(images=torch.rand(2, 3, 8, 8), mean='a', std='b'), {}, 'damaged'),
+    'classes': (dict(images=torch.rand(2, 3, 8, 8)), dict(classes=-3), 'classes=-3 must be a whole number of at'),
+    'true': (dict(images=torch.rand(2, 3, 8, 8)), dict(classes=True), 'classes=True must be'),
+    'experiment': (dict(images=torch.rand(2, 3, 8, 8)), dict(experiment='x'), "experiment='x' must be"),
+    'stats': (dict(images=torch.rand(2, 3, 8, 8)), dict(stats=5), 'stats=5 must be a pair'),
+    'factor': (dict(images=torch.rand(2, 3, 8, 8), labels=torch.arange(2)), dict(factor=5), 'from 1 to 4')}
+
+@pytest.mark.parametrize('content, how, says', ODD.values(), ids=ODD)
+def test_odd_content_and_options_are_named(tmp_path, content, how, says):
+    torch.save(content, tmp_path/'set.pt')
+    with pytest.raises(ValueError, match=says) as e: load_distilled(tmp_path/'set.pt', **dict(values='unit') | how)
+    assert '\n' not in str(e.value) and ('set.pt' in str(e.value) or '=' in says)
+
+@pytest.mark.parametrize('name, text, says', [
+    ('args.txt', '{"factor": "two"}', "factor='two' must be"), ('args.txt', '{"factor": -1}', 'factor=-1 must be'),
+    ('args.txt', '{"factor": 1.5}', 'factor=1.5 must be'), ('dreamplus.json', '[]', 'not a dictionary'),
+    ('dreamplus.json', '{"mean": 5}', 'dreamplus.json'),
+    ('dreamplus.json', '{"evaluation": {"lr": "x"}}', 'evaluation.lr')])
+def test_damaged_files_beside_a_set(tmp_path, x, name, text, says):
+    torch.save([x, Y], tmp_path/'data.pt')
+    (tmp_path/name).write_text(text)
+    with pytest.raises(ValueError, match=says): load_distilled(tmp_path/'data.pt', stats='cifar10')
+
+@pytest.mark.parametrize('lr', [[.1, .2], 'x', float('nan'), -1.])
+def test_learned_rates_that_are_none(tmp_path, x, lr):
+    torch.save(lr, mtt(tmp_path, x)/'lr_best.pt')
+    with pytest.raises(ValueError, match='lr_best.pt holds .*, not a learning rate'):
+        load_distilled(tmp_path, values='unit', stats='cifar10')
+
+def test_rows_of_metadata_that_do_not_fit(tmp_path):
+    for i in range(2): Image.new('RGB', (8, 8)).save(tmp_path/f'{i}.png')
+    def load(**rows):
+        (tmp_path/'metadata.jsonl').write_text('\n'.join(
+            json.dumps(dict(file_name=f'{i}.png', **{k: v[i] for k, v in rows.items()})) for i in range(2)))
+        return load_distilled(tmp_path, stats='cifar10')
+    assert load(label=[1, 0], name=['dog', 'cat']).classes == ['cat', 'dog']
+    for label in ['a', 'b'], [None, None], [.5, 1.5]:
+        with pytest.raises(ValueError, match=str(tmp_path)): load(label=label)
+
 def test_own_folders_take_no_options(tmp_path, x):
     DistilledSet(x, [*'abcdefghijkl'], [.5]*3, [.2]*3, y=Y).save(tmp_path)
     with pytest.raises(ValueError, match="'factor' has no effect"): load_distilled(tmp_path, factor=2)
@@ -390,6 +468,31 @@ def test_an_export_that_stops_leaves_nothing(tmp_path, dset, monkeypatch):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'file').write_text('mine')
     with pytest.raises(ValueError, match='is not empty'), new_folder(tmp_path/'mine'): pass
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_class_folders_that_stop_change_nothing(tmp_path, dset, monkeypatch, overwrite):
+    if overwrite: dset.to_imagefolder(tmp_path/'new'/'out')
+    before, count = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}, iter(range(99))
+    save = Image.Image.save
+    def full(image, *args, **kw):
+        if next(count) == 5: raise OSError(28, 'No space left on device')
+        save(image, *args, **kw)
+    monkeypatch.setattr(Image.Image, 'save', full)
+    with pytest.raises(OSError): dset.to_imagefolder(tmp_path/'new'/'out', overwrite=overwrite)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert overwrite or [*tmp_path.iterdir()] == []
+
+@pytest.mark.parametrize('call, kind, says', [
+    (lambda s: s.to_imagefolder(5), TypeError, 'path must be'), (lambda s: s.export(5), TypeError, 'path must be'),
+    (lambda s: s.export('x', data=5), TypeError, 'load_data makes one'), (lambda s: s.dls(bs=0), ValueError, 'bs=0'),
+    (lambda s: s.grid(classes=0), ValueError, 'classes=0'), (lambda s: s.select(5), TypeError, 'must be a list'),
+    (lambda s: s.show(cell='x'), ValueError, "cell='x'"),
+    (lambda s: score(s, load_data(toy_images(MANY, 3, 8, 3)), rows=()), ValueError, 'names no row'),
+    (lambda s: recipe('best', 'digits', 0), ValueError, 'ipc=0'),
+    (lambda s: distill(load_data(toy_images(2, 3, 8, 1)), 'dm', start={}), TypeError, 'start={}'),
+    (lambda s: distill(load_data(toy_images(2, 3, 8, 1)), 'dm', seed=2**70), ValueError, r'below 2\*\*63')])
+def test_wrong_arguments_of_sets(dset, call, kind, says):
+    with pytest.raises(kind, match=says): call(dset)
 
 def test_export_command(tmp_path, dset, capsys):
     dset.save(tmp_path/'run')

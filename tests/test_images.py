@@ -216,3 +216,16 @@ def test_limit_of_pixels_is_named(tmp_path, monkeypatch):
         load_data(root, size=4)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
     assert load_data(root, size=4).size == 4
+
+def test_levels_on_the_command_line(tmp_path, capsys):
+    from dreamplus.cli import main
+    from dreamplus.core import read_json
+    for c in 'ab':
+        (tmp_path/'ds'/c).mkdir(parents=True)
+        for i in range(4): Image.fromarray(np.full((8, 8), 900*i, np.float32)).save(tmp_path/'ds'/c/f'{i}.tif')
+    command = ['distill', str(tmp_path/'ds'), *'--method dm --width 8 --outer 1 --inner 1 --nets 0'.split()]
+    assert main([*command, '--out', str(tmp_path/'run'), '--levels', '0,4095']) == 0
+    assert read_json(tmp_path/'run'/'run.json')['data']['origin']['levels'] == [0, 4095]
+    assert main([*command, '--levels', 'x']) == 2 and "'x' is not a list of numbers" in capsys.readouterr().err
+    assert main(['scores', str(tmp_path/'run'), '--root', '/nowhere']) == 2
+    assert "root='/nowhere' is not a folder" in capsys.readouterr().err

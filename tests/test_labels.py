@@ -221,3 +221,12 @@ def test_images_of_each_class(data):
     ([1, 2.5, 2], 'must be at least 1'), ([1, 1, 100], "class 'two' has|has 14; use a smaller --ipc")], ids=str)
 def test_wrong_numbers_are_refused(data, ipc, said):
     with pytest.raises(ValueError, match=said): distill(data, 'idc', ipc, log=None, **TINY)
+
+@pytest.mark.parametrize('change, said', [
+    (dict(pixels=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 'images are uint8'),
+    (dict(mean=[.5, .5]), 'for 1 channels'),
+    (dict(factor=5), 'factor=5 must be'), (dict(decode='x'), "decode='x' is unknown"),
+    (dict(y=torch.full((2, 2), -1.)), 'not probabilities'), (dict(y=torch.ones(2, 2)), 'not probabilities')])
+def test_sets_that_cannot_be_trained_on(change, said):
+    right = dict(pixels=torch.zeros(2, 1, 8, 8), classes=['a', 'b'], mean=[.5], std=[.2], y=torch.arange(2))
+    with pytest.raises(ValueError, match=said): DistilledSet(**right | change)

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from ..arguments import brief, checked
 from ..core import seeded
 from .datasets import named_stats
-from ..machine import memory_bytes, to_device
+from ..machine import memory_bytes, pick_device, to_device
 
 # %% ../../nbs/11_data.core.ipynb #9726d9b5
 def to_float(
@@ -63,6 +63,10 @@ def picture(
     most: int | None = None, # Most images of a class; None: all
 ) -> Image.Image:
     "All images of all classes, each class under its name"
+    for name, value in dict(cell=cell, across=across, most=most).items():
+        fits = type(value) is int and 1 <= value <= (4096 if name == 'cell' else value)
+        if not fits and not (name == 'most' and value is None):
+            raise ValueError(f'{name}={brief(value)} must be a whole number of at least 1{", at most 4096"*(name == "cell")}')
     def block(x): # white where the last row has no image
         k = min(len(x), across)
         x = torch.cat([x, x.new_ones(-len(x) % k, *x.shape[1:])]).unflatten(0, (-1, k))
@@ -87,10 +91,16 @@ def shown(image: Image.Image) -> Image.Image: # The same, which a notebook does 
     return image
 
 # %% ../../nbs/11_data.core.ipynb #673371ee
+def _find_device(device):
+    "A device of this machine, or meta, which holds no values; types of numbers are returned as they are"
+    if isinstance(device, torch.dtype): return device
+    return torch.device('meta') if str(device) == 'meta' else pick_device(device)
+
 class Movable:
     "An object whose tensors can be moved to a device"
     def to(self, device):
-        "A copy with its tensors on `device`; tensors that are already there are shared"
+        "A copy with its tensors on `device`; tensors already there are shared; `ValueError` if this machine lacks it"
+        device = _find_device(device)
         out, kinds = copy(self), (Movable, torch.Tensor)
         vars(out).update({k: v.to(device) for k, v in vars(self).items() if isinstance(v, kinds)})
         return out
@@ -158,7 +168,8 @@ class Split(Movable):
 
     def to(self, device):
         "A copy on `device`; images of more than 1/3 of its free memory stay, and are copied when indexed"
-        out, leaves = copy(self), self.x.device.type == 'cpu' != torch.device(device).type
+        device = _find_device(device)
+        out, leaves = copy(self), self.x.device.type == 'cpu' != device.type
         if leaves and torch.is_tensor(self.x) and not _fits(self.x, device):
             out.x = ImageRows(self.x, torch.arange(len(self)))
         return Movable.to(out, device)
@@ -223,6 +234,8 @@ class ImageData(Movable):
 
     def batch(self, i: torch.Tensor): # Positions (B,) in the training split
         "Normalised training images (B,ch,h,w) and their labels, to train a network on"
+        if isinstance(i, (str, float)) or i is None:
+            raise TypeError(f'batch({i!r}): i must be positions; torch.as_tensor makes them')
         return self.normalize(to_float(self.train.x[i])), self.train.y[i]
 
     def __repr__(self):

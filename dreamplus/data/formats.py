@@ -9,6 +9,7 @@ __all__ = ['VALUES', 'SIDECAR', 'READERS', 'OPENERS', 'NORMALISED_AS', 'Found', 
 # %% ../../nbs/17_data.formats.ipynb #81c768e2
 import io
 import json
+import math
 import re
 import tarfile
 import tempfile
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..arguments import Registry
+from ..arguments import Registry, brief
 from ..core import read_json
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
@@ -113,6 +114,13 @@ def kind_of(path: Path) -> str: # A key of OPENERS
 # %% ../../nbs/17_data.formats.ipynb #b88dcc34
 def _tensor(x, ndim): return torch.is_tensor(x) and x.ndim == ndim
 
+def _learned_rate(lr, file):
+    "A learning rate in a file as a number"
+    rate = lr.tolist() if torch.is_tensor(lr) and lr.numel() == 1 else lr
+    rate = rate[0] if isinstance(rate, list) and len(rate) == 1 else rate
+    if type(rate) in (int, float) and 0 < rate < math.inf: return float(rate)
+    raise ValueError(f'{file} holds {brief(rate)}, not a learning rate above 0; correct or remove it')
+
 def _is_pair(x):
     "Whether `x` is a list of images and labels"
     return (isinstance(x, (list, tuple)) and len(x) == 2
@@ -162,6 +170,14 @@ def _pick(content, names):
     "The first of `names` that a dictionary has"
     return next((content[n] for n in names if n in content), None)
 
+def _stored(content):
+    "The class names and the constants that a dictionary holds, as fields of Found"
+    names, stats = _pick(content, ('classes', 'class_names', 'names')), {}
+    if hasattr(names, 'tolist'): names = names.tolist()
+    if all(content.get(k) is not None for k in ('mean', 'std')):
+        stats = {k: torch.as_tensor(content[k]).double().flatten().tolist() for k in ('mean', 'std')}
+    return dict(classes=[str(c) for c in names] if isinstance(names, (list, tuple)) else None, facts=stats)
+
 @reader('dictionary', 'torch',
         "dictionaries of images and labels, as CIM's data.pt, and `dreamplus export --to pt`")
 def from_dictionary(path, content, how):
@@ -170,7 +186,7 @@ def from_dictionary(path, content, how):
     cim = 'dataset' in content and 'label' in content
     return Found(x, _pick(content, _LABELS), 'unit' if cim or x.dtype == torch.uint8 else None,
                  None if cim else 1, dataset=_named_dataset(str(content.get('dataset', ''))),
-                 method='idc' if cim else None, assumed=['images are not normalised']*cim)
+                 method='idc' if cim else None, assumed=['images are not normalised']*cim, **_stored(content))
 
 # %% ../../nbs/17_data.formats.ipynb #98ffd1d4
 # dataset -> whose constants MTT, DATM and DD-Ranking use for it
@@ -198,10 +214,11 @@ def from_tensors(path, content, how):
     zca = any(path.parent.glob('images_zca*.pt')) or None # un-whitened images lie beside whitened ones
     if zca: says.append('networks are trained on whitened images, as images_zca*.pt shows')
     if match[2] == 'best': says.append('images_best.pt, which its code selects by test accuracy')
-    if lr is not None: says.append(f'networks learn with the learned rate {float(lr):g}')
+    lr = None if lr is None else _learned_rate(lr, beside('lr'))
+    if lr is not None: says.append(f'networks learn with the learned rate {lr:g}')
     found = Found(content, labels, 'unit' if match[1] else 'whitened' if zca else None,
                   soft='logits', zca=zca, stats=NORMALISED_AS,
-                  lr=None if lr is None else float(lr), method='mtt', assumed=says)
+                  lr=lr, method='mtt', assumed=says)
     folders = path.parent, path.parent.parent
     found.dataset = next((d for p in folders if (d := _named_dataset(p.name))), None)
     return found
@@ -217,14 +234,14 @@ def _from_npz(path, content, how):
     "Arrays of an .npz file, or of a table"
     x, y = _pick(content, _IMAGES), _pick(content, _LABELS)
     if x is None or x.ndim not in (3, 4) or x.dtype.kind not in 'uif': return None
+    if y is not None and y.dtype.kind not in 'biuf':
+        raise ValueError(f'labels are {y.dtype}, not numbers; store class numbers, and the names as classes')
+    inside = x.dtype == np.uint8 or not x.size or 0 <= x.min() <= x.max() <= 1
     x = torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder('='))))
     if x.ndim == 3: x = x[:, None]
-    elif x.shape[1] != x.shape[2] == x.shape[3]: pass
-    elif x.shape[3] < x.shape[1] == x.shape[2]: x = x.permute(0, 3, 1, 2)
-    inside = x.dtype == torch.uint8 or 0 <= x.min() <= x.max() <= 1
     y = None if y is None else torch.from_numpy(np.asarray(y).astype(np.float64 if y.dtype.kind == 'f' else np.int64))
     return Found(x, y, 'unit' if inside else None,
-                 assumed=['images are not normalised, as their values lie in [0, 1]']*bool(inside))
+                 assumed=['images are not normalised, as their values lie in [0, 1]']*bool(inside), **_stored(content))
 
 # %% ../../nbs/17_data.formats.ipynb #321458e4
 def _folder_labels(names):
@@ -241,7 +258,8 @@ def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, and their file; None if there are none"
     for path in (folder/name for name in _SOFT):
         if not path.is_file(): continue
-        y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
+        try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError, TypeError): y = None
         if not _tensor(y, 2) or len(y) != n:
             raise ValueError(
                 f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
@@ -324,7 +342,10 @@ def _from_metadata(path, content, how):
     except ValueError as e:
         raise ValueError(f'{table} is not JSON lines ({e}); restore it') from None
     if not rows or not all(isinstance(r, dict) and 'file_name' in r for r in rows): return None
-    return _from_rows(_ImageRows(table.parent, rows), ['image', *rows[0]], None,
+    named = {row.get('label'): row.get('name') for row in rows if type(row.get('label')) is int}
+    names = [named.get(i) for i in range(len(named))] # a column `name` beside the column `label`
+    names = names if names and all(isinstance(name, str) for name in names) else None
+    return _from_rows(_ImageRows(table.parent, rows), ['image', *rows[0]], names,
                       'labels are those of metadata.jsonl')
 
 # %% ../../nbs/17_data.formats.ipynb #8432f073
@@ -359,10 +380,15 @@ def _from_huggingface(path, content, how):
     return _from_rows(table, table.column_names, names, 'the rows of the split train')
 
 # %% ../../nbs/17_data.formats.ipynb #974bd60f
+_PIXELS = 'npy', 'png', 'jpg', 'jpeg', 'webp'
+_MEMBERS = *_PIXELS, 'cls', 'soft.npy' # other files, such as .json and .txt, are left out
+
 def _decode_member(name, raw):
     "The array or number in a file of an archive"
     if name.endswith('npy'): return np.load(io.BytesIO(raw), allow_pickle=False)
-    if name.endswith(('cls', 'txt')): return int(raw)
+    if name == 'cls':
+        if raw.strip().isdigit(): return int(raw)
+        raise ValueError(f'a .cls file holds {brief(raw)}, not a class number')
     with open_image(name, raw) as image: return image.convert(image.mode)
 
 @reader('webdataset', 'tar',
@@ -373,12 +399,16 @@ def _from_webdataset(path, content, how):
     try:
         with tarfile.open(path) as tar:
             for member in (m for m in tar if m.isfile()):
-                key, _, ext = member.name.rpartition('/')[2].partition('.')
-                rows.setdefault(key, {})[ext] = _decode_member(ext, tar.extractfile(member).read())
+                folder, _, name = member.name.rpartition('/') # files of one name in two folders differ
+                key, _, ext = name.partition('.')
+                if ext not in _MEMBERS: continue
+                row = rows.setdefault((folder, key), {})
+                if ext in row: raise ValueError(f'{member.name} is there twice')
+                row[ext] = _decode_member(ext, tar.extractfile(member).read())
     except (tarfile.TarError, ValueError, OSError, EOFError) as e:
         raise ValueError(f'{path} cannot be read as a WebDataset ({str(e)[:80]}); restore it') from None
     first = next(iter(rows.values()), {})
-    image = next((ext for ext in first if ext in ('npy', 'png', 'jpg', 'jpeg')), None)
+    image = next((ext for ext in first if ext in _PIXELS), None)
     if not image or not all({image, 'cls'} <= {*row} for row in rows.values()): return None
     table = [dict(image=row[image], label=row['cls']) |
              (dict(soft=row['soft.npy'].tolist()) if 'soft.npy' in row else {}) for row in rows.values()]

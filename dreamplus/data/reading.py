@@ -28,7 +28,7 @@ from ..core import save_state
 from .core import ImageData, Split, fingerprint, set_aside
 from .datasets import DATASETS
 from ..files import TensorOf, read_cache
-from ..images import decoder, eight_bits, from_pil, image_suffixes, read_image
+from ..images import decoder, eight_bits, from_pil, image_suffixes, open_image, read_image
 from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_junk,
                               read_class_list, read_item, read_labels, role_of)
 from ..machine import cache_folder
@@ -39,7 +39,7 @@ from ..runs import RunFolder
 def _rechannel(x, channels):
     "Images (N,ch,h,w) with another number of channels"
     have = x.shape[1]
-    if have in (1, channels): return x.expand(-1, channels, -1, -1)
+    if have == channels or (have, channels) == (1, 3): return x.expand(-1, channels, -1, -1)
     if (have, channels) != (3, 1): raise ValueError(f'{channels=} cannot be made of {have}; leave channels out')
     luma = torch.tensor([.299, .587, .114]).view(3, 1, 1)
     return (x*luma).sum(1, keepdim=True).round().to(torch.uint8)
@@ -162,6 +162,8 @@ def image_files(
 ): # Yields path, size in bytes, times (ns) of the last change of its content and of its entry
     "List the images in `folder` and its subfolders; nothing is opened"
     for e in _scan(folder):
+        if e.is_symlink() and Path(folder).resolve().is_relative_to(Path(e.path).resolve()):
+            raise ValueError(f'{e.path} is a link to a folder that holds it; remove the link')
         if e.is_dir(): yield from image_files(e.path, others)
         elif e.name.lower().endswith(image_suffixes()):
             about = e.stat()
@@ -297,6 +299,16 @@ def _class_files(folder):
             raise ValueError(f'{Path(folder)/c} holds no images; fill or remove that class folder')
     return tree
 
+# %% ../../nbs/12_data.reading.ipynb #d0caac70
+def _refuse_two_levels(folder, found):
+    "Raise `ValueError` if all class folders hold the same folders and no images of their own, as cat/train and cat/test"
+    inner = [sorted(class_folders(path)) for path in found.values()]
+    if len(inner) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner): return
+    if any(e.name.lower().endswith(image_suffixes()) for path in found.values() for e in _scan(path)): return
+    raise ValueError(f'{folder} holds {", ".join([*found][:5])}, and each of them {", ".join(inner[0][:5])}, so it is '
+                     'not clear which are the classes; put the images of each class into one folder, or give '
+                     'parts by themselves, as source and test=')
+
 # %% ../../nbs/12_data.reading.ipynb #6476a7cb
 def _say_loose(folder):
     "Warn of images beside class folders"
@@ -339,9 +351,15 @@ def part_folders(
     if alone:
         warnings.warn(f'{folder}: {alone[0]} holds images and no class folders, so it is a class',
                       stacklevel=2)
+    _refuse_two_levels(folder, found)
     return [folder]
 
 # %% ../../nbs/12_data.reading.ipynb #bbc0ca19
+def _is_of(x, path, fit):
+    "Whether images have the size of a file, which is not decoded, or that of `fit`"
+    with open_image(path) as image: size = fit.size or image.size[0]
+    return tuple(x.shape[2:]) == (size, size) and fit.channels in (None, x.shape[1])
+
 def _cached(folder, trees, fit, progress):
     "One image tensor for each tree of files, from the cache if the files have not changed"
     path = cache_folder()/'folders'/f'{folder.name}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
@@ -349,7 +367,8 @@ def _cached(folder, trees, fit, progress):
     listing = fingerprint(decoder(), [*map(file_digests, paths)])
     shape = dict(listing=str, x={str(i): TensorOf(4, torch.uint8) for i in range(len(trees))})
     state, xs = read_cache(path, shape) or {}, []
-    if state.get('listing') == listing and [len(x) for x in state['x'].values()] == [*map(len, paths)]:
+    if state.get('listing') == listing and [len(x) for x in state['x'].values()] == [*map(len, paths)] and all(
+        _is_of(x, p[0], fit) for x, p in zip(state['x'].values(), paths) if p):
         return list(state['x'].values())
     for p in paths:
         with closing(decode_files(p, fit)) as images: xs.append(stack_images(images, p, progress))

@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..arguments import Registry
+from ..arguments import Registry, checked
 from ..core import write_json
 from ..data.core import ImageData, to_bytes
 from ..data.datasets import known, named_stats
@@ -293,6 +293,7 @@ def _readme(dset, to, writer, said):
 
 # %% ../../nbs/53_exchange.writers.ipynb #b6c5620f
 @patch
+@checked
 def export(self: DistilledSet,
            path: str | Path, # A new or empty folder
            to: str = 'imagefolder', # A key of WRITERS

@@ -28,8 +28,8 @@ from ..data.core import ImageData, Split, fingerprint, listed, to_float
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, load_distilled
 from ..files import TensorOf, read_cache, read_checked
-from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of,
-                                       logits_on, protocol_args, train_fresh, training_steps)
+from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of, logits_on,
+                                       network_text, protocol_args, train_fresh, training_steps)
 from ..loop.distill import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
@@ -46,6 +46,7 @@ LEGACY = 'best-on-test (legacy)' # not in ROWS
 
 def check_baselines(rows: tuple, n: int): # n: networks for each row
     "Raise `ValueError` for an unknown row or `n` below 1"
+    if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
     unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
     if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
     if n < 1: raise ValueError(f'{n=} must be at least 1: each row needs a network')
@@ -280,7 +281,7 @@ def format_row(row: dict, # A row of score
 ROW = {'set': str, 'acc': Share, 'std': NonNegative, 'n': Count, 'accs': [Share], 'ci?': float | None, 'ece?': Share}
 RESULT = {'dataset': str, 'method': str, 'ipc': float, 'factor': Count, 'arch': str, 'width?': Count | None,
           'protocol': str, 'seed': Natural, 'rows': [ROW], 'seconds': {'distill': float | None},
-          'training?': dict} # the shape of result.json
+          'training?': dict, 'network?': str, 'images?': str} # the shape of result.json
 
 def read_result(
     run: str | Path, # A run folder that was evaluated
@@ -348,7 +349,7 @@ def evaluate_run(
         if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
             seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
         result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                      arch=e['arch'], width=e.get('width'), protocol=label, seed=info['seed'],
+                      arch=e['arch'], width=e.get('width'), network=network_text(e), protocol=label, seed=info['seed'],
                       device=str(device), rows=results, images=images, test_uses=next_use(out), seconds=seconds,
                       training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
                       versions=versions(), data=info['data']['digest'])
@@ -362,9 +363,10 @@ def _line(runs, names):
     for row in (row for r in runs for row in r['rows']): accs[row['set']].append(row['accs'])
     sets = accs.get('distilled', [])
     half, nets = interval(sets) if sets else None, sum(map(len, sets))
-    minutes = statistics.mean(r['seconds']['distill'] for r in runs)/60
+    seconds = [r['seconds']['distill'] for r in runs if r['seconds'].get('distill') is not None]
     cells = [mean_std(sum(a, [])) for a in accs.values()]
-    return [*cells, None if half is None else f'± {100*half:.1f}', nets, f'{minutes:.1f}']
+    return [*cells, None if half is None else f'± {100*half:.1f}', nets,
+            f'{statistics.mean(seconds)/60:.1f}' if seconds else None]
 
 def _table(records):
     "One table of the records of one protocol"
@@ -385,8 +387,7 @@ def results_table(
     for r in folders:
         if not isinstance(r, dict):
             folder = Path(r).expanduser()
-            run = folder/'run.json'
-            # other arguments have a line of their own
+            run = folder/'run.json' # other arguments have a line of their own
             args = read_checked(run, dict(args=dict), 'restore the file')['args'] if run.exists() else None
             r = read_result(folder, dict(set=str, accs=[Share])) | dict(args=args)
         own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PAPERS', 'SOFT_LOSSES', 'training_arguments', 'idc_training', 'dc_training', 'idc_photo_training',
-           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'logits_on', 'accuracy_on',
-           'train_fresh', 'calibration_error']
+           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'logits_on',
+           'accuracy_on', 'train_fresh', 'calibration_error']
 
 # %% ../../nbs/70_judge.protocols.ipynb #fdcd45d3
 import math
@@ -132,6 +132,14 @@ def evaluation_of(dset: DistilledSet) -> dict: # With paper, if the method is kn
     "The evaluation of a set: how networks are trained on it"
     method = METHODS.get(dset.provenance.get('method'))
     return (dict(paper=method.family) if method else {}) | dset.evaluation
+
+def network_text(
+    evaluation: dict, # Of a set: arch, width, norm, depth, zca; others are ignored
+) -> str: # As in 'convnet 32 instance, whitened'
+    "The network of a record as text"
+    e = dict(arch='convnet') | evaluation
+    known = [str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k)]
+    return ' '.join(known) + ', whitened'*bool(e.get('zca'))
 
 # %% ../../nbs/70_judge.protocols.ipynb #ba32d52b
 def _seen(data, x):

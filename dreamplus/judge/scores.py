@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..arguments import build, checked
 from ..core import seeded, write_json
-from ..data.core import ImageData
+from ..data.core import ImageData, fingerprint
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import label_of, next_use, possible_rows, score
 from .protocols import check_protocol, evaluation_of, protocol_args
@@ -208,6 +208,7 @@ def score_run(
                       dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
                       seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
                       test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
+                      images=fingerprint(dset.pixels, dset.y), # as in result.json
                       data=info['data']['digest'])
         write_json(run/'scores.json', record)
     return record

@@ -16,7 +16,7 @@ from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import ROWS, evaluate_run, label_of, score
-from .protocols import check_protocol, evaluation_of, protocol_args
+from .protocols import check_protocol, evaluation_of, network_text, protocol_args
 from ..machine import peak_mib, pick_device, versions
 from ..nets.zoo import network
 from ..parts import evaluation
@@ -88,6 +88,6 @@ def evaluate_set(
                   protocol=label_of(protocol, changes), seed=seed, device=str(device),
                   rows=results, seconds=seconds, training=json.loads(json.dumps(p)),
                   peak_mib=peak_mib(device), versions=versions(), data=data.digest,
-                  source=str(path), assumed=dset.provenance.get('assumed', []))
+                  source=str(path), network=network_text(e), assumed=dset.provenance.get('assumed', []))
     if out: write_json(out, result)
     return result

@@ -62,8 +62,8 @@ def make_job(
     if isinstance(ipc, list) and len(ipc) != data.n_classes:
         raise ValueError(
             f'{ipc=} has {len(ipc)} numbers for {data.n_classes} classes; give one for each class')
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f'{seed=} must be a whole number of at least 0')
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f'{seed=} must be a whole number of at least 0, below 2**63')
     if steps is not None and minutes is not None:
         raise ValueError(f'{steps=} and {minutes=}: give one of them as the budget')
     for name, value in dict(steps=steps, minutes=minutes).items():

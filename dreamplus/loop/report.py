@@ -59,12 +59,12 @@ class ClockCB(LoopCB):
     "Counts the seconds of distillation since its creation, over all sessions of a run, without validation"
     order, run_valid = -100, True
     def __init__(self):
-        self.earlier, self.begun, self.validating, self.entered = 0., time.monotonic(), 0., None
+        self.past, self.begun, self.validating, self.entered = 0., time.monotonic(), 0., None
 
     @property
     def seconds(self) -> float:
         "Seconds so far"
-        return self.earlier + time.monotonic() - self.begun - self.validating
+        return self.past + time.monotonic() - self.begun - self.validating
 
     def wait(self):
         "Wait for the device, so that its work is not counted as validation"
@@ -79,7 +79,7 @@ class ClockCB(LoopCB):
 
     def state_dict(self): return dict(seconds=self.seconds)
     def load_state_dict(self, s):
-        self.earlier, self.begun, self.validating = s.get('seconds', 0.), time.monotonic(), 0.
+        self.past, self.begun, self.validating = s.get('seconds', 0.), time.monotonic(), 0.
 
 # %% ../../nbs/62_loop.report.ipynb #f4edc48b
 class BudgetCB(LoopCB):

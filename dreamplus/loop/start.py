@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import brief
 from ..data.core import ImageData, to_float
 from ..distilled import DistilledSet, load_distilled
 from ..synthetic import STARTS, decode, mosaic
@@ -37,7 +38,9 @@ def split_start(
 # %% ../../nbs/61_loop.start.ipynb #e5ea0332
 def _from_tensor(start, data, factor) -> DistilledSet:
     "Pixels as a set; `ValueError` if they are not images of these classes in [0, 1]"
-    x, C = torch.as_tensor(start).detach().cpu(), data.n_classes
+    try: x, C = torch.as_tensor(start).detach().cpu(), data.n_classes
+    except (TypeError, ValueError, RuntimeError): raise TypeError(
+        f'start={brief(start)} must be the name of an initialisation, a folder, or pixels (C,n,ch,h,w)') from None
     if x.dtype == torch.uint8: x = to_float(x)
     if x.ndim not in (4, 5) or (len(x) % C if x.ndim == 4 else len(x) != C): raise ValueError(
         f'start has the shape {tuple(x.shape)}; give pixels (C,n,ch,h,w) or (N,ch,h,w) of {C} classes, '
