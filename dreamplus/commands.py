@@ -77,7 +77,6 @@ def distill(
 ):
     "Distil DATA into a few images per class, and evaluate them"
     _check_request(method, ipc, nets, protocol)
-    levels = levels and read_numbers(levels, float)
     from dreamplus.data.sources import load_data
     from dreamplus.loop import distill as d
     from dreamplus.loop.start import split_start
@@ -86,11 +85,11 @@ def distill(
     from dreamplus.runs import free_folder
     keep_memory()
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid, levels=levels)
+                       valid=valid, levels=levels and read_numbers(levels, float))
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
-    name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
-    with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
+    folder = free_folder('runs', f'{images.name}-{method}-ipc{ipc}-seed{seed}')
+    with nullcontext(Path(out).expanduser()) if out else folder as out:
         what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
         say(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,

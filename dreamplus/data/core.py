@@ -66,7 +66,8 @@ def picture(
     for name, value in dict(cell=cell, across=across, most=most).items():
         fits = type(value) is int and 1 <= value <= (4096 if name == 'cell' else value)
         if not fits and not (name == 'most' and value is None):
-            raise ValueError(f'{name}={brief(value)} must be a whole number of at least 1{", at most 4096"*(name == "cell")}')
+            most = ', at most 4096'*(name == 'cell')
+            raise ValueError(f'{name}={brief(value)} must be a whole number of at least 1{most}')
     def block(x): # white where the last row has no image
         k = min(len(x), across)
         x = torch.cat([x, x.new_ones(-len(x) % k, *x.shape[1:])]).unflatten(0, (-1, k))

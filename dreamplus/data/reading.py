@@ -301,7 +301,7 @@ def _class_files(folder):
 
 # %% ../../nbs/12_data.reading.ipynb #d0caac70
 def _refuse_two_levels(folder, found):
-    "Raise `ValueError` if all class folders hold the same folders and no images of their own, as cat/train and cat/test"
+    "Raise `ValueError` if all class folders hold the same folders and no images, as cat/train and cat/test"
     inner = [sorted(class_folders(path)) for path in found.values()]
     if len(inner) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner): return
     if any(e.name.lower().endswith(image_suffixes()) for path in found.values() for e in _scan(path)): return
