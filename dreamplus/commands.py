@@ -87,9 +87,8 @@ def distill(
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid, levels=levels and read_numbers(levels, float))
     given |= overrides(set, d.distill)
-    args = recipe(method, images.name, ipc, **split_start(given)[0])
-    folder = free_folder('runs', f'{images.name}-{method}-ipc{ipc}-seed{seed}')
-    with nullcontext(Path(out).expanduser()) if out else folder as out:
+    args, name = recipe(method, images.name, ipc, **split_start(given)[0]), f'{images.name}-{method}-ipc{ipc}-seed{seed}'
+    with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
         what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
         say(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
