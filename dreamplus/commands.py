@@ -87,13 +87,17 @@ def distill(
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid, levels=levels and read_numbers(levels, float))
     given |= overrides(set, d.distill)
-    args, name = recipe(method, images.name, ipc, **split_start(given)[0]), f'{images.name}-{method}-ipc{ipc}-seed{seed}'
+    args = recipe(method, images.name, ipc, **split_start(given)[0])
+    name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
     with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
-        what = ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
-        say(f'{images}\n{method} ({what}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
+        say(f'{images}\n{method} ({_about(args)}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
                   metrics=_validation(images), log=say, checkpoint_seconds=checkpoint_seconds, **given)
     return _finish(out, images, protocol, nets)
+
+def _about(args) -> str:
+    "The matcher and the networks of a run"
+    return ', '.join(f'{k}={args[k]}' for k in ('match', 'networks') if k in args)
 
 def _validation(images) -> list:
     "The metric for the accuracy on the validation split, if there is one"
