@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tarfile
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -239,20 +240,18 @@ def new_folder(path: str | Path): # A folder that does not exist, or is empty
     if path.is_file() or path.is_dir() and any(path.iterdir()):
         raise ValueError(f'{path} is not empty; give a new folder')
     made = [p for p in path.parents if not p.exists()]
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    shutil.rmtree(tmp, ignore_errors=True)
-    done = False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp('.tmp', '.dreamplus-', path.parent) # a name that nobody can know before
     try:
-        tmp.mkdir(parents=True)
+        tmp = Path(folder, path.name)
+        tmp.mkdir()
         yield tmp
         if path.is_dir(): path.rmdir()
         os.replace(tmp, path)
-        done = True
     finally:
-        if not done:
-            shutil.rmtree(tmp, ignore_errors=True)
-            for p in made:
-                if p.exists() and not any(p.iterdir()): p.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        for p in made:
+            if p.exists() and not any(p.iterdir()): p.rmdir()
 
 # %% ../../nbs/53_exchange.writers.ipynb #81472f6d
 def _loading_code(dset, writer, path):
