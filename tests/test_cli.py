@@ -118,7 +118,7 @@ def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images', 'network'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(pick_device()))
     assert expected.items() <= result.items()

@@ -141,7 +141,7 @@ def test_rows_that_can_be_had(data):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert names(one) == need
-        soft = replace(one, factor=2, y=torch.eye(3)*.9 + .05)
+        soft = replace(one, factor=2, y=torch.eye(3)*.85 + .05)
         assert names(soft, start=one.pixels) == [r for r in ROWS if r not in ('herding', 'k-center')]
     many = replace(one, pixels=one.pixels.repeat_interleave(20, 0), y=one.y.repeat_interleave(20))
     with pytest.warns(UserWarning, match="random: class '0' has 14 of 20 real images; k-means"):

@@ -257,7 +257,7 @@ def test_files_of_one_name_in_two_folders_of_an_archive(tmp_path, x):
                for ext, raw in dict(npy=npy(x[i]), cls=b'%d' % Y[i], json=b'{}').items()}
     dset = load_distilled(archive(tmp_path/'a.tar', members), stats='cifar10')
     assert torch.equal(dset.pixels, x) and torch.equal(dset.y, Y)
-    with pytest.raises(ValueError, match=r"b.tar .*'cat', not a class number"):
+    with pytest.raises(ValueError, match=r"b.tar .*'cat', which must be a class number"):
         load_distilled(archive(tmp_path/'b.tar', {'0.npy': npy(x[0]), '0.cls': b'cat'}), stats='cifar10')
 
 @pytest.mark.parametrize('to', ['pt', 'npz'])

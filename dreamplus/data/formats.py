@@ -388,7 +388,7 @@ def _decode_member(name, raw):
     if name.endswith('npy'): return np.load(io.BytesIO(raw), allow_pickle=False)
     if name == 'cls':
         if raw.strip().isdigit(): return int(raw)
-        raise ValueError(f'a .cls file holds {brief(raw)}, not a class number')
+        raise ValueError(f'a .cls file holds {brief(raw)}, which must be a class number')
     with open_image(name, raw) as image: return image.convert(image.mode)
 
 @reader('webdataset', 'tar',

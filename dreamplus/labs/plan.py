@@ -258,7 +258,7 @@ def _summary(learn, parts, begin, end, outer, peak, bank):
     runs |= {'network bank': bank, 'evaluation': end}
     fastest = machine_peak(learn.data.device)
     rows = [dict(part=name, share=c.seconds/whole.seconds, **c._asdict())
-            for name, c in runs.items() if c.seconds]
+            for name, c in runs.items() if any(c)]
     nets = [*learn.network_cb.schedule.net.parameters()] if learn.loss_func.match else []
     seconds = dict(outer=sum(parts.values(), _NOTHING).seconds, distill=distil.seconds,
                    evaluate=end.seconds, bank=bank.seconds)
