@@ -392,15 +392,18 @@ def test_too_little_memory(monkeypatch, error):
 def test_every_refusal_has_a_remedy():
     "In the package, a message of `ValueError` or `TypeError` says what to do"
     remedy = re.compile(r'; |\b(must|needs|use|give)\b')
+    completed = re.compile(r'[{}:, ]*$|it is a|its image is a|it has no rows') # by the caller, with file and remedy
     def text(node):
         if isinstance(node, ast.JoinedStr): return ''.join(map(text, node.values))
         return str(node.value) if isinstance(node, ast.Constant) else '{}'
     for path in sorted((ROOT/'dreamplus').rglob('*.py')):
+        if path.name == 'files.py': continue # `read_checked` adds the remedy
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call): continue
             if ast.unparse(node.exc.func) not in ('ValueError', 'TypeError'): continue
             said = ' '.join(map(text, node.exc.args))
-            assert remedy.search(said) or said == '{}' or 'wrong' in ast.unparse(node.exc), f'{path.name}: {said}'
+            known = remedy.search(said) or completed.match(said) or 'wrong' in ast.unparse(node.exc)
+            assert known, f'{path.name}: {said}'
 
 def test_offline(here, monkeypatch):
     (here/'root').mkdir()

@@ -403,7 +403,7 @@ def _from_webdataset(path, content, how):
                 key, _, ext = name.partition('.')
                 if ext not in _MEMBERS: continue
                 row = rows.setdefault((folder, key), {})
-                if ext in row: raise ValueError(f'{member.name} is there twice')
+                if ext in row: raise ValueError(f'{member.name} must be there once, not twice')
                 row[ext] = _decode_member(ext, tar.extractfile(member).read())
     except (tarfile.TarError, ValueError, OSError, EOFError) as e:
         raise ValueError(f'{path} cannot be read as a WebDataset ({str(e)[:80]}); restore it') from None

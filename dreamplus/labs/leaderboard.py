@@ -38,16 +38,17 @@ def check_record(
         check_shape(record, RECORD)
         shown = {k: record.get(k) or '' for k in _SHOWN} | record.get('training', {})
         for k, v in shown.items():
-            if not f'{k}{v}'.isprintable(): raise ValueError(f'{k}={brief(v)} has characters that cannot be printed')
+            if not f'{k}{v}'.isprintable():
+                raise ValueError(f'{k}={brief(v)} must have no characters that cannot be printed')
         names = [row['set'] for row in record['rows']]
         if names.count('distilled') != 1:
             raise ValueError(f'rows {brief(names)} must have one row distilled')
         for row in record['rows']:
             mean, n = statistics.mean(row['accs'] or [0.]), len(row['accs'])
-            if row['n'] != n: raise ValueError(f'row {row["set"]} has n={row["n"]}, but {n} accs')
+            if row['n'] != n: raise ValueError(f'row {row["set"]} has n={row["n"]}, but {n} accs; correct n')
             if abs(row['acc'] - mean) > 6e-4: # which rounding explains
                 raise ValueError(
-                    f'row {row["set"]} has acc={row["acc"]:g}, but the mean of its accs is {mean:g}')
+                    f'row {row["set"]} has acc={row["acc"]:g}, but the mean of its accs is {mean:g}; correct acc')
     except ValueError as e:
         raise ValueError(f'{where} is not a record of an evaluation: {e}; '
                          '`dreamplus evaluate SET --out FILE` writes one') from None
@@ -118,7 +119,7 @@ def read_entries(
         check_record(r, f'{file}, record {i},' if len(records) > 1 else str(file))
     which = lambda r: ', '.join(f'{k} {brief(r.get(k))}' for k in Run._fields)
     left_out = [f'{name}: the run with {which(r)} failed: {brief(r["failed"], 200)}' for r in failed]
-    if not records and not failed: raise ValueError(f'{file} holds no records')
+    if not records and not failed: raise ValueError(f'{file} holds no records; give a file of records')
     return [Entry(place, Path(r.get('source') or name).name, r) for r in records], left_out
 
 # %% ../../nbs/83_labs.leaderboard.ipynb #bbb77e79
