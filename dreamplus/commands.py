@@ -123,7 +123,7 @@ plan.like = distill, ('out', 'seed', 'levels', 'valid', 'steps', 'minutes', 'che
 
 # %% ../nbs/89_commands.ipynb #08490c79
 def evaluate(
-    run: str, # a run folder
+    run: str, # a run folder, or a set of another program
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each row
     rows: str = None, # which sets to train on, as distilled,random,full; default: all that can be made
@@ -194,6 +194,7 @@ def export(
     path = Path(out) if out else Path(f'{os.path.abspath(run)}-{to}')
     dset.export(path, to, decoded, images)
     print(f'{dset}\n{path}')
+    return dict(folder=str(path), format=to, images=len(dset.pixels))
 
 # %% ../nbs/89_commands.ipynb #5cb0ac44
 def resume(

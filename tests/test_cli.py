@@ -416,7 +416,7 @@ def test_offline(here, monkeypatch):
 @pytest.mark.parametrize('argv, says', [
     ('cifar', "'cifar' is not a dataset name"), ('--method dreem', "did you mean 'dream'?"),
     ('--arch vgg', 'use one of convnet'), ('--ipc 0', 'ipc=0 must be'), ('--ipc 200', "class '8' has 122"),
-    ('--ipc 2 --factor 9', 'factor=9 must lie between 1 and 4'), ('--factor 0', 'factor=0 must be'),
+    ('--ipc 2 --factor 9', 'factor=9 must be a whole number from 1 to 4'), ('--factor 0', 'factor=0 must be'),
     ('--factor x', 'factor must be int'), ('--factor 1.5', 'factor=1.5 must be'),
     ('mnist --root nowhere', "root='nowhere' is not a folder"), ('--outer 0', 'outer=0 must be'),
     ('--start telepathy', 'use one of noise'), ('--sampler all', 'use one of random, representative'),

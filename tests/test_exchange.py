@@ -17,7 +17,8 @@ from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.data.whiten import whitened
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.exchange.writers import WRITERS, new_folder
+from dreamplus.data import formats
+from dreamplus.exchange.writers import WRITERS
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
@@ -467,7 +468,13 @@ def test_an_export_that_stops_leaves_nothing(tmp_path, dset, monkeypatch):
     assert [*tmp_path.iterdir()] == []
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'file').write_text('mine')
-    with pytest.raises(ValueError, match='is not empty'), new_folder(tmp_path/'mine'): pass
+    with pytest.raises(ValueError, match='is not empty'): dset.export(tmp_path/'mine', 'npz')
+
+def test_images_of_a_table_are_decoded_once(tmp_path, dset, monkeypatch):
+    dset.export(tmp_path/'out', 'huggingface')
+    opened, true = [], formats.open_image
+    monkeypatch.setattr(formats, 'open_image', lambda path, *more: opened.append(path) or true(path, *more))
+    assert len(load_distilled(tmp_path/'out').pixels) == len(opened)
 
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_class_folders_that_stop_change_nothing(tmp_path, dset, monkeypatch, overwrite):

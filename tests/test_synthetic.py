@@ -151,8 +151,8 @@ def test_noise_start():
     assert abs(pixels.mean() - .5) < .01 and abs(pixels.std() - .24) < .01 # 0.25, less what is clamped
 
 @pytest.mark.parametrize('ipc, factor, start, says', [
-    (0, 1, 'noise', 'ipc=0 must be at least 1'), (1, 0, 'noise', 'factor=0 must lie between 1 and 4'),
-    (1, 5, 'noise', 'factor=5 must lie between 1 and 4'), (1, 1, 'bset', "start='bset' is unknown"),
+    (0, 1, 'noise', 'ipc=0 must be at least 1'), (1, 0, 'noise', 'factor=0 must be a whole number from 1 to 4'),
+    (1, 5, 'noise', 'factor=5 must be a whole number from 1 to 4'), (1, 1, 'bset', "start='bset' is unknown"),
     (1, 2, 'k-means', "starts from 4 real images per class, but class '1' has 3"),
     (4, 1, 'first', "starts from 4 real images per class, but class '1' has 3")])
 def test_what_cannot_be_started(ipc, factor, start, says):

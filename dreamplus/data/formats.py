@@ -28,7 +28,9 @@ from ..core import read_json
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
+from .sources import load_arrays
 from ..images import open_image
+from ..labels import CLASSES_FILE
 
 # %% ../../nbs/17_data.formats.ipynb #8ee8535c
 VALUES = 'unit', 'normalised', 'whitened'
@@ -85,15 +87,7 @@ def load_torch(path: str | Path):
                              "it, and save dict(images=..., labels=...) of tensors") from None
         raise ValueError(f'{path} is damaged, or not of torch.save ({str(e)[:80]}); copy it again') from None
 
-def _load_npz(path):
-    "The arrays of an .npz file"
-    try:
-        with np.load(path, allow_pickle=False) as arrays: return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as e:
-        raise ValueError(f'{path} cannot be read as .npz without running code ({str(e)[:80]}); save '
-                         'plain arrays of numbers') from None
-
-OPENERS = dict(torch=load_torch, npz=_load_npz,
+OPENERS = dict(torch=load_torch, npz=load_arrays,
                folder=lambda path: {p.name for p in path.iterdir()},
                tar=lambda path: None, parquet=lambda path: None, other=lambda path: None)
 
@@ -271,7 +265,7 @@ def from_class_folders(path, content, how):
     "The set in a folder of class folders; None for other folders"
     root = path/'train' if (path/'train').is_dir() else path
     tree = {name: [p for p, *_ in image_files(p)] for name, p in class_folders(root).items()}
-    listed = any((root/name).is_file() for name in ('classes.json', SIDECAR)) # the folders are in label order
+    listed = any((root/name).is_file() for name in (CLASSES_FILE, SIDECAR)) # the folders are in label order
     if not any(tree.values()) or not (listed or all(tree.values())): return None
     files = [p for paths in tree.values() for p in paths]
     with closing(decode_files(files, Fit())) as images: x = stack_images(images, files)
@@ -300,20 +294,21 @@ class _Rows:
 
 def _from_rows(rows, columns, classes, says):
     "A Found of table rows: images are Pillow images, or arrays"
+    rows = [rows[i] for i in range(len(rows))] # a table may decode an image each time
     items = _Rows(rows, columns, classes)
     if not items.image or not items.label or not len(rows): return None
     first = rows[0][items.image]
     if isinstance(first, list) or hasattr(first, 'dtype'):
-        x = torch.from_numpy(np.stack([np.asarray(rows[i][items.image]) for i in range(len(rows))]))
-        y = torch.tensor([rows[i][items.label] for i in range(len(rows))])
+        x = torch.from_numpy(np.stack([np.asarray(row[items.image]) for row in rows]))
+        y = torch.tensor([row[items.label] for row in rows])
         found = _from_npz(None, dict(images=x.numpy(), labels=y.numpy()), {})
     else:
         x, _, _ = from_dataset(items, Fit(), False)
-        y = torch.tensor([int(rows[i][items.label]) for i in range(len(rows))])
+        y = torch.tensor([int(row[items.label]) for row in rows])
         found = Found(x, y, 'unit')
     found.classes, found.assumed = classes, [*found.assumed, says]
     if 'soft' in columns:
-        found.labels, found.soft = torch.tensor([rows[i]['soft'] for i in range(len(rows))]), 'probabilities'
+        found.labels, found.soft = torch.tensor([row['soft'] for row in rows]), 'probabilities'
     return found
 
 # %% ../../nbs/17_data.formats.ipynb #24253bd4

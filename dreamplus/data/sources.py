@@ -20,7 +20,7 @@ from textwrap import shorten
 import numpy as np
 import torch
 
-from ..arguments import brief, checked, plain
+from ..arguments import brief, checked
 from ..core import atomic
 from .core import ImageData, constants
 from .datasets import DATASETS, Dataset, known
@@ -242,7 +242,6 @@ def load_data(
     levels: tuple | None = None, # Values that become black and white, if images have more than 8 bits
 ) -> ImageData: # On the CPU
     "Load labelled images from any source; `ValueError` if they cannot be used for training"
-    size, channels, seed, fraction, valid = map(plain, (size, channels, seed, fraction, valid))
     _check_arguments(root, size, channels, resize, stats, seed, levels)
     levels = levels and tuple(map(float, levels))
     names = class_names(source) or class_names(test) # a part of a dataset may have none

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LEGACY', 'ROW', 'RESULT', 'check_baselines', 'possible_rows', 'remember', 'Bench', 'Scores', 'score',
-           'format_row', 'read_result', 'next_use', 'label_of', 'evaluate_run', 'results_table']
+           'format_row', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run', 'results_table']
 
 # %% ../../nbs/72_judge.evaluate.ipynb #ea6dfedd
 import hashlib
@@ -315,6 +315,26 @@ def _start_of(file, dset):
     if pixels.flatten(0, -4).shape == dset.pixels.shape: return pixels
     raise ValueError(f'{file} holds images {[*pixels.shape]}, and the set {[*dset.pixels.shape]}; {remedy}')
 
+# %% ../../nbs/72_judge.evaluate.ipynb #d686c865
+def record_of(
+    dset: DistilledSet, data: ImageData, # Its real data
+    results: list, # What score returned
+    protocol: str, changes: dict, # As in score
+    seconds: float, # That it took
+    device: torch.device,
+) -> dict: # JSON values
+    "The record of an evaluation"
+    e, made, C = evaluation_of(dset), dset.provenance, len(dset.classes)
+    p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
+    took = dict(distill=made.get('seconds'), evaluate=seconds)
+    if bank := made.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
+        took |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
+    return dict(dataset=data.name, method=made.get('method'), ipc=dset.ipc, factor=dset.factor,
+                arch=e.get('arch', 'convnet'), width=e.get('width'), network=network_text(e),
+                protocol=label_of(protocol, changes), device=str(device), rows=results, seconds=took,
+                training=json.loads(json.dumps(p)), peak_mib=peak_mib(device), versions=versions(),
+                data=data.digest)
+
 # %% ../../nbs/72_judge.evaluate.ipynb #fdfcf346
 @checked
 def evaluate_run(
@@ -330,9 +350,9 @@ def evaluate_run(
     check_baselines(rows, n)
     run, info = open_run(out)
     dset, data = load_distilled(out), run_data(out, info, data)
-    device, e, file = pick_device(device or info['device']), evaluation_of(dset), run/'start.safetensors'
+    device, file = pick_device(device or info['device']), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
-    label, seed, C = label_of(protocol, changes), 1000*info['seed'], len(dset.classes)
+    label, seed = label_of(protocol, changes), 1000*info['seed']
     images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
@@ -342,17 +362,9 @@ def evaluate_run(
         if before == [label, str(device), images, asked]:
             if log: [log(row) for row in last['rows']]
             return last
-        p = protocol_args(protocol, e | dict(lr='learned'), data.name,
-                          len(dset.labels())/C, C, **changes)
         results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
-        seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
-        if bank := dset.provenance.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
-            seconds |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
-        result = dict(dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                      arch=e['arch'], width=e.get('width'), network=network_text(e), protocol=label, seed=info['seed'],
-                      device=str(device), rows=results, images=images, test_uses=next_use(out), seconds=seconds,
-                      training=json.loads(json.dumps(p)), peak_mib=peak_mib(device),
-                      versions=versions(), data=info['data']['digest'])
+        own = dict(seed=info['seed'], images=images, test_uses=next_use(out), data=info['data']['digest'])
+        result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
         write_json(run/'result.json', result)
     return result
 

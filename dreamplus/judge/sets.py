@@ -6,7 +6,6 @@
 __all__ = ['with_evaluation', 'open_set', 'evaluate_set']
 
 # %% ../../nbs/73_judge.sets.ipynb #bc7b219a
-import json
 import time
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from ..core import write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
-from .evaluate import ROWS, evaluate_run, label_of, score
-from .protocols import check_protocol, evaluation_of, network_text, protocol_args
-from ..machine import peak_mib, pick_device, versions
+from .evaluate import ROWS, evaluate_run, record_of, score
+from .protocols import check_protocol
+from ..machine import pick_device
 from ..nets.zoo import network
 from ..parts import evaluation
 from ..recipes import METHODS, recipe
@@ -78,16 +77,9 @@ def evaluate_set(
     dset, data = open_set(path, data, how)
     if data is None:
         raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
-    begun, device, e = time.monotonic(), pick_device(device), evaluation_of(dset)
+    begun, device = time.monotonic(), pick_device(device)
     results = score(dset, data, protocol, n, rows, seed, device, log, **changes)
-    p = protocol_args(protocol, e | dict(lr='learned'), data.name,
-                      len(dset.labels())/len(dset.classes), len(dset.classes), **changes)
-    seconds = dict(distill=dset.provenance.get('seconds'), evaluate=time.monotonic() - begun)
-    result = dict(dataset=data.name, method=dset.provenance.get('method'), ipc=dset.ipc,
-                  factor=dset.factor, arch=e.get('arch', 'convnet'), width=e.get('width'),
-                  protocol=label_of(protocol, changes), seed=seed, device=str(device),
-                  rows=results, seconds=seconds, training=json.loads(json.dumps(p)),
-                  peak_mib=peak_mib(device), versions=versions(), data=data.digest,
-                  source=str(path), network=network_text(e), assumed=dset.provenance.get('assumed', []))
+    own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []))
+    result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
     if out: write_json(out, result)
     return result

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ..core import read_json, seeded
+from ..core import seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .checks import CHECKS, Finding, check, examine, recipe_of
+from ..judge.evaluate import read_result
 from ..loop.distill import run_data
 from ..loop.report import read_history
 from ..machine import cache_folder, hardware, pick_device, versions
@@ -180,7 +181,7 @@ def read_case(
         if 'run' in case:
             case |= dict(args=case['run'].get('args', {}), done=(path/'distilled.json').exists())
         for key, name, f in (('history', 'history.csv', lambda: read_history(path)),
-                             ('result', 'result.json', lambda: read_json(path/'result.json'))):
+                             ('result', 'result.json', lambda: read_result(path))):
             if (path/name).exists(): read(key, f, 'restore the file')
     if path and case.get('done', True):
         read('dset', lambda: load_distilled(path), 'save or export the set again')

@@ -8,6 +8,7 @@ __all__ = ['STATISTICS', 'Statistic', 'waves', 'class_statistics', 'bank_statist
 # %% ../../nbs/45_match.statistics.ipynb #93ccdcb0
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -27,14 +28,18 @@ from ..nets.facts import digest_of
 # %% ../../nbs/45_match.statistics.ipynb #c897526f
 STATISTICS = Registry('statistic') # View -> list of (C,N,D), whose class means are compared
 
+@cache
+def _directions(length, count, device):
+    "Random directions (length,count), the same in every run"
+    return Key(0, 'waves').randn(length, count, device=device)
+
 def waves(view: View,
           count: int = 512, # Random projections
           scale: float = 2., # Standard deviation of an angle, in radians
          ) -> list: # One (C,N,2*count)
     "Cosine and sine of random projections of the embedding's direction"
     direction = F.normalize(view.embed, dim=2)
-    over = Key(0, 'waves').randn(direction.shape[2], count, device=direction.device)
-    angles = scale*direction@over
+    angles = scale*direction@_directions(direction.shape[2], count, direction.device)
     return [torch.cat([angles.cos(), angles.sin()], 2)]
 
 STATISTICS.update(
