@@ -11,28 +11,30 @@ import argparse
 import inspect
 import json
 import re
+from textwrap import shorten
 from types import SimpleNamespace
 
 from fastcore.docments import docments
 
 from . import __version__
+from .arguments import brief
 from .messages import nearest
 
 # %% ../nbs/94_options.ipynb #912a68bc
 class Parser(argparse.ArgumentParser):
     "A parser whose errors are `ValueError`s of one line"
     def error(self, message):
-        raise ValueError(f'{message}; see `{self.prog} --help`')
+        raise ValueError(f'{shorten(message, 300)}; see `{self.prog} --help`')
 
 def _whole(text):
     "Read a whole number"
     try: return int(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a whole number') from None
 
 def _number(text):
     "Read a number"
     try: return float(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a number') from None
 
 def _add_option(parser, name, p, option=False): # p: anno, default, docment
     "The option or the positional argument for one argument of a command; with `option`, never positional"
@@ -158,11 +160,13 @@ def parse_command(
     found, extra = parser.parse_known_args(argv)
     kw = {k.lower(): v for k, v in vars(found).items() if k != 'command'}
     how = SimpleNamespace(**{k: kw.pop(k, False) for k in _ALL})
+    for k in (k for k, v in kw.items() if v == '' and k != 'augment'): # no augmentation has an empty name
+        raise ValueError(f"--{k} (or {k.upper()}) is empty; leave it out, or give a value")
     if extra:
         known = re.findall(r'--[\w-]+', parser.commands[name].format_usage())
         option = extra[0].split('=')[0]
         hint = nearest(option, known) or f'see `dreamplus {name} --help`'
-        what = f'option {option}' if option[0] == '-' else f'argument {option!r}'
+        what = f'option {option}' if option[:1] == '-' else f'argument {option!r}'
         raise ValueError(f'`dreamplus {name}` takes no {what}; {hint}')
     return name, kw, how
 

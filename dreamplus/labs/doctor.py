@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..core import seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -211,6 +212,7 @@ def _question(why) -> str | None:
         raise ValueError(f'{why=} is not a question; use words of one of: {"; ".join(ADVICE)}')
     return found[0]
 
+@checked
 def doctor(
     what: str | Path | DistilledSet | None = None, # A run folder or a saved set; None: the installation
     data: ImageData | str | Path | None = None, # The real images, or their name or folder; None: those of the run
