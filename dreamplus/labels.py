@@ -187,7 +187,8 @@ def read_labels(
     "Number labels from 0; `ValueError` if they are not whole numbers, or one has no name"
     check_dense(y, 'labels')
     if torch.is_tensor(y): y = (y.double() if y.is_floating_point() else y).detach().cpu()
-    y = np.asarray(y)
+    try: y = np.asarray(y)
+    except ValueError: raise ValueError('labels have different shapes; give one whole number for each image') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     if y.size and (y == None).all(): y = np.full(y.shape, -1) # noqa: E711, element by element
     if y.ndim != 1 or y.dtype.kind not in 'biuf' or (y % 1 != 0).any() or (np.abs(y) > 2.**53).any():

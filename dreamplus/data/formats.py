@@ -29,7 +29,7 @@ from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
 from .sources import load_arrays
-from ..images import open_image
+from ..images import decoded_image
 from ..labels import CLASSES_FILE
 
 # %% ../../nbs/17_data.formats.ipynb #8ee8535c
@@ -324,7 +324,7 @@ class _ImageRows(list):
         if not path.is_relative_to(self.folder):
             raise ValueError(
                 f'{row["file_name"]} in metadata.jsonl lies outside {self.folder}; remove the row')
-        with open_image(path) as image: return row | dict(image=image.convert(image.mode))
+        with decoded_image(path) as image: return row | dict(image=image.convert(image.mode))
 
 @reader('huggingface images', 'folder', 'Hugging Face: images with metadata.jsonl')
 def _from_metadata(path, content, how):
@@ -384,7 +384,7 @@ def _decode_member(name, raw):
     if name == 'cls':
         if raw.strip().isdigit(): return int(raw)
         raise ValueError(f'a .cls file holds {brief(raw)}, which must be a class number')
-    with open_image(name, raw) as image: return image.convert(image.mode)
+    with decoded_image(name, raw) as image: return image.convert(image.mode)
 
 @reader('webdataset', 'tar',
         'WebDataset: 000001.png or 000001.npy with 000001.cls, in a tar archive')
