@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELP', 'Parser', 'help_examples', 'make_parser', 'read_value', 'parse_command', 'read_numbers', 'read_epochs',
-           'overrides']
+           'overrides', 'check_request', 'read_levels', 'named_data']
 
 # %% ../nbs/94_options.ipynb #d58b370e
 import argparse
@@ -195,3 +195,26 @@ def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that the
                              f'{of.__name__} --help`')
         out[name] = read_value(value)
     return out
+
+# %% ../nbs/94_options.ipynb #d33e7612
+def check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
+    "Raise `ValueError` for arguments that are wrong for any data"
+    from dreamplus.judge.protocols import check_protocol
+    from dreamplus.recipes import METHODS
+    METHODS.find(method)
+    check_protocol(protocol, {})
+    if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
+    if nets < 0: raise ValueError(f'{nets=} must be at least 0')
+
+def read_levels(text: str | None) -> tuple | None:
+    "The values of black and white, as in 0,4095"
+    return text and read_numbers(text, float)
+
+def named_data(
+    data: str | None, # A name or a folder
+    levels: str | None, # As in read_levels
+    **how # Other arguments of load_data
+): # ImageData; None without a name
+    "The data that a command names"
+    from dreamplus.data.sources import load_data
+    return None if data is None else load_data(data, levels=read_levels(levels), **how)

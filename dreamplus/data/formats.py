@@ -246,6 +246,14 @@ def _folder_labels(names):
         if len({*numbers}) == len(numbers) and max(numbers) < 2*len(numbers): return numbers, None
     return range(len(names)), list(names)
 
+def _refuse_crop_labels(folder):
+    "Raise `ValueError` for the labels of random crops, as SRe2L's relabelling writes them"
+    for path in sorted(p for p in (folder, *folder.iterdir()) if p.is_dir()):
+        if any(re.fullmatch(r'epoch_\d+', p.name) and any(p.glob('batch_*.tar')) for p in path.iterdir() if p.is_dir()):
+            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; move it '
+                             'elsewhere and give the folder of images, which then have class labels '
+                             '(`dreamplus scores SET --soft kl` gives them labels of a teacher)')
+
 _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 
 def _stored_labels(folder, n):
@@ -263,6 +271,7 @@ def _stored_labels(folder, n):
 @reader('class folders', 'folder', 'RDED, SRe2L, CIM and others: a folder of images for each class')
 def from_class_folders(path, content, how):
     "The set in a folder of class folders; None for other folders"
+    _refuse_crop_labels(path)
     root = path/'train' if (path/'train').is_dir() else path
     tree = {name: [p for p, *_ in image_files(p)] for name, p in class_folders(root).items()}
     listed = any((root/name).is_file() for name in (CLASSES_FILE, SIDECAR)) # the folders are in label order
