@@ -180,8 +180,7 @@ rows = load_dataset('imagefolder', data_dir='.', split='train')
 x, y = torch.stack([to_tensor(r['image']) for r in rows]), torch.tensor(rows[{column!r}][:])''')
 WRITERS['webdataset'] = Writer(_write_webdataset, '''import webdataset
 rows = list(webdataset.WebDataset('set-000000.tar', shardshuffle=False).decode())
-x = torch.stack([torch.from_numpy(r['npy']) for r in rows])
-y = torch.stack([torch.as_tensor(r[{key!r}]) for r in rows])''')
+x, y = (torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in ('npy', {key!r}))''')
 
 # %% ../../nbs/53_exchange.writers.ipynb #f1dbcf4d
 def _write_ddranking(dset, folder, data):

@@ -165,12 +165,11 @@ def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, 
 
 def _check_observers(data, cbs, metrics):
     "Raise an error for what is no callback or metric, and for those whose data or metric is missing"
-    said = 'must be a list of {}; write {}'
-    kinds = dict(cbs=(Callback, said.format('callbacks', '[BestCB()]')),
-                 metrics=(Metric, said.format('metrics', '[ValidAccuracy()]')))
-    for (name, (kind, must)), given in zip(kinds.items(), (cbs, metrics)):
+    kinds = dict(cbs=(cbs, Callback, 'callbacks, as in [BestCB()]'),
+                 metrics=(metrics, Metric, 'metrics, as in [ValidAccuracy()]'))
+    for name, (given, kind, what) in kinds.items():
         if not isinstance(given, (list, tuple, L)) or not all(isinstance(part, kind) for part in given):
-            raise TypeError(f'{name}={brief(given)} {must}')
+            raise TypeError(f'{name}={brief(given)} must be a list of {what}; see help(distill)')
     if metrics and not hasattr(metrics[0], 'validate'):
         raise TypeError(f'metrics={brief(metrics)} must begin with a metric that trains a network; use ValidAccuracy()')
     for part in (*cbs, *metrics):
