@@ -16,6 +16,7 @@ import traceback
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../nbs/01_messages.ipynb #4afa36bb
 def nearest(
@@ -47,7 +48,7 @@ def os_error_text(e: OSError) -> str:
     remedy = REMEDIES.get(e.errno, 'check the path and the disk')
     said = f'{os.strerror(e.errno)}; {remedy}'
     if (path := e.filename2 or e.filename) is None or isinstance(path, int): return said
-    return f'{os.fsdecode(path)}: {said}'
+    return f'{shorten(os.fsdecode(path), 300)}: {said}'
 
 # %% ../nbs/01_messages.ipynb #00d8f3c7
 _LARGE = ('out of memory', 'allocate memory', 'Cannot allocate', 'bad_alloc', 'Storage size', 'too big',

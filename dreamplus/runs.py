@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .arguments import Count, Natural
-from .core import is_leftover, not_a_link, remove_leftovers, write_json
+from .core import is_leftover, not_a_link, not_a_pipe, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
 from .messages import WaitWarning
@@ -148,7 +148,7 @@ def append_record(
     "Add one JSON line to a file and wait until it is on the disk; for one writer at a time"
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
     try:
-        with open(not_a_link(path), 'ab+') as f:
+        with open(not_a_pipe(not_a_link(path)), 'ab+') as f:
             _end_line(f)
             f.write(line)
             f.flush(), os.fsync(f.fileno())
@@ -162,7 +162,7 @@ def read_records(
     head=None, # Of the first record; None: as the others
 ) -> list: # Of dictionaries
     "All records of a file; `ValueError` for a missing file or a damaged line"
-    if not Path(path).is_file(): raise ValueError(f'{Path(path)} does not exist; give the folder that holds it')
+    if not not_a_pipe(path).is_file(): raise ValueError(f'{Path(path)} does not exist; give the folder that holds it')
     *lines, last = Path(path).read_bytes().split(b'\n') # the last is empty, or was cut off
     try: json.loads(last)
     except (ValueError, RecursionError): pass

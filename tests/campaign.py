@@ -65,7 +65,8 @@ MAKE = { # folder -> the command that makes it, in a folder with toys/; those th
     'comparison': 'compare toys --methods dm,dsa --ipc 1 --steps 1 --nets 1 --width 4 --set batch_real=4 '
                   '--out comparison',
     'studied': 'study iterations toys --outer 1 --every 1 --seeds 0 --starts random,k-means --samplers random '
-               '--matches gradient --warms 0 --nets 1 --steps 1 --set width=4 --set inner=2 --set n_data=8 --out studied',
+               '--matches gradient --warms 0 --nets 1 --steps 1 --set width=4 --set inner=2 --set n_data=8 '
+               '--out studied',
     'exported': 'export run --to imagefolder --out exported',
     'run/scores.json': 'scores run --archs convnet --nets 1',
     'run/result.json': 'evaluate run --rows distilled,full --nets 1',
@@ -476,7 +477,7 @@ def edit(value, rng):
 def damage(path, rng):
     "Damage a file; says how"
     raw = path.read_bytes()
-    how = rng.choice(['cut', 'flip', 'empty', 'zeros', 'other', 'gone', 'folder', 'edit', 'edit', 'edit'])
+    how = rng.choice(['cut', 'flip', 'empty', 'zeros', 'other', 'gone', 'folder', 'pipe', 'edit', 'edit', 'edit'])
     is_json = path.suffix in ('.json', '.jsonl', '.txt')
     if how == 'edit' and not is_json: how = 'flip'
     if how == 'cut': path.write_bytes(raw[:rng.randrange(max(1, len(raw)))])
@@ -488,8 +489,9 @@ def damage(path, rng):
     if how == 'zeros': path.write_bytes(bytes(len(raw)))
     others = b'{', b'[]', b'5', b'null', b'['*100_000, b'\xff\xfe', b'PK\x03\x04', b'\x89PNG\r\n\x1a\n', b'{"a": NaN}'
     if how == 'other': path.write_bytes(rng.choice([*others, raw + raw]))
-    if how in ('gone', 'folder'): path.unlink()
+    if how in ('gone', 'folder', 'pipe'): path.unlink()
     if how == 'folder': path.mkdir()
+    if how == 'pipe': os.mkfifo(path)
     if how == 'edit':
         lines = raw.decode().splitlines() if path.suffix == '.jsonl' else [raw.decode()]
         i = rng.randrange(len(lines))
@@ -517,7 +519,7 @@ def files(world, rng):
             before = listing(folder)
             ended = run(argv.split())
             allowed = (0, 1, 2) if argv.startswith('doctor') else (0, 2)
-            try: check(ended, folder, before, [path.name, name], allowed, late='not finite' in ended.err)
+            try: check(ended, folder, before, [path.name, name, 'new'], allowed, late='not finite' in ended.err)
             except Fault as e: fault(e.args[0], path.relative_to(folder), how, e.args[1])
 
 @kind
@@ -594,7 +596,8 @@ def arrays(rng):
         lambda: (i for i in x), lambda: {'x': x}, lambda: x.astype('S1'), lambda: x/1e9 - 1])()
     if rng.random() < .7: y = rng.choice([
         lambda: y.astype(rng.choice(['f4', 'i1', '>i4', 'bool', 'U1', 'O', 'u8', 'c8'])), lambda: y + .5,
-        lambda: y*10**18, lambda: y - 1, lambda: y[:5], lambda: y[:, None], lambda: np.eye(3)[y], lambda: [*map(str, y)],
+        lambda: y*10**18, lambda: y - 1, lambda: y[:5], lambda: y[:, None], lambda: np.eye(3)[y],
+        lambda: [*map(str, y)],
         lambda: y*0,
         lambda: np.ma.masked_array(y, y == 1), lambda: y*np.nan, lambda: None, lambda: [None]*len(y), lambda: 'x',
         lambda: y.astype('M8[s]'), lambda: {*y}, lambda: torch.from_numpy(y).to('meta'), lambda: y[::-1].copy(),

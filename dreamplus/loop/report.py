@@ -19,7 +19,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder
 
 from ..arguments import Count, NonNegative, Share
-from ..core import atomic
+from ..core import atomic, not_a_pipe
 from ..distilled import picture
 from ..files import check_shape
 from .callbacks import LoopCB
@@ -171,7 +171,7 @@ def read_history(path) -> list: # Dictionaries
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)
     file = Path(path).expanduser()/'history.csv'
     try:
-        with open(file, newline='', encoding='utf-8') as f:
+        with open(not_a_pipe(file), newline='', encoding='utf-8') as f:
             rows = [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
         check_shape(rows, [dict(step=Count, seconds=NonNegative, peak_mib=NonNegative, valid_acc=Share | None)])
         if not rows: raise ValueError('it has no rows')
