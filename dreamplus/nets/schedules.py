@@ -27,6 +27,7 @@ from .zoo import freeze_norms, has_batch_norm
 class NetworkSchedule:
     "The matching network of each outer iteration"
     moved = False # a run that goes on elsewhere
+    sees_synthetic = False # whether it trains on the synthetic images
     def __init__(self,
                  data: ImageData, # On the device
                  make: Callable, # () -> a new network on the device
@@ -115,6 +116,7 @@ SCHEDULES['real'] = RealNetworks
 @delegates()
 class SyntheticNetworks(NetworkSchedule):
     "Networks that are trained on the synthetic images (DC, ICLR 2021; DSA, ICML 2021)"
+    sees_synthetic = True
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
                  net_epochs: Annotated[int, Bounds(0, 10**4)] = 0, # Epochs over the synthetic images after each update
                  **kwargs):
