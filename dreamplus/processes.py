@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,7 +37,6 @@ class Group:
     def agree(self, value): return value # The value of rank 0
     def wait(self): "Wait until all ranks are here"
     def share(self, tensors): "Copy the values of tensors from rank 0 to the others"
-    def screen(self, stream): return stream # Where text for people goes
     def log_in(self, folder): "Keep the text of each rank in a folder"
     def check_device(self, device): "Raise `ValueError` if there are more processes than GPUs"
     def keep(self, name, value): "Remember a text for the time after a restart"
@@ -155,6 +154,9 @@ class JoinedGroup(Group):
 def screen(self: JoinedGroup, stream): return _Voice(self, stream if self.first else None)
 
 @patch
+def errors(self: JoinedGroup, stream): return stream if self.first else _Voice(self, None)
+
+@patch
 def note(self: JoinedGroup, text: str):
     "Keep text in the log, or until there is one"
     if self.log: self.log.write(text)
@@ -209,7 +211,8 @@ def joined(
         return
     group = _now['group'] = _join(seconds)
     try:
-        with writing(group.first): yield group
+        with writing(group.first), redirect_stdout(group.screen(sys.stdout)), redirect_stderr(group.errors(sys.stderr)):
+            yield group
         group.wait() # the store may be in process 0
     finally:
         _now['group'] = Group()

@@ -17,9 +17,10 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .arguments import Count, Natural
-from .core import is_leftover, not_a_link, remove_leftovers, write_json
+from .core import is_leftover, is_writing, not_a_link, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
+from .processes import this_group
 
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
@@ -30,22 +31,31 @@ class RunFolder:
 
     def __truediv__(self, name): return self.path/name
     def __enter__(self): return self
-    def __exit__(self, *_): self.lock.release()
+    def __exit__(self, kind, *_):
+        self.lock.release()
+        if kind is None: this_group().wait() # others will read what was written
 
     def acquire(self):
-        "Take the lock, and remove files that a killed writer left incomplete"
+        "Take the lock, and remove files that a killed writer left incomplete; of several processes, rank 0 does"
+        with this_group().first_alone():
+            if this_group().first: self.take()
+        this_group().log_in(self.path)
+        return self
+
+    def take(self):
+        "Take the lock, whatever the rank"
         not_a_link(self.path/'.lock')
         try: self.lock.acquire()
         except Timeout:
             raise ValueError(f'{self.path} is being written by another process; wait for it, '
                              'or use another --out') from None
         remove_leftovers(self.path)
-        return self
 
 # %% ../nbs/08_runs.ipynb #f5a7a7fb
 @patch
 def wait(self: RunFolder):
     "Take the lock as `acquire` does, but wait while another process has it"
+    if not this_group().first: return self.acquire()
     try: self.lock.acquire()
     except Timeout:
         warnings.warn(f'{self.path} is in use by another process; waiting for it', stacklevel=2)
@@ -74,6 +84,9 @@ def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in '
 def locked_folder(path: Path, # Made if absent
                   keeps): # () -> whether the folder holds something of use at the end; if not, what was made is removed
     "A locked folder"
+    if not this_group().first: # it is made and removed by rank 0
+        with RunFolder(path).acquire() as run: yield run
+        return
     made = [p for p in (path, *path.absolute().parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     with RunFolder(path).acquire() as run:
@@ -87,6 +100,7 @@ def locked_folder(path: Path, # Made if absent
 def check_new_run(path: str | Path): # The folder of a new run
     "Raise `ValueError` if `path` is a file, or a folder with anything but what a killed process leaves"
     path = Path(path).expanduser()
+    if not this_group().first: return # rank 0 may have made it by now
     if (path/'run.json').exists(): raise ValueError(f'{path} holds a run already; `dreamplus resume {path}` '
                                                     'continues it, or use another --out')
     check_new_folder(path, 'of a run')
@@ -101,12 +115,13 @@ def new_run(
     with locked_folder(path, (path/'run.json').exists) as run:
         about = circumstances(info.get('device', 'cpu')) # what its bits depend on
         write_json(run/'run.json', dict(format=1, place=str(path.absolute())) | about | info)
+        this_group().wait()
         yield run
 
 # %% ../nbs/08_runs.ipynb #3c25c2c5
 RUN = dict(versions=dict(dreamplus=str), method=str, ipc=(Count, [Count]), seed=Natural, device=str, args=dict,
            data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the shape of run.json
-RUN['budget?'] = {'steps': Count | None, 'minutes': float | None} # since 0.2
+RUN |= {'budget?': {'steps': Count | None, 'minutes': float | None}, 'group?': Count} # since 0.2
 
 def open_run(
     path: str | Path, # A folder that new_run made
@@ -145,6 +160,7 @@ def append_record(
     record: dict, # JSON values
 ):
     "Add one JSON line to a file and wait until it is on the disk; for one writer at a time"
+    if not is_writing(): return
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
     try:
         with open(not_a_link(path), 'ab+') as f:
@@ -183,6 +199,9 @@ def free_folder(
     name: str, # Of the folder; NAME-2, NAME-3, ... if it is taken
 ):
     "A new folder that no other process takes; removed at the end of the block if it is empty"
+    if not (group := this_group()).first: # rank 0 takes it
+        yield group.agree(None)
+        return
     parent = Path(parent)
     ours = not parent.exists()
     for k in range(1, 10_000):
@@ -191,6 +210,7 @@ def free_folder(
             path.mkdir(parents=True)
             break
     else: raise ValueError(f'{parent} is full of {name}; give an --out')
+    group.agree(path)
     try: yield path
     finally:
         for p in (path, parent)[:1 + ours]:

@@ -180,6 +180,7 @@ def start_pixels(
 class SyntheticSet(nn.Module):
     "Learnable images in [0, 1] with labels; `ValueError` for unsorted labels or a wrong way to decode"
     batch = None # the ClassBatch of the next call, if known
+    deal = None # how the classes are dealt over processes; None: they are not
     def __init__(self,
                  pixels: torch.Tensor, # Stored images (N,ch,h,w) sorted by class, or (C,n,ch,h,w)
                  labels, # (N,) int64, (N,C) probabilities, images of each class [n], or None: pixels are (C,n,ch,h,w)
@@ -199,7 +200,8 @@ class SyntheticSet(nn.Module):
             raise ValueError('labels must be sorted by class; sort the images by their labels')
         check_decode(factor, decode)
         self.pixels, self.factor, self.decode, self.limit = nn.Parameter(pixels.clone()), factor, decode, limit
-        self.counts, self.label_lr, self.key, self.logits = torch.bincount(owner, minlength=classes).tolist(), label_lr, Key(), None
+        self.counts = torch.bincount(owner, minlength=classes).tolist()
+        self.label_lr, self.key, self.logits = label_lr, Key(), None
         first = torch.tensor([0, *self.counts[:-1]], device=pixels.device).cumsum(0)
         self.register_buffer('first', first, persistent=False)
         if label_lr is not None and labels.ndim == 1:

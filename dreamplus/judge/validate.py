@@ -7,6 +7,7 @@ __all__ = ['ValidAccuracy', 'BestCB']
 
 # %% ../../nbs/71_judge.validate.ipynb #af55e08e
 import statistics
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from ..arguments import Count
 from ..data.core import ImageData
 from .protocols import check_protocol, logits_on, protocol_args, train_fresh
+from ..parallel import whole_set
+from ..processes import dealt
 from ..synthetic import decode_classes
 
 # %% ../../nbs/71_judge.validate.ipynb #af2b36ee
@@ -38,9 +41,10 @@ class ValidAccuracy(Metric):
 
     def measure(self, learn, # Has model, data, evaluation and clamp
                 seed: int = 0, # Seed of the network
+                model=None, # The set; None: that of `learn`
                ) -> tuple[float, float]: # Cross-entropy, and accuracy as a fraction
         "Train one network on the current synthetic images, and test it on the validation split"
-        model, data, e = learn.model, learn.data, learn.evaluation
+        model, data, e = model or whole_set(learn.model), learn.data, learn.evaluation
         if hasattr(model, 'lr'): e = e | dict(lr=model.lr.item()) # a learned learning rate
         self.check_data(data)
         pixels = model.pixels.detach().clamp(0, 1) if learn.clamp else model.pixels.detach()
@@ -53,7 +57,9 @@ class ValidAccuracy(Metric):
 
     def validate(self, learn) -> torch.Tensor: # ()
         "Train and test all networks; return the mean cross-entropy, keep the accuracies in `accs`"
-        losses, self.accs = zip(*(self.measure(learn, seed) for seed in range(self.nets)))
+        whole = whole_set(learn.model)
+        jobs = [partial(self.measure, learn, seed, whole) for seed in range(self.nets)]
+        losses, self.accs = zip(*dealt(jobs))
         return torch.tensor(statistics.mean(losses))
 
     def reset(self): self.accs = []
