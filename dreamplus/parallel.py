@@ -7,14 +7,11 @@ __all__ = ['group_size', 'grouped_job', 'Deal', 'check_dealt', 'check_same_run',
            'own_state', 'SharedNetworks', 'shared']
 
 # %% ../nbs/58_parallel.ipynb #64164779
-import math
 from itertools import accumulate, groupby
 
 import torch
 from torch import nn
 
-from .machine import to_device
-from .match.core import MATCHERS, match_terms
 from .nets.schedules import NetworkSchedule
 from .nets.zoo import has_batch_norm
 from .processes import Group, JoinedGroup, Meetings, check_alike, this_group

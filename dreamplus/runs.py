@@ -10,7 +10,7 @@ __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder',
 import json
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from .arguments import Count, Natural
 from .core import is_leftover, is_writing, not_a_link, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
-from .processes import this_group
+from .processes import first_alone, this_group
 
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
@@ -37,7 +37,7 @@ class RunFolder:
 
     def acquire(self):
         "Take the lock, and remove files that a killed writer left incomplete; of several processes, rank 0 does"
-        with this_group().first_alone():
+        with first_alone():
             if this_group().first: self.take()
         this_group().log_in(self.path)
         return self
@@ -66,7 +66,8 @@ def wait(self: RunFolder):
 # %% ../nbs/08_runs.ipynb #5c4d6b33
 def others_in(path: Path) -> list: # Of paths; [] for what is no folder
     "What a folder holds, except what a killed process leaves: the lock and temporary folders"
-    return [p for p in path.iterdir() if p.name != '.lock' and not is_leftover(p)] if path.is_dir() else []
+    if not path.is_dir(): return []
+    return [p for p in path.iterdir() if p.name not in ('.lock', '.lock-records') and not is_leftover(p)]
 
 def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in 'of a run'
     "Raise `ValueError` unless `path` can become a new folder: it is absent or empty, and can be written"
@@ -159,11 +160,12 @@ def append_record(
     path: str | Path, # A file of records; made if absent, in a folder that exists
     record: dict, # JSON values
 ):
-    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time"
+    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time, or for dealt jobs"
     if not is_writing(): return
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
+    lock = FileLock(Path(path).with_name('.lock-records')) if this_group().beside else nullcontext()
     try:
-        with open(not_a_link(path), 'ab+') as f:
+        with lock, open(not_a_link(path), 'ab+') as f:
             _end_line(f)
             f.write(line)
             f.flush(), os.fsync(f.fileno())

@@ -23,17 +23,17 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import Natural, build, check_arguments, checked
+from ..arguments import build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet
-from ..files import read_checked
 from .bank import bank_is_incomplete, make_bank, stand_in
 from .callbacks import (ClampCB, DistillLoaders, GuardCB, IdleCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
 from .checkpoint import CheckpointCB, checkpoint_on_signal
-from .elsewhere import continued, find_origin, folder_arguments, in_processes
+from .elsewhere import (check_run_args, continued, find_origin, folder_arguments, in_processes,
+                                      steps_done)
 from .report import BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, default_callbacks
 from .start import EarlierImages, as_set, split_start
 from ..machine import pick_device, versions
@@ -42,9 +42,9 @@ from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
 from ..parallel import Deal, check_dealt, check_same_run, grouped_job, set_chunk, shared, whole_set
-from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, SELECTORS, DistillLoss, Iterations,
-                             MatchLoss, chosen_parts, evaluation, prepare_data)
-from ..processes import this_group
+from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss, evaluation,
+                             prepare_data)
+from ..processes import alone, this_group
 from ..progress import working
 from ..recipes import METHODS, Method, recipe
 from ..runs import check_new_run, new_run, open_run
@@ -109,7 +109,7 @@ def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start:
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
     "Raise the `ValueError` of a wrong argument without training a bank, and without a folder"
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, alone():
         args = stand_in(job['args'], folder) if 'bank_folder' in job['args'] else job['args']
         with seeded(job['seed']): make_learner(data, job | dict(args=args))
 
@@ -370,20 +370,6 @@ def run_data(
     return data
 
 # %% ../../nbs/66_loop.distill.ipynb #a99ceefc
-def _steps_done(run) -> int:
-    "Inner iterations in the checkpoint of a run; 0 without one"
-    file = run/'checkpoint'/'state.safetensors'
-    return read_checked(file, dict(at=Natural), 'remove the checkpoint')['at'] if file.exists() else 0
-
-def _check_args(file, args):
-    "Raise `ValueError` for arguments in `run.json` that a part would refuse"
-    try:
-        parts = chosen_parts(args)
-        check_arguments({k: v for k, v in args.items() if k not in SELECTORS}, parts)
-    except KeyError as e:
-        raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
-    except ValueError as e: raise ValueError(f'{file}: {e}') from None
-
 @checked
 def resume(
     out: str | Path, # A run folder
@@ -399,9 +385,9 @@ def resume(
     "Continue a run; on a CPU the result is that of a run never stopped, bit for bit. `ValueError` as in `distill`"
     run, info = open_run(out, write=True)
     with run:
-        _check_args(run/'run.json', info['args'])
+        check_run_args(run/'run.json', info['args'])
         data = run_data(out, info, data, root)
-        job, changed = continued(info, out, _steps_done(run), device, outer, **folders)
+        job, changed = continued(info, out, steps_done(run), device, outer, **folders)
         check_same_run(this_group(), job, data.digest)
         if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes dealt over processes']
         own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
