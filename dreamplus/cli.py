@@ -33,18 +33,18 @@ def _group():
     from dreamplus.processes import joined
     return joined()
 
-def _says_why(e: BaseException | None = None) -> bool: # An error
+def _says_why() -> bool:
     "Whether this process, of those that were started with it, says why they end"
     if 'WORLD_SIZE' not in os.environ: return True
     from dreamplus.processes import says_why
-    return says_why(e)
+    return says_why()
 
 def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status
     "Say in one line what is wrong, and what to do"
     folder = kw.get('run') or kw.get('runs') # whose files an error may come from
     text = error_text(e, f'the run folder {folder}' if folder else '')
     if verbose: traceback.print_exception(e)
-    if _says_why(e): print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
+    if _says_why(): print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
     return 2 if text else 3
 
 def _run(argv: list, err) -> int: # What the shell passed; where its end is said. Exit status
@@ -72,6 +72,7 @@ def main(
 ) -> int: # Exit status
     "Run one command, whatever its output can show"
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
+    if 'WORLD_SIZE' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # not each lost connection
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with steady_output() as (out, err), plain_warnings():

@@ -44,7 +44,7 @@ class Group:
     def kept(self, name): "A text from before a restart, or None"
 
 
-_now = dict(group=Group(), store=None) # the current group; the store of the group that was joined
+_now = dict(group=Group(), says=None) # the current group; as in `says_why`
 
 def this_group() -> Group: return _now['group']
 
@@ -86,6 +86,7 @@ def _connect(host: str, port: int, rank: int, seconds: float):
     except RuntimeError as e:
         if holds and re.search('EADDRINUSE|in use', str(e)): raise NotJoined(
             f'MASTER_PORT={port} is in use on this machine; set another port') from None
+        _now['says'] = True
         raise NotJoined(f'process 0 was not found at MASTER_ADDR={host}, MASTER_PORT={port} within {seconds:g} s; '
                         'start it, or correct the address') from None
 
@@ -179,14 +180,12 @@ def check_device(self: JoinedGroup, device: torch.device):
     if self.local >= count: raise ValueError(f'this machine has {count} GPU{"s"*(count > 1)} for {self.local + 1} or more '
                                              f'processes; use --nproc_per_node {count}, or --device cpu')
 
-def says_why(e: BaseException | None = None) -> bool: # An error
-    "Whether this process says why all of them end; the first that asks does"
-    store = _now['store']
-    if store is None: return isinstance(e, NotJoined) or os.environ.get('RANK', '0') == '0' or not _is_started()
-    try: return store.add('said', 1) == 1
-    except RuntimeError: return True # process 0, which held the store, is gone
-
 def _is_started() -> bool: return all(os.environ.get(name) for name in _FROM)
+
+def says_why() -> bool:
+    "Whether this process says why all of them end: the one that met an error first"
+    if _now['says'] is None: return os.environ.get('RANK', '0') == '0' or not _is_started() # before they joined
+    return _now['says']
 
 # %% ../nbs/06_processes.ipynb #fafbcd58
 def _join(seconds: float) -> JoinedGroup:
@@ -197,23 +196,30 @@ def _join(seconds: float) -> JoinedGroup:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local < gpus: torch.cuda.set_device(local) # before any other call
     lasting = dist.PrefixStore('dreamplus', _connect(host, port, rank, seconds))
-    store = _now['store'] = dist.PrefixStore(str(restart), lasting)
+    store = dist.PrefixStore(str(restart), lasting)
     own = versions() | dict(threads=torch.get_num_threads(), GPUs=bool(gpus))
-    check_alike(_check_in(store, rank, world, own, seconds))
+    try: check_alike(_check_in(store, rank, world, own, seconds))
+    except NotJoined:
+        _end(store, rank, world, failed=True)
+        raise
     with _together():
         dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', store=dist.PrefixStore('group', store),
                                 rank=rank, world_size=world, timeout=timedelta(days=1))
     return JoinedGroup(rank, world, local, store, lasting, restart > 0)
 
-def _leave(group: JoinedGroup):
-    "Wait until all ranks have done everything; rank 0, which may hold the store, ends last"
-    group.wait()
+def _end(store, rank: int, world: int, failed: bool):
+    "Leave the group; rank 0, which may hold the store, is the last. If it failed, the first that comes here says why"
+    others = [f'gone/{r}' for r in range(1, world)]
     with suppress(RuntimeError):
-        for word in 'done', 'gone':
-            if word == 'done' or not group.first: group.store.set(f'{word}/{group.rank}', '')
-            if word == 'done' or group.first:
-                ranks = range(word == 'gone', group.world)
-                group.store.wait([f'{word}/{r}' for r in ranks], timedelta(seconds=60))
+        if failed: _now['says'] = True # if rank 0 was killed, nobody else does
+        if failed: _now['says'] = store.add('said', 1) == 1
+        else: # no rank closes a connection that another one needs
+            store.set(f'done/{rank}', '')
+            store.wait([f'done/{r}' for r in range(world)], timedelta(seconds=60))
+    with suppress(Exception): dist.destroy_process_group() # others see that this one is gone
+    with suppress(RuntimeError):
+        if rank: store.set(f'gone/{rank}', '')
+        elif others: store.wait(others, timedelta(seconds=3 if failed else 60))
 
 @contextmanager
 def joined(
@@ -224,13 +230,15 @@ def joined(
         yield this_group()
         return
     group = _now['group'] = _join(seconds)
+    failed = True
     try:
         with writing(group.first), redirect_stdout(group.screen(sys.stdout)), redirect_stderr(group.errors(sys.stderr)):
             yield group
-        _leave(group)
+        group.wait()
+        failed = False
     finally:
         _now['group'] = Group()
-        with suppress(Exception): dist.destroy_process_group()
+        _end(group.store, group.rank, group.world, failed)
 
 # %% ../nbs/06_processes.ipynb #65bd1eef
 def dealt(
