@@ -53,7 +53,7 @@ def first_alone():
     "The block is run on rank 0, and after that on the others, which find what it has written"
     group = this_group()
     if not group.first: group.wait()
-    yield
+    with alone(): yield
     if group.first: group.wait()
 
 @contextmanager
@@ -247,7 +247,9 @@ def dealt(
     "Do independent jobs, each on one rank; a process alone does each when its result is asked for"
     group = this_group()
     if group.world == 1:
-        for job in jobs: yield job()
+        for job in jobs:
+            with alone(): result = job()
+            yield result
         return
     done, failed = {}, {}
     with alone():

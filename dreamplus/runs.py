@@ -37,9 +37,10 @@ class RunFolder:
 
     def acquire(self):
         "Take the lock, and remove files that a killed writer left incomplete; of several processes, rank 0 does"
+        group = this_group()
         with first_alone():
-            if this_group().first: self.take()
-        this_group().log_in(self.path)
+            if group.first: self.take()
+        group.log_in(self.path)
         return self
 
     def take(self):
