@@ -81,20 +81,15 @@ def distill(
     from dreamplus.loop import distill as d
     from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
-    from dreamplus.processes import this_group
     from dreamplus.recipes import recipe, recipe_source
     from dreamplus.runs import free_folder
     keep_memory()
-    run = this_group().kept('run') # if torchrun has started the processes again
-    if run and (Path(run)/'run.json').exists():
-        return resume(run, protocol, nets, root=root, checkpoint_seconds=checkpoint_seconds)
     images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
                        valid=valid, levels=levels and read_numbers(levels, float))
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
     with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
-        this_group().keep('run', str(out))
         say(f'{images}\n{method} ({_about(args)}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,
                   metrics=_validation(images), log=say, checkpoint_seconds=checkpoint_seconds, **given)

@@ -111,17 +111,6 @@ def _together():
     try: yield
     except RuntimeError: raise Lost from None
 
-class _Voice:
-    "A text stream to a screen, if there is one, and to the log of a group"
-    def __init__(self, group, screen): self.group, self.screen = group, screen
-    def write(self, text):
-        if self.screen: self.screen.write(text)
-        self.group.note(text)
-        return len(text)
-    def flush(self):
-        if self.screen: self.screen.flush()
-    def isatty(self): return bool(self.screen) and self.screen.isatty()
-
 class JoinedGroup(Group):
     "A group of several processes, of which this is one"
     def __init__(self, rank, world, local, store, lasting, restarted):
@@ -155,6 +144,17 @@ class JoinedGroup(Group):
         return self.lasting.get(name).decode() if self.restarted and self.lasting.check([name]) else None
 
 # %% ../nbs/06_processes.ipynb #cbe6e146
+class _Voice:
+    "A text stream to a screen, if there is one, and to the log of a group"
+    def __init__(self, group, screen): self.group, self.screen = group, screen
+    def write(self, text):
+        if self.screen: self.screen.write(text)
+        self.group.note(text)
+        return len(text)
+    def flush(self):
+        if self.screen: self.screen.flush()
+    def isatty(self): return bool(self.screen) and self.screen.isatty()
+
 @patch
 def screen(self: JoinedGroup, stream): return _Voice(self, stream if self.first else None)
 
@@ -170,15 +170,17 @@ def note(self: JoinedGroup, text: str):
 @patch
 def log_in(self: JoinedGroup, folder: Path): # Of a run
     if self.log: return
-    self.log = open(not_a_link(Path(folder)/f'log-{self.rank}.txt'), 'a', encoding='utf-8', errors='replace', buffering=1)
+    path = not_a_link(Path(folder)/f'log-{self.rank}.txt')
+    self.log = open(path, 'a', encoding='utf-8', errors='replace', buffering=1)
     self.log.write(''.join(self.text))
 
 @patch
 def check_device(self: JoinedGroup, device: torch.device):
     "Raise `ValueError` if this machine has more processes than GPUs"
     count = torch.cuda.device_count() if device.type == 'cuda' else self.local + 1
-    if self.local >= count: raise ValueError(f'this machine has {count} GPU{"s"*(count > 1)} for {self.local + 1} or more '
-                                             f'processes; use --nproc_per_node {count}, or --device cpu')
+    if self.local >= count: raise ValueError(
+        f'this machine has {count} GPU{"s"*(count > 1)} for {self.local + 1} or more processes; use '
+        f'--nproc_per_node {count}, or --device cpu')
 
 def _is_started() -> bool: return all(os.environ.get(name) for name in _FROM)
 
@@ -191,7 +193,8 @@ def says_why() -> bool:
 def _join(seconds: float) -> JoinedGroup:
     "Find the other processes, and compare them with this one"
     host, restart = os.environ['MASTER_ADDR'], int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-    try: rank, world, port, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'LOCAL_RANK'))
+    names = 'RANK', 'WORLD_SIZE', 'MASTER_PORT', 'LOCAL_RANK'
+    try: rank, world, port, local = (int(os.environ.get(name, 0)) for name in names)
     except ValueError as e: raise NotJoined(f'RANK, WORLD_SIZE and MASTER_PORT must be whole numbers ({e})') from None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local < gpus: torch.cuda.set_device(local) # before any other call
@@ -221,6 +224,7 @@ def _end(store, rank: int, world: int, failed: bool):
         if rank: store.set(f'gone/{rank}', '')
         elif others: store.wait(others, timedelta(seconds=3 if failed else 60))
 
+# %% ../nbs/06_processes.ipynb #1075a700
 @contextmanager
 def joined(
     seconds: float = 120., # For which the others are waited for

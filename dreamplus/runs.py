@@ -99,6 +99,7 @@ def locked_folder(path: Path, # Made if absent
                 for p in made:
                     if not any(p.iterdir()): p.rmdir()
 
+# %% ../nbs/08_runs.ipynb #af02d40e
 def check_new_run(path: str | Path): # The folder of a new run
     "Raise `ValueError` if `path` is a file, or a folder with anything but what a killed process leaves"
     path = Path(path).expanduser()
@@ -205,6 +206,9 @@ def free_folder(
     if not (group := this_group()).first: # rank 0 takes it
         yield group.agree(None)
         return
+    if before := group.kept(name): # torchrun has started the processes again
+        yield group.agree(Path(before))
+        return
     parent = Path(parent)
     ours = not parent.exists()
     for k in range(1, 10_000):
@@ -213,7 +217,7 @@ def free_folder(
             path.mkdir(parents=True)
             break
     else: raise ValueError(f'{parent} is full of {name}; give an --out')
-    group.agree(path)
+    group.keep(name, os.path.abspath(group.agree(path)))
     try: yield path
     finally:
         for p in (path, parent)[:1 + ours]:

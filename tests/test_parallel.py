@@ -202,8 +202,8 @@ def jobs(run, folder):
     result = evaluate_run(run, digits, 'quick', 3, ('distilled', 'random'), again=True, cache=False, **TRAINING)
     compared = compare(digits, ['dm', 'dream+', 'mtt'], (1,), out=folder/'compared', steps=2, nets=1, training=TRAINING,
                        rows=('distilled',), experts=dict(n=3, epochs=11), syn_steps=1, **small)
-    studied = study(digits, folder/'study', (0, 1), outer=1, every=1, starts=('random',), samplers=('random',), warms=(0,),
-                    nets=1, steps=5, n_data=8, inner=2, **small)
+    studied = study(digits, folder/'study', (0, 1), 1, 1, ('random',), ('random',), warms=(0,), nets=1, steps=5,
+                    n_data=8, inner=2, **small)
     experts = train_experts(digits, folder/'experts', 3, epochs=1, width=8, log=None)
     return without_seconds([result, compared, studied]), [experts[k]['tau'].sum().item() for k in range(3)]
 

@@ -360,7 +360,8 @@ def plan_data(
 def _processes_text(p) -> str: # `processes` of a plan
     "What several processes would bring, as a line"
     if not p['rows']: return f'several processes: {p["why"]}'
-    each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)' for r in p['rows'][1:])
+    each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)'
+                     for r in p['rows'][1:])
     limit = f'; {100*p["whole"]:.0f} % is training of the matching network, which is not dealt: at most ' \
             f'{p["most"]:.1f} times as fast' if p['most'] else ''
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'

@@ -192,19 +192,17 @@ def study(
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0], levels, fixed, overrides), Path(out).expanduser()
     if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
-    for setting, job in zip(settings, jobs):
-        if setting['seed'] == seeds[0]: rehearse(held[seeds[0]], job)
+    for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with locked_folder(out, (out/'records.jsonl').exists):
         with first_alone(): own = _continue(out/'records.jsonl', head)
-        def run(i):
-            setting = settings[i]
+        def run(i, setting):
             record = _measure(held[setting['seed']], setting, jobs[i], fixed, overrides) | own
             append_record(out/'records.jsonl', record)
             name = '{start}-{sampler}-{match}-warm{warm}-seed{seed}'.format(**setting)
             if log: log(f'{i + 1:4}/{len(jobs)}  {name:55} {record["points"][-1]["acc"]:.3f}')
         missing = this_group().agree([i for i, setting in enumerate(settings) if not load_study(out, **setting)])
-        list(dealt([partial(run, i) for i in missing]))
+        list(dealt([partial(run, i, settings[i]) for i in missing]))
     return [load_study(out, **s)[0] for s in settings]
 
 # %% ../../nbs/84_labs.study.ipynb #2b15cdc4

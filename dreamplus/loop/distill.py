@@ -41,7 +41,8 @@ from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
-from ..parallel import Deal, check_dealt, check_same_run, grouped_job, set_chunk, shared, whole_set
+from ..parallel import (Deal, check_dealt, check_same_run, grouped_job, image_counts, set_chunk, shared,
+                                whole_set)
 from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss, evaluation,
                              prepare_data)
 from ..processes import alone, this_group
@@ -95,7 +96,7 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
 
 def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
     "The synthetic set with blank pixels, and with `earlier`; `ValueError` if its initialisation is not possible"
-    counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
+    counts = image_counts(ipc, data.n_classes)
     earlier = EarlierImages(start, data, counts, args['factor'])
     for n, ids in _same_counts(earlier.missing, data.n_classes).items():
         some = data if len(ids) == data.n_classes else data.select(ids)
@@ -147,7 +148,8 @@ def make_callbacks(args, loss, optimiser, data, seed, inner, deal, **supplied) -
 def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, ...
     "Raise `ValueError` unless the loop can run under networks of this kind"
     several = model.deal.group.world > 1
-    if several and loss.whole or not loss.match: return several and check_dealt(None, [m for _, m in loss.whole])
+    if several and loss.whole: check_dealt(None, [m for _, m in loss.whole])
+    if not loss.match: return
     cbs, match, C = {type(cb): cb for cb in loop}, loss.match, data.n_classes
     schedule = cbs[NetworkCB].schedule
     net = schedule.example()
@@ -203,13 +205,10 @@ def make_learner(
     _check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
-    classes, ipc = iterations.class_batch or data.n_classes, job['ipc']
-    counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
-    deal = Deal(counts, job.get('group'))
-    deal.group.check_device(data.device)
-    model = make_model(args, data, ipc, job.get('earlier'), deal)
-    supplied = dict(make=make, inner=iterations.inner, seed=seed, classes=min(classes, data.n_classes), log=log,
-                    ipc=sum(counts)/data.n_classes)
+    deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
+    model = make_model(args, data, job['ipc'], job.get('earlier'), deal)
+    supplied = dict(make=make, inner=iterations.inner, seed=seed, log=log, ipc=sum(deal.every)/data.n_classes,
+                    classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
     for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # or its error
@@ -285,10 +284,13 @@ def distill(
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
     job = grouped_job(make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes), data.n_classes)
     check_same_run(this_group(), job, data.digest)
+    out = Path(out).expanduser() if out else None
+    if this_group().restarted and out and (out/'run.json').exists(): # by torchrun
+        return resume(out, data, cbs, metrics, log, checkpoint_seconds=checkpoint_seconds)
     if out: check_new_run(out) # a network bank takes minutes
     if processes is not None: return _start(data, job, processes, out, log, checkpoint_seconds, *cbs, *metrics)
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None, checkpoint_seconds)
+        learn = make_learner(data, job, cbs, metrics, log, out, checkpoint_seconds)
     if out is None: return run_learner(learn)
     with new_run(out, **job_record(learn)) as run:
         if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again
@@ -296,11 +298,13 @@ def distill(
 
 def _start(data, job, processes, out, log, checkpoint_seconds, *own) -> DistilledSet:
     "As `in_processes`; `ValueError` for objects of the caller, and for wrong arguments"
-    if own: raise ValueError(f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
+    if own: raise ValueError(
+        f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
     rehearse(data, job)
     earlier = as_set(job.pop('earlier'), data, job['args']['factor']) if 'earlier' in job else None
-    return in_processes(job, data.n_classes, processes, out and Path(out).expanduser(), log, checkpoint_seconds, earlier)
+    return in_processes(job, data.n_classes, processes, out, log, checkpoint_seconds, earlier)
 
+# %% ../../nbs/66_loop.distill.ipynb #c53cce2d
 def run_learner(
     learn: Learner, # Of `make_learner`
     run=None, # Its `RunFolder`, open

@@ -171,6 +171,7 @@ class HistoryCB(CSVLogger):
         total = s['total'] if self.dls.deal.group.first else 0.
         self.rows, self.total, self.count = [*s['rows']], total, s['count']
 
+# %% ../../nbs/62_loop.report.ipynb #4af60bcd
 def read_history(path) -> list: # Dictionaries
     "The rows of `history.csv` in a run folder, as numbers; an empty field is None; `ValueError` for a damaged file"
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)

@@ -26,8 +26,7 @@ from .zoo import freeze_norms, has_batch_norm
 # %% ../../nbs/28_nets.schedules.ipynb #530adfc1
 class NetworkSchedule:
     "The matching network of each outer iteration"
-    moved = False # a run that goes on elsewhere
-    sees_synthetic = False # whether it trains on the synthetic images
+    moved = sees_synthetic = False # whether a run goes on elsewhere; whether it trains on synthetic images
     def __init__(self,
                  data: ImageData, # On the device
                  make: Callable, # () -> a new network on the device
