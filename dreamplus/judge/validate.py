@@ -8,6 +8,7 @@ __all__ = ['ValidAccuracy', 'BestCB']
 # %% ../../nbs/71_judge.validate.ipynb #af55e08e
 import statistics
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -41,10 +42,9 @@ class ValidAccuracy(Metric):
 
     def measure(self, learn, # Has model, data, evaluation and clamp
                 seed: int = 0, # Seed of the network
-                model=None, # The set; None: that of `learn`
                ) -> tuple[float, float]: # Cross-entropy, and accuracy as a fraction
         "Train one network on the current synthetic images, and test it on the validation split"
-        model, data, e = model or whole_set(learn.model), learn.data, learn.evaluation
+        model, data, e = learn.model, learn.data, learn.evaluation
         if hasattr(model, 'lr'): e = e | dict(lr=model.lr.item()) # a learned learning rate
         self.check_data(data)
         pixels = model.pixels.detach().clamp(0, 1) if learn.clamp else model.pixels.detach()
@@ -57,8 +57,9 @@ class ValidAccuracy(Metric):
 
     def validate(self, learn) -> torch.Tensor: # ()
         "Train and test all networks; return the mean cross-entropy, keep the accuracies in `accs`"
-        whole = whole_set(learn.model)
-        jobs = [partial(self.measure, learn, seed, whole) for seed in range(self.nets)]
+        if (model := whole_set(learn.model)) is not learn.model: # its classes are dealt
+            learn = SimpleNamespace(model=model, data=learn.data, evaluation=learn.evaluation, clamp=learn.clamp)
+        jobs = [partial(self.measure, learn, seed) for seed in range(self.nets)]
         losses, self.accs = zip(*dealt(jobs))
         return torch.tensor(statistics.mean(losses))
 
