@@ -15,11 +15,13 @@ from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.labs.compare import compare
 from dreamplus.labs.study import study
+from dreamplus.loop import distill as loop
 from dreamplus.loop.distill import distill, resume
 from dreamplus.loop.report import read_history
 from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
+from dreamplus.parallel import SharedNetworks
 from dreamplus.processes import joined, says_why, this_group
 
 # Processes of one group, as a scheduler would start them
@@ -67,6 +69,9 @@ def all_methods(folder):
     os.environ['DREAMPLUS_CACHE'] = str(folder) # a bank of its own
     digits = load_data('digits').hold_out(.2)
     sets = {name: distill(digits, name, **args) for name, args in METHODS.items()}
+    if this_group().world == 2: # as on GPUs
+        loop.shared = lambda schedule, deal, device: SharedNetworks(schedule, deal.group)
+        sets |= {f'{name}, shared': distill(digits, name, **METHODS[name]) for name in ('dream+', 'dsa')}
     return {name: (s.pixels.numpy(), s.labels(decoded=False).numpy()) for name, s in sets.items()}
 
 @pytest.fixture(scope='module')
@@ -78,6 +83,10 @@ def sets(tmp_path_factory):
 def test_pixels_do_not_depend_on_the_number_of_processes(sets, name):
     for world in 2, 3:
         for ours, theirs in zip(sets[world][name], sets[1][name]): assert (ours == theirs).all(), world
+
+@pytest.mark.parametrize('name', ['dream+', 'dsa'])
+def test_networks_that_rank_0_trains_and_sends(sets, name):
+    assert (sets[2][f'{name}, shared'][0] == sets[1][name][0]).all()
 
 def test_the_classes_of_a_set_have_moved(sets):
     for pixels, _ in sets[3].values(): assert len({*pixels.reshape(len(pixels), -1).std(1).round(5)}) > 5

@@ -20,6 +20,7 @@ from ..core import not_a_link, rng_state, save_state, set_rng_state
 from ..files import TensorOf, read_checked
 from .callbacks import LoopCB, load_run_state, run_state
 from ..parallel import collect_state, own_state
+from ..processes import this_group
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #3cb7ac4b
 _STATE = {'at': Natural, 'model': dict(pixels=TensorOf(4)), 'rng': dict(cpu=TensorOf(1, torch.uint8)),
@@ -80,9 +81,12 @@ def checkpoint_on_signal(checkpoint: CheckpointCB):
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = time.monotonic()
     def ask(number, frame):
-        if checkpoint.stop: raise KeyboardInterrupt
-        checkpoint.stop = True
+        nonlocal asked
+        again = this_group().world == 1 or time.monotonic() - asked > 1 # torchrun hands each signal on
+        if checkpoint.stop and again and number == signal.SIGINT: raise KeyboardInterrupt
+        checkpoint.stop, asked = True, time.monotonic()
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:
