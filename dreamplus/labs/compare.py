@@ -220,34 +220,31 @@ def forget_peak(device: torch.device):
         Path('/proc/self/clear_refs').write_text('5') # reset the peak to the current use
     except (OSError, AttributeError, TypeError): pass
 
-# %% ../../nbs/82_labs.compare.ipynb #001d6aed
+# %% ../../nbs/82_labs.compare.ipynb #89a08a98
 @patch
 def distilled(self: Comparison, run: Run) -> tuple: # The run folder, and the seconds of training experts
     "Distil a run, or what is left of it"
     p, path, data, args = self.plan, self.out/run.name, self.data, self.args(run)
-    device, change = str(self.device), p['training'] if p['protocol'] == 'quick' else {}
+    change = p['training'] if p['protocol'] == 'quick' else {}
     experts, seconds = self.experts(self.job(run)['args'])
     args |= experts | {k: p[k] for k in ('steps', 'minutes')}
-    metrics = [ValidAccuracy(**change)]*(data.valid is not None)
     log = self.log and (lambda line: self.log(f'{run.name}: {line.strip()}'))
+    how = dict(metrics=[ValidAccuracy(**change)]*(data.valid is not None), log=log, checkpoint_seconds=self.seconds)
     forget_peak(self.device)
     if not (path/'run.json').exists():
-        distill(data, run.method, run.ipc, seed=run.seed, device=device, out=path, metrics=metrics, log=log,
-                checkpoint_seconds=self.seconds, **args)
-    elif not (path/'distilled.json').exists():
-        resume(path, data, metrics=metrics, log=log, checkpoint_seconds=self.seconds)
+        distill(data, run.method, run.ipc, seed=run.seed, device=str(self.device), out=path, **how, **args)
+    elif not (path/'distilled.json').exists(): resume(path, data, **how)
     return path, seconds
 
 @patch
 def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, with more entries
     "Complete a run and return its results"
-    (path, seconds), p, data = self.distilled(run), self.plan, self.data
-    device = str(self.device)
-    result = evaluate_run(path, data, p['protocol'], p['nets'], tuple(p['rows']), device, **p['training'])
+    (path, seconds), p = self.distilled(run), self.plan
+    rows, device = tuple(p['rows']), str(self.device)
+    result = evaluate_run(path, self.data, p['protocol'], p['nets'], rows, device, **p['training'])
     network, history = network_text(load_distilled(path).evaluation), read_history(path)
-    return result | dict(network=network, steps=history[-1]['step'],
-                         peak_mib=max(r['peak_mib'] for r in history), history=history,
-                         experts_seconds=seconds)
+    return result | dict(network=network, steps=history[-1]['step'], history=history, experts_seconds=seconds,
+                         peak_mib=max(r['peak_mib'] for r in history))
 
 # %% ../../nbs/82_labs.compare.ipynb #3eb94c3f
 def failure_text(e: Exception) -> str:
