@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from torch import nn
 
 from .memory import (alone, chosen, class_steps, continual_args, first_images, joined, learn, stored,
                                    with_head)
@@ -42,7 +41,7 @@ from ..runs import append_record, begin_records, check_new_folder, locked_folder
 from ..tables import interval, markdown_table, mean_std
 
 # %% ../../nbs/92_apps.continual.ipynb #d4442ed0
-CHOOSER = dict(epochs=1, steps=200) # the training of the network that chooses real images
+CHOOSER = dict(epochs=0, steps=100, batch=32) # the training of the network that chooses real images
 
 class Chain(NamedTuple):
     "One network that learns all steps of a class order"
@@ -59,7 +58,7 @@ class Course:
                  plan: dict, # steps, protocol, training, iterations, minutes, experts, overrides
                  device=None, log=None, checkpoint_seconds=15.): # As in continual
         self.data, self.out, self.plan, self.log, self.seconds = data, out, plan, log, checkpoint_seconds
-        self.device, self.chooser = pick_device(device), lru_cache(1)(self.make_chooser)
+        self.device, self.chooser = pick_device(device), lru_cache(plan['steps'])(self.make_chooser)
         self.seen = lru_cache(plan['steps'])(self.load_seen) # of one class order
         given, named = plan['overrides'], [*arguments(network), 'eval_augment', 'eval_mix']
         args = recipe('dm', data.name, **{k: v for k, v in given.items() if k in named})
@@ -78,18 +77,20 @@ class Course:
         "The data of the classes of step `t`"
         return alone(self.data, self.steps(order)[t])
 
-    def make_chooser(self, order: int, t: int) -> nn.Module:
-        "The network that chooses real images of a step"
+    def make_chooser(self, order: int, t: int) -> tuple:
+        "The network that chooses real images of a step, and the seconds of its training"
+        begun = time.monotonic()
         data = self.new(order, t).to(self.device)
         p = protocol_args('quick', self.learner, data.name, **CHOOSER)
-        return train_fresh(data.train.x, data.train.y, data, self.learner, p, order).eval()
+        net = train_fresh(data.train.x, data.train.y, data, self.learner, p, order)
+        return net.eval(), time.monotonic() - begun
 
     def runs(self, data: ImageData, folder: str) -> Comparison:
         "The runs on the data of a step, or of all classes"
         p = self.plan
         plan = dict(steps=p['iterations'], minutes=p['minutes'], nets=1, protocol='quick', rows=('distilled',),
                     training={}, experts=p['experts'], overrides=p['overrides'])
-        return Comparison(data, self.out/folder, plan, self.device, self.log, self.seconds)
+        return Comparison(data, self.out/folder, plan, self.device, None, self.seconds)
 
 # %% ../../nbs/92_apps.continual.ipynb #38556530
 @patch
@@ -102,10 +103,12 @@ def distilled(self: Course, data: ImageData, folder: str, method: str, n: int, s
     "Distil the data of a step, or load the finished run; the set, and the seconds that it took"
     runs = self.runs(data, folder)
     runs.out.mkdir(parents=True, exist_ok=True)
-    path, experts = runs.distilled(Run(method, n, seed))
-    dset = load_distilled(path)
-    made = dset.provenance
-    return dset, made['seconds'] + made.get('bank', {}).get('trained', 0.) + (experts or 0.)
+    finished = (runs.out/(run := Run(method, n, seed)).name/'distilled.json').exists()
+    path, experts = runs.distilled(run)
+    made = (dset := load_distilled(path)).provenance
+    seconds = made['seconds'] + made.get('bank', {}).get('trained', 0.) + (experts or 0.)
+    if self.log and not finished: self.log(f'{folder}/{run.name}: {seconds:.1f} s')
+    return dset, seconds
 
 @patch
 def new_set(self: Course, chain: Chain, t: int) -> tuple: # A DistilledSet, and the seconds that it took
@@ -113,10 +116,11 @@ def new_set(self: Course, chain: Chain, t: int) -> tuple: # A DistilledSet, and 
     order, n = chain.order, self.per_class(chain, t)
     if chain.method in METHODS:
         return self.distilled(self.new(order, t), f'order{order}-step{t}', chain.method, n, order)
-    begun, name = time.monotonic(), chain.method
-    net = None if name in ('random', 'first') else self.chooser(order, t)
+    name = chain.method
+    net, seconds = (None, 0.) if name in ('random', 'first') else self.chooser(order, t)
+    begun = time.monotonic()
     dset = chosen(name, self.new(order, t).to(self.device), n, net, Key(order, 'memory', t, name))
-    return dset, time.monotonic() - begun
+    return dset, seconds + time.monotonic() - begun
 
 @patch
 def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds that the new ones took
@@ -312,9 +316,10 @@ def by_order(
     return [found[order] for order in sorted(found)]
 
 def by_size(records: list) -> dict: # (ipc, memory) to method to records; full is in each
-    "Finished chains by the size of their memory and their method, the best last accuracy first"
+    "Finished chains by the size of their memory and their method, the best average first, references last"
     done = [r for r in records if 'accs' in r]
-    sizes = dict.fromkeys((r['ipc'], r['memory']) for r in done if r['method'] != 'full') or {(None, None): None}
+    sizes = dict.fromkeys((r['ipc'], r['memory']) for r in done if r['method'] != 'full')
+    if done and not sizes: sizes = {(None, None): None} # only full
     key = lambda rs: (rs[0]['method'] == 'full', '-joint' in rs[0]['method'], -statistics.mean(map(average, rs)))
     out = {}
     for size in sizes:
@@ -366,6 +371,7 @@ def plot_continual(
     "Accuracy against the number of classes seen: mean and standard deviation over class orders, a panel for each size"
     out = None if isinstance(records, list) else Path(records).expanduser()
     panels = by_size(load_continual(out) if out else records)
+    if not panels: raise ValueError('there is no finished chain to draw; the table has the errors')
     fig = Figure(figsize=(4.5*len(panels) + 1.5, 3.4), dpi=72, layout='constrained')
     for ax, (size, methods) in zip(fig.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()):
         for method, rs in methods.items():
