@@ -96,7 +96,8 @@ class Course:
 @patch
 def per_class(self: Course, chain: Chain, t: int) -> int:
     "Images of each class in the memory after step `t`"
-    return chain.ipc or chain.memory//len(sum(self.steps(chain.order)[:t + 1], []))
+    if chain.memory is None: return chain.ipc
+    return chain.memory//len(sum(self.steps(chain.order)[:t + 1], []))
 
 @patch
 def distilled(self: Course, data: ImageData, folder: str, method: str, n: int, seed: int) -> tuple:
