@@ -139,7 +139,7 @@ def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds t
 
 # %% ../../nbs/92_apps.continual.ipynb #12017581
 @patch
-def memories(self: Course, chain: Chain): # Yields data, images, labels, number and bytes of the stored images, seconds
+def memories(self: Course, chain: Chain): # Yields data, images, labels, images stored, their bytes, seconds
     "What the network trains on in each step"
     p, temperature = continual_args(self.plan['protocol'], self.learner, self.data.name, **self.plan['training'])
     names = [self.data.classes[c] for c in sum(self.steps(chain.order), [])]
@@ -185,7 +185,8 @@ def forgetting(record: dict) -> float: # A fraction; 0 with one step
 @patch
 def check(self: Course, chains: list): # Those that have no record yet
     "Raise `ValueError` for unknown methods, sizes that do not fit, and wrong arguments"
-    most, few = min(self.data.train.counts), self.data.classes[self.data.train.counts.index(min(self.data.train.counts))]
+    counts = self.data.train.counts
+    most, few = min(counts), self.data.classes[counts.index(min(counts))]
     methods, steps = {}, self.steps(0)
     for c in chains:
         method = c.method.removesuffix('-joint')
@@ -199,7 +200,8 @@ def check(self: Course, chains: list): # Those that have no record yet
             f'{said} must be at least {1 if c.memory is None else self.data.n_classes}: each class needs an image')
         if max(sizes) > most: raise ValueError(
             f'{said} needs {max(sizes)} images of a class, but class {few!r} has {most}; use less')
-        if method in METHODS: methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
+        if method not in METHODS: continue
+        methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
     for apart, wanted in methods.items():
         data = self.new(0, 0) if apart else alone(self.data, range(self.data.n_classes))
         self.runs(data, 'joint').check([Run(method, n, 0) for method, n in wanted])
@@ -289,7 +291,9 @@ def continual(
 
 # %% ../../nbs/92_apps.continual.ipynb #435d57c4
 @patch
-def record(self: Course, chain: Chain, last: dict | None, own: dict) -> dict: # own: entries that differ from the header
+def record(self: Course, chain: Chain, last: dict | None,
+           own: dict, # Entries that differ from the header
+          ) -> dict:
     "The record of a chain, which is trained now if it has none or if it failed"
     if last and 'failed' not in last: return last
     try: found = self.chain(chain)
@@ -330,6 +334,7 @@ def by_size(records: list) -> dict: # (ipc, memory) to method to records; full i
         out[size] = {rs[0]['method']: rs for rs in sorted(own.values(), key=key)}
     return out
 
+# %% ../../nbs/92_apps.continual.ipynb #754968b6
 def _line(method, rs):
     "The line of a memory"
     flat = lambda value: sum(by_order(rs, value), [])
@@ -359,7 +364,8 @@ def continual_table(
                 'seconds to make', 'to train', 'orders x nets']
         text += [f'{_title(r, size)}, protocol {r["protocol"]}, {r["network"]}',
                  markdown_table(head, [_line(m, rs) for m, rs in methods.items()])]
-    text += [f'failed: {r["method"]}, order {r["order"]}, network {r["net"]}: {r["failed"]}' for r in records if 'failed' in r]
+    said = 'failed: {method}, order {order}, network {net}: {failed}'
+    text += [said.format(**r) for r in records if 'failed' in r]
     text = '\n\n'.join(text)
     if out:
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
@@ -369,7 +375,7 @@ def continual_table(
 def plot_continual(
     records: list | str | Path, # The result of load_continual, or its folder, for which accuracy.png is written
 ) -> Figure:
-    "Accuracy against the number of classes seen: mean and standard deviation over class orders, a panel for each size"
+    "Accuracy against the number of classes seen: mean and standard deviation over orders, a panel for each size"
     out = None if isinstance(records, list) else Path(records).expanduser()
     panels = by_size(load_continual(out) if out else records)
     if not panels: raise ValueError('there is no finished chain to draw; the table has the errors')
