@@ -77,6 +77,10 @@ class Course:
         "The data of the classes of step `t`"
         return alone(self.data, self.steps(order)[t])
 
+    def whole(self) -> ImageData:
+        "The data of all classes, for the references"
+        return alone(self.data, range(self.data.n_classes))
+
     def make_chooser(self, order: int, t: int) -> tuple:
         "The network that chooses real images of a step, and the seconds of its training"
         begun = time.monotonic()
@@ -129,7 +133,7 @@ def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds t
     steps, kept, method = self.steps(chain.order), [], chain.method.removesuffix('-joint')
     if method != chain.method: # one set for all class orders
         n = self.per_class(chain, len(steps) - 1)
-        whole, seconds = self.distilled(alone(self.data, range(self.data.n_classes)), 'joint', method, n, 0)
+        whole, seconds = self.distilled(self.whole(), 'joint', method, n, 0)
     for t, ids in enumerate(steps):
         n = self.per_class(chain, t)
         if method == chain.method: new, seconds = self.new_set(chain, t)
@@ -183,9 +187,15 @@ def forgetting(record: dict) -> float: # A fraction; 0 with one step
 
 # %% ../../nbs/92_apps.continual.ipynb #a9daec11
 @patch
-def check(self: Course, chains: list): # Those that have no record yet
+def check(self: Course, chains: list):
     "Raise `ValueError` for unknown methods, sizes that do not fit, and wrong arguments"
-    counts = self.data.train.counts
+    counts, p = self.data.train.counts, self.plan
+    if 0 in self.data.test.counts: raise ValueError(
+        f'class {self.data.classes[self.data.test.counts.index(0)]!r} has no test image; leave the class out')
+    for name in 'iterations', 'minutes':
+        if p[name] is not None and not p[name] > 0: raise ValueError(f'{name}={p[name]!r} must be above 0')
+    if None not in (p['iterations'], p['minutes']): raise ValueError(
+        f'iterations={p["iterations"]} and minutes={p["minutes"]}: give one of them as the budget')
     most, few = min(counts), self.data.classes[counts.index(min(counts))]
     methods, steps = {}, self.steps(0)
     for c in chains:
@@ -203,9 +213,9 @@ def check(self: Course, chains: list): # Those that have no record yet
         if method not in METHODS: continue
         methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
     for apart, wanted in methods.items():
-        data = self.new(0, 0) if apart else alone(self.data, range(self.data.n_classes))
-        self.runs(data, 'joint').check([Run(method, n, 0) for method, n in wanted])
-    if not methods and self.plan['overrides']: recipe('dm', self.data.name, **self.plan['overrides'])
+        data, folder = (self.new(0, 0), 'order0-step0') if apart else (self.whole(), 'joint')
+        self.runs(data, folder).check([Run(method, n, 0) for method, n in wanted])
+    if not methods: recipe('dm', self.data.name, **p['overrides'])
 
 # %% ../../nbs/92_apps.continual.ipynb #63bf56d2
 _HEAD = {'continual': Count, 'dataset': str, 'classes': [str], 'protocol': str}
@@ -281,7 +291,7 @@ def continual(
     course, file = Course(data, out, plan, device, log, checkpoint_seconds), out/'records.jsonl'
     if not file.exists(): check_new_folder(out, 'of continual learning')
     known = {tuple(r[k] for k in Chain._fields): r for r in load_continual(out)} if file.exists() else {}
-    course.check([c for c in chains if 'accs' not in known.get(c, {})])
+    if any('accs' not in known.get(c, {}) for c in chains): course.check(chains)
     text = lambda values: ','.join(map(str, values)) or None
     options = dict(steps=steps, methods=text(methods), ipc=text(ipc), memory=text(memory), orders=orders, nets=nets,
                    protocol=protocol, iterations=iterations, minutes=minutes)
