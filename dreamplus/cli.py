@@ -24,7 +24,7 @@ COMMANDS = {name: getattr(commands, name) for name in commands.__all__}
 def _how_to_continue(name: str) -> str: # Of a command
     "How to continue a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had started'
-    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce')
+    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'nas', 'reproduce')
     return 'the same command continues' if again else 'nothing is left to continue'
 
 def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status

@@ -70,6 +70,9 @@ HELP = { # command: its cost, and examples
                 'digits --methods dm,dream+ --ipc 1 --steps 100', 'digits --minutes 2 --valid .1'),
     'leaderboard': ('seconds', 'comparisons/digits runs/ theirs.json --out leaderboard.md'),
     'study': ('a run for each combination of levels and seed', 'iterations digits --outer 10'),
+    'nas': ('a full training of each network, and a short one on each set and for each baseline',
+            'digits --sets runs/digits-best-ipc1-seed0 --space small --sample 24',
+            'mnist --sets runs/a,runs/b --space networks.json'),
     'reproduce': ('minutes to weeks, see --list', 'cifar10/ipc10 --list', 'dream+/cifar10/ipc10'),
     'methods': ('seconds', '', '--json')}
 

@@ -175,6 +175,7 @@ def train_fresh(
     seed: int = 0,
     look=None, # Called with the network after each 1/4 of the training
     text: str = 'training a network', # What the progress bar says
+    make=None, # Function () -> a new network on the device of the data; None: the network of the evaluation
 ) -> nn.Module:
     "Make a network and train it on `x` and `y`"
     (x, y), n, size = (t.to(data.device) for t in (x, y)), len(x), p['batch']
@@ -182,7 +183,7 @@ def train_fresh(
     drops = {int(share*steps + 1e-6) for share in p['drops']}
     quarters = {steps*k//4 for k in (1, 2, 3, 4)} if look else set()
     with seeded(seed):
-        net = build(network, evaluation, data=data)()
+        net = (make or build(network, evaluation, data=data))()
         opt, stream = sgd(net, p['lr']), Stream(n, size, data.device, tail=True)
         batches = watch((next(stream) for _ in range(steps)), steps, text)
         sizes = {size, n % size} if n < 8*size else {size}
