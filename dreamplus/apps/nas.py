@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPACES', 'TRAININGS', 'BASELINES', 'combinations_of', 'read_space', 'stratified', 'Candidate', 'maker', 'candidates',
-           'check_training', 'training_of', 'Row', 'make_rows', 'measure', 'open_sets', 'load_search', 'search',
-           'spearman', 'kendall', 'regret', 'agreement', 'search_report', 'search_table', 'plot_search',
-           'search_figure']
+           'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets', 'load_search',
+           'search', 'spearman', 'kendall', 'regret', 'agreement', 'best_of', 'search_report', 'search_table',
+           'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #173e6a69
+# %% ../../nbs/91_apps.nas.ipynb #5a438d0b
 import json
 import math
 import statistics
@@ -37,10 +37,10 @@ from ..judge.sets import open_set
 from ..machine import hardware, pick_device, versions
 from ..nets.facts import network_facts
 from ..nets.zoo import check_trainable, create_net
-from ..runs import append_record, check_new_folder, locked_folder, others_in, read_records
+from ..runs import append_record, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #feeeafe9
+# %% ../../nbs/91_apps.nas.ipynb #231e0257
 SPACES = Registry('space')
 
 def combinations_of(
@@ -54,7 +54,7 @@ _BLOCKS = dict(depth=(1, 2, 3, 4), norm=('none', 'batch', 'layer', 'instance', '
 SPACES['convnets'] = combinations_of(width=(32, 64, 128, 256), **_BLOCKS) # Zhao et al., ICLR 2021
 SPACES['small'] = combinations_of(width=(16, 32, 64), **_BLOCKS) # for a CPU
 
-# %% ../../nbs/91_apps.nas.ipynb #a01d5586
+# %% ../../nbs/91_apps.nas.ipynb #95df1387
 def read_space(
     space: str | Path | list, # A key of SPACES, a JSON file, or a list of specifications
 ) -> list: # Specifications
@@ -69,7 +69,7 @@ def read_space(
     if not specs: raise ValueError(f'the search space is empty; {remedy}')
     return [*specs]
 
-# %% ../../nbs/91_apps.nas.ipynb #dd18202b
+# %% ../../nbs/91_apps.nas.ipynb #d0e0ccee
 def stratified(
     specs: list, # Specifications
     n: int | None = None, # How many; None, or more than there are: all that fit
@@ -88,7 +88,7 @@ def stratified(
         if fits(spec): chosen.append(spec), seen.update(values[id(spec)])
     return chosen
 
-# %% ../../nbs/91_apps.nas.ipynb #7786d9ca
+# %% ../../nbs/91_apps.nas.ipynb #6462100b
 class Candidate(NamedTuple):
     "A network of a search space"
     spec: dict # Arguments of create_net
@@ -130,7 +130,7 @@ def candidates(
     if not found: raise ValueError(f'no network of space={space!r} can be trained on these images: {reason}')
     return [*found.values()]
 
-# %% ../../nbs/91_apps.nas.ipynb #aec122ae
+# %% ../../nbs/91_apps.nas.ipynb #3fc7842b
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100, augment='color_crop_scale_rotate'),
                           real=dict(epochs=0, steps=500))
@@ -158,7 +158,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #deb58772
+# %% ../../nbs/91_apps.nas.ipynb #c15eb1b9
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -201,7 +201,13 @@ def make_rows(
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
     return rows + [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
 
-# %% ../../nbs/91_apps.nas.ipynb #073045e5
+# %% ../../nbs/91_apps.nas.ipynb #91d90bf7
+def clock(device: torch.device) -> float: # Seconds since some moment
+    "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
+    if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
+    if device.type == 'cuda': torch.cuda.synchronize(device)
+    return time.perf_counter()
+
 def measure(
     candidate: Candidate,
     rows: list, # Of Row, as make_rows returns them
@@ -215,15 +221,15 @@ def measure(
         if row.kind == 'early': # as long as the mean of the distilled sets with this number of images
             budget = statistics.mean(seconds[r.name] for r in rows if r.kind == 'set' and r.ipc == row.ipc)
             p = p | dict(epochs=0, steps=max(1, round(steps['full']*min(1, budget/seconds['full']))))
-        begun, own = time.perf_counter(), seed + (row.kind == 'again')
+        begun, own = clock(row.data.device), seed + (row.kind == 'again')
         net = train_fresh(row.x, row.y, row.data, {}, p, own, text=f'{candidate.text}, {row.name}', make=make)
-        seconds[row.name] = time.perf_counter() - begun
+        seconds[row.name] = clock(row.data.device) - begun
         steps[row.name] = training_steps(p, len(row.x))
         accs[row.name] = accuracy_on(net, row.data.valid, row.data)
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #bfc991c2
+# %% ../../nbs/91_apps.nas.ipynb #6343b029
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -247,7 +253,7 @@ def open_sets(
                            seconds=seconds, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #f174e7bb
+# %% ../../nbs/91_apps.nas.ipynb #c7bcf38b
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -280,7 +286,7 @@ def _continue(file, head):
         raise ValueError(f'{file.parent} holds a search with another {k}; use the same arguments, or another --out')
     return {r['id']: r for r in load_search(file.parent)}, {k: v for k, v in head.items() if first.get(k) != v}
 
-# %% ../../nbs/91_apps.nas.ipynb #140b1abb
+# %% ../../nbs/91_apps.nas.ipynb #004ce95d
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -315,6 +321,8 @@ def search(
     for b in baselines:
         if b not in BASELINES: raise ValueError(f'baseline {b!r} is unknown; use any of {", ".join(BASELINES)}')
     check_training(protocol, **change)
+    file = (out := Path(out).expanduser())/'records.jsonl'
+    if not file.exists(): check_new_folder(out, 'of a search')
     data = (data if data.valid is not None else data.hold_out(valid, 0)).to(pick_device(device))
     found, about = open_sets(sets, data)
     rows = make_rows(data, found, baselines, protocol, steps, full, seed, **change)
@@ -322,8 +330,6 @@ def search(
     nets = candidates(space, data, sample, seed, least)
     options = dict(protocol=protocol, steps=steps, full=full, baselines=','.join(baselines), valid=data.held[0], seed=seed)
     head = _header(data, rows, about, protocol, seed, _words(found, space, sample, options, change))
-    file = (out := Path(out).expanduser())/'records.jsonl'
-    if others_in(out) != [file]: check_new_folder(out, 'of a search')
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a network
     with locked_folder(out, file.exists):
         known, own = _continue(file, head)
@@ -334,7 +340,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #6c757ddd
+# %% ../../nbs/91_apps.nas.ipynb #7b2db5ec
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray: # (...,n) each -> (...)
     "Spearman's rank correlation; nan if all values are equal"
     from scipy.stats import rankdata
@@ -352,7 +358,7 @@ def regret(proxy: np.ndarray, full: np.ndarray) -> float: # Accuracies (n,) each
     "The best full accuracy minus that of the network that the proxy ranks first; the mean if several are first"
     return float(full.max() - full[proxy == proxy.max()].mean())
 
-# %% ../../nbs/91_apps.nas.ipynb #d01debc1
+# %% ../../nbs/91_apps.nas.ipynb #5753cd19
 def agreement(
     proxy: np.ndarray, full: np.ndarray, # Accuracies of the same networks (n,) each
     resamples: int = 1000,
@@ -368,6 +374,13 @@ def agreement(
         out[name] = (value, *map(float, np.quantile(drawn, (.025, .975)))) if len(drawn) else None
     return out
 
+def best_of(
+    full: np.ndarray, # Accuracies (n,) after full training
+    top: float = .2, # Fraction of the networks
+) -> np.ndarray: # Their positions, the best first; at least 3, if there are as many
+    "The best networks"
+    return np.argsort(-full, kind='stable')[:max(3, math.ceil(top*len(full)))]
+
 def search_report(
     records: list, # The result of load_search
     top: float = .2, # Fraction of the networks that are the best
@@ -376,7 +389,7 @@ def search_report(
     "The agreement of each row with the full training, the networks that it ranks first, and its seconds of training"
     of = lambda what, name: np.array([r[what][name] for r in records])
     full = of('accs', 'full')
-    best = np.argsort(-full, kind='stable')[:max(3, math.ceil(top*len(full)))]
+    best = best_of(full, top)
     out = []
     for name in records[0]['accs']:
         own = of('accs', name)
@@ -386,7 +399,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #22865b73
+# %% ../../nbs/91_apps.nas.ipynb #367ee4e3
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -415,7 +428,7 @@ def search_table(
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #7ab85435
+# %% ../../nbs/91_apps.nas.ipynb #0be0cddb
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
 
 def plot_search(
@@ -425,7 +438,7 @@ def plot_search(
     "Accuracy after full training against accuracy on each row, a panel and a colour for each row"
     names = [name for name in records[0]['accs'] if name != 'full']
     full = 100*np.array([r['accs']['full'] for r in records])
-    best = full >= np.sort(full)[::-1][max(3, math.ceil(top*len(full))) - 1:][0]
+    best = np.isin(np.arange(len(full)), best_of(full, top))
     cols = min(3, len(names))
     lines = -(-len(names)//cols)
     fig = Figure(figsize=(3.2*cols + .6, 2.9*lines + .4), dpi=72, layout='constrained')
