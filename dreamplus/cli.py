@@ -14,17 +14,18 @@ import traceback
 from contextlib import redirect_stdout, suppress
 
 from . import commands
+from .apps import commands as applications
 from .messages import error_text, fault_text, os_error_text, plain_warnings, steady_output
 from .options import make_parser, parse_command
 from .progress import quiet
 
 # %% ../nbs/96_cli.ipynb #703b4e9e
-COMMANDS = {name: getattr(commands, name) for name in commands.__all__}
+COMMANDS = {name: getattr(module, name) for module in (commands, applications) for name in module.__all__}
 
 def _how_to_continue(name: str) -> str: # Of a command
     "How to continue a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had started'
-    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'nas', 'reproduce')
+    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
     return 'the same command continues' if again else 'nothing is left to continue'
 
 def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status

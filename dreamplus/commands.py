@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['distill', 'plan', 'evaluate', 'show', 'export', 'resume', 'doctor', 'scores', 'experts', 'bank', 'compare',
-           'leaderboard', 'study', 'nas', 'reproduce', 'methods']
+           'leaderboard', 'study', 'reproduce', 'methods']
 
 # %% ../nbs/95_commands.ipynb #add9758f
 import os
@@ -434,44 +434,6 @@ def study(
                      device, images=images, log=say, **overrides(set, study_))
     print(plain_tables(f'{fewer_table(records)}\n\n{effects_table(records)}'))
     return records
-
-# %% ../nbs/95_commands.ipynb #2055b419
-def nas(
-    data: str = 'digits', # as in `distill`
-    *, sets: str = None, # run folders or other sets to train on, separated by commas
-    space: str = 'convnets', # convnets, small, or a JSON file with a list of specifications
-    sample: int = 48, # networks, a stratified sample of the space; 0: all
-    protocol: str = 'quick', # how networks are trained: quick or paper
-    steps: int = None, # SGD steps of a network on each set; default: those of the protocol
-    full: int = None, # SGD steps of a network on all real images; default: those of the protocol
-    baselines: str = 'random,k-means,early', # any of random, k-means, early, again; none: no baseline
-    valid: float = .2, # fraction of train held out, on which all networks are measured; as in the run of each set
-    seed: int = 0, # of the sample, the baselines and the networks
-    set: list = None, # any other argument of the trainings, as batch=32 or lr=.02; can be repeated
-    root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
-    size: int = None, # resize the images to this many pixels
-    resize: str = None, # crop or squash images that are not square; default: the dataset's
-    channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
-    device: str = None, # default: the best one here
-    out: str = None, # folder; the same command continues what is in it; default: one under searches/
-):
-    "Rank networks by short trainings on sets, and compare with full training; run again, it continues"
-    if not sets: raise ValueError('nas needs sets to train on; give --sets RUN,RUN')
-    from dreamplus.apps import nas as a
-    from dreamplus.data.sources import load_data
-    from dreamplus.machine import keep_memory
-    change = overrides(set, nas)
-    a.check_training(protocol, **change), a.read_space(space) # or an error, before images are read
-    keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
-    out = out or f'searches/{images.name}'
-    rows = () if baselines == 'none' else tuple(baselines.split(','))
-    found = a.search(images, sets.split(','), space, sample or None, out=out, protocol=protocol, steps=steps,
-                     full=full, baselines=rows, valid=valid, seed=seed, device=device, log=say, **change)
-    print(plain_tables(a.search_table(out)))
-    a.search_figure(out)
-    print(f'\ntable.md and scatter.png are in {out}')
-    return found
 
 # %% ../nbs/95_commands.ipynb #a614fa27
 def reproduce(

@@ -69,6 +69,8 @@ HELP = { # command: its cost, and examples
     'compare': ('the budget and a table for each method, ipc and seed; with --valid also 10 trainings for each',
                 'digits --methods dm,dream+ --ipc 1 --steps 100', 'digits --minutes 2 --valid .1'),
     'leaderboard': ('seconds', 'comparisons/digits runs/ theirs.json --out leaderboard.md'),
+    'continual': ('a run for each method, step and class order, and a training for each step of each chain',
+                  'digits --ipc 1 --methods random,dm,best --orders 1 --nets 1 --iterations 20'),
     'study': ('a run for each combination of levels and seed', 'iterations digits --outer 10'),
     'nas': ('a full training of each network, and a short one on each set and for each baseline',
             'digits --sets runs/digits-best-ipc1-seed0 --space small --sample 24',

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from dreamplus.apps import nas
-from dreamplus.apps.nas import candidates, combinations_of, load_search, make_rows, measure, search, stratified
+from dreamplus.apps.nas import load_search, make_rows, measure, search
 from dreamplus.cli import main
 from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
 from dreamplus.nets.convnet import ConvNet
+from dreamplus.nets.spaces import SPACES, candidates, combinations_of, stratified
 
 SPACE = combinations_of(width=[2, 4], norm=['none', 'batch'])
 KW = dict(steps=2, full=4, log=None)
@@ -83,7 +84,7 @@ def test_soft_labels_and_classes_without_images(tmp_path, data):
 
 @pytest.mark.parametrize('n', [1, 7, 48])
 def test_samples_are_balanced(n):
-    space = nas.SPACES['convnets']
+    space = SPACES['convnets']
     chosen = stratified(space, n)
     assert len(chosen) == n == len({json.dumps(s) for s in chosen})
     for name in chosen[0]:
