@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #483aedde
+# %% ../../nbs/91_apps.nas.ipynb #4215c4a8
 import json
 import math
 import statistics
@@ -35,10 +35,9 @@ from ..nets.spaces import Candidate, candidates, maker
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #0a142ad8
+# %% ../../nbs/91_apps.nas.ipynb #0f2f99e7
 TRAININGS = Registry('protocol')
-TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100, augment='color_crop_scale_rotate'),
-                          real=dict(epochs=0, steps=500))
+TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
 
 def check_training(
@@ -63,7 +62,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #efb96b59
+# %% ../../nbs/91_apps.nas.ipynb #7d77d2f9
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -106,7 +105,7 @@ def make_rows(
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
     return rows + [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
 
-# %% ../../nbs/91_apps.nas.ipynb #147daaaf
+# %% ../../nbs/91_apps.nas.ipynb #98653b67
 def clock(device: torch.device) -> float: # Seconds since some moment
     "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
@@ -134,7 +133,7 @@ def measure(
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #02e2c6af
+# %% ../../nbs/91_apps.nas.ipynb #28f0f6be
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -158,7 +157,7 @@ def open_sets(
                            seconds=seconds, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #d524113e
+# %% ../../nbs/91_apps.nas.ipynb #95e63187
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -181,7 +180,7 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #39986bb0
+# %% ../../nbs/91_apps.nas.ipynb #1d39d509
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -236,7 +235,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #ac771884
+# %% ../../nbs/91_apps.nas.ipynb #f479eca6
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -262,7 +261,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #364e9c50
+# %% ../../nbs/91_apps.nas.ipynb #33120375
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -291,7 +290,7 @@ def search_table(
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #a3e8dfa9
+# %% ../../nbs/91_apps.nas.ipynb #8704ec6b
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
 
 def plot_search(

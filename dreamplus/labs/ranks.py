@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['spearman', 'kendall', 'regret', 'agreement']
 
-# %% ../../nbs/88_labs.ranks.ipynb #7a19e138
+# %% ../../nbs/88_labs.ranks.ipynb #4416e87a
 import math
 
 import numpy as np
 
 from ..core import Key
 
-# %% ../../nbs/88_labs.ranks.ipynb #7ba40e85
+# %% ../../nbs/88_labs.ranks.ipynb #0cf4d506
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray: # (...,n) each -> (...)
     "Spearman's rank correlation; nan if all values are equal"
     from scipy.stats import rankdata
@@ -30,7 +30,7 @@ def regret(proxy: np.ndarray, full: np.ndarray) -> float: # Accuracies (n,) each
     "The best full accuracy minus that of the network that the proxy ranks first; the mean if several are first"
     return float(full.max() - full[proxy == proxy.max()].mean())
 
-# %% ../../nbs/88_labs.ranks.ipynb #6e5614f9
+# %% ../../nbs/88_labs.ranks.ipynb #da655718
 def agreement(
     proxy: np.ndarray, full: np.ndarray, # Accuracies of the same networks (n,) each
     resamples: int = 1000,
