@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #4215c4a8
+# %% ../../nbs/91_apps.nas.ipynb #221b103c
 import json
 import math
 import statistics
@@ -35,7 +35,7 @@ from ..nets.spaces import Candidate, candidates, maker
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #0f2f99e7
+# %% ../../nbs/91_apps.nas.ipynb #4b5bd677
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
@@ -62,7 +62,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #7d77d2f9
+# %% ../../nbs/91_apps.nas.ipynb #05a0f7a0
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -105,7 +105,7 @@ def make_rows(
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
     return rows + [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
 
-# %% ../../nbs/91_apps.nas.ipynb #98653b67
+# %% ../../nbs/91_apps.nas.ipynb #ed31547d
 def clock(device: torch.device) -> float: # Seconds since some moment
     "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
@@ -133,7 +133,7 @@ def measure(
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #28f0f6be
+# %% ../../nbs/91_apps.nas.ipynb #5edd60b2
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -157,7 +157,7 @@ def open_sets(
                            seconds=seconds, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #95e63187
+# %% ../../nbs/91_apps.nas.ipynb #873089e5
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -180,11 +180,18 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #1d39d509
+# %% ../../nbs/91_apps.nas.ipynb #7ca42617
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
     return f'{candidate.text}: {accs}; {sum(record["seconds"].values()):.0f} s'
+
+def _check_numbers(baselines, **counts):
+    "Raise `ValueError` for an unknown baseline, or a number below 1"
+    for b in baselines:
+        if b not in BASELINES: raise ValueError(f'baseline {b!r} is unknown; use any of {", ".join(BASELINES)}')
+    for k, v in counts.items():
+        if v is not None and v < 1: raise ValueError(f'{k}={v} must be at least 1')
 
 def _words(names, space, sample, options, change):
     "The options of the command"
@@ -192,6 +199,7 @@ def _words(names, space, sample, options, change):
     words = [f'--{k} {v}' for k, v in given.items() if v is not None]
     return words + [f'--set {k}={v}' for k, v in change.items()]
 
+# %% ../../nbs/91_apps.nas.ipynb #afb60c7b
 @checked
 def search(
     data: ImageData,
@@ -210,11 +218,7 @@ def search(
     **change # Arguments of the trainings, as in batch=32, lr=.02
 ) -> list: # The record of each network
     "Train the networks of a space on sets, on baselines and in full; `ValueError` before any work"
-    for k, v in dict(sample=sample, steps=steps, full=full).items():
-        if v is not None and v < 1: raise ValueError(f'{k}={v} must be at least 1')
-    for b in baselines:
-        if b not in BASELINES: raise ValueError(f'baseline {b!r} is unknown; use any of {", ".join(BASELINES)}')
-    check_training(protocol, **change)
+    check_training(protocol, **change), _check_numbers(baselines, sample=sample, steps=steps, full=full)
     file = (out := Path(out).expanduser())/'records.jsonl'
     if not file.exists(): check_new_folder(out, 'of a search')
     data = (data if data.valid is not None else data.hold_out(valid, 0)).to(pick_device(device))
@@ -235,7 +239,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #f479eca6
+# %% ../../nbs/91_apps.nas.ipynb #b221753a
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -261,7 +265,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #33120375
+# %% ../../nbs/91_apps.nas.ipynb #64df5102
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -290,7 +294,7 @@ def search_table(
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #8704ec6b
+# %% ../../nbs/91_apps.nas.ipynb #a150bdf4
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
 
 def plot_search(
