@@ -28,15 +28,16 @@ def _how_to_continue(name: str) -> str: # Of a command
     again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
     return 'the same command continues' if again else 'nothing is left to continue'
 
-def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status
+def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: warnings. Exit status
     "Say in one line what is wrong, and what to do"
     folder = kw.get('run') or kw.get('runs') # whose files an error may come from
     text = error_text(e, f'the run folder {folder}' if folder else '')
+    if text and not verbose: held.clear()
     if verbose: traceback.print_exception(e)
     print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
     return 2 if text else 3
 
-def _run(argv: list, out, err) -> int: # What the shell passed; where output goes. Exit status
+def _run(argv: list, out, err, held: list) -> int: # What the shell passed; where output goes; warnings. Exit status
     "Run one command"
     name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
     try:
@@ -49,7 +50,7 @@ def _run(argv: list, out, err) -> int: # What the shell passed; where output goe
         if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
         return status
     except SystemExit as e: return e.code or 0 # after --help and --version
-    except Exception as e: return _failed(e, name, kw, verbose)
+    except Exception as e: return _failed(e, kw, verbose, held)
     except KeyboardInterrupt:
         print(f'\nstopped; {_how_to_continue(name)}', file=err)
         return 130
@@ -62,8 +63,8 @@ def main(
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with steady_output() as (out, err), plain_warnings():
-        status = _run(sys.argv[1:] if argv is None else argv, out, err)
+    with steady_output() as (out, err), plain_warnings(out, err) as held:
+        status = _run(sys.argv[1:] if argv is None else argv, out, err, held)
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)

@@ -20,6 +20,7 @@ from .arguments import Count, Natural
 from .core import is_leftover, not_a_link, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
+from .messages import WaitWarning
 
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
@@ -48,7 +49,7 @@ def wait(self: RunFolder):
     "Take the lock as `acquire` does, but wait while another process has it"
     try: self.lock.acquire()
     except Timeout:
-        warnings.warn(f'{self.path} is in use by another process; waiting for it', stacklevel=2)
+        warnings.warn(f'{self.path} is in use by another process; waiting for it', WaitWarning, stacklevel=2)
         self.lock.acquire(timeout=-1)
     try: return self.acquire()
     finally: self.lock.release() # it was taken twice

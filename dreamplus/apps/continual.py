@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from torch import nn
 
 from .memory import (alone, chosen, class_steps, continual_args, first_images, joined, learn, stored,
                                    with_head)
@@ -42,7 +41,7 @@ from ..runs import append_record, begin_records, check_new_folder, locked_folder
 from ..tables import interval, markdown_table, mean_std
 
 # %% ../../nbs/92_apps.continual.ipynb #d4442ed0
-CHOOSER = dict(epochs=1, steps=200) # the training of the network that chooses real images
+CHOOSER = dict(epochs=0, steps=100, batch=32) # the training of the network that chooses real images
 
 class Chain(NamedTuple):
     "One network that learns all steps of a class order"
@@ -59,7 +58,7 @@ class Course:
                  plan: dict, # steps, protocol, training, iterations, minutes, experts, overrides
                  device=None, log=None, checkpoint_seconds=15.): # As in continual
         self.data, self.out, self.plan, self.log, self.seconds = data, out, plan, log, checkpoint_seconds
-        self.device, self.chooser = pick_device(device), lru_cache(1)(self.make_chooser)
+        self.device, self.chooser = pick_device(device), lru_cache(plan['steps'])(self.make_chooser)
         self.seen = lru_cache(plan['steps'])(self.load_seen) # of one class order
         given, named = plan['overrides'], [*arguments(network), 'eval_augment', 'eval_mix']
         args = recipe('dm', data.name, **{k: v for k, v in given.items() if k in named})
@@ -78,34 +77,43 @@ class Course:
         "The data of the classes of step `t`"
         return alone(self.data, self.steps(order)[t])
 
-    def make_chooser(self, order: int, t: int) -> nn.Module:
-        "The network that chooses real images of a step"
+    def whole(self) -> ImageData:
+        "The data of all classes, for the references"
+        return alone(self.data, range(self.data.n_classes))
+
+    def make_chooser(self, order: int, t: int) -> tuple:
+        "The network that chooses real images of a step, and the seconds of its training"
+        begun = time.monotonic()
         data = self.new(order, t).to(self.device)
         p = protocol_args('quick', self.learner, data.name, **CHOOSER)
-        return train_fresh(data.train.x, data.train.y, data, self.learner, p, order).eval()
+        net = train_fresh(data.train.x, data.train.y, data, self.learner, p, order)
+        return net.eval(), time.monotonic() - begun
 
     def runs(self, data: ImageData, folder: str) -> Comparison:
         "The runs on the data of a step, or of all classes"
         p = self.plan
         plan = dict(steps=p['iterations'], minutes=p['minutes'], nets=1, protocol='quick', rows=('distilled',),
                     training={}, experts=p['experts'], overrides=p['overrides'])
-        return Comparison(data, self.out/folder, plan, self.device, self.log, self.seconds)
+        return Comparison(data, self.out/folder, plan, self.device, None, self.seconds)
 
 # %% ../../nbs/92_apps.continual.ipynb #38556530
 @patch
 def per_class(self: Course, chain: Chain, t: int) -> int:
     "Images of each class in the memory after step `t`"
-    return chain.ipc or chain.memory//len(sum(self.steps(chain.order)[:t + 1], []))
+    if chain.memory is None: return chain.ipc
+    return chain.memory//len(sum(self.steps(chain.order)[:t + 1], []))
 
 @patch
 def distilled(self: Course, data: ImageData, folder: str, method: str, n: int, seed: int) -> tuple:
     "Distil the data of a step, or load the finished run; the set, and the seconds that it took"
     runs = self.runs(data, folder)
     runs.out.mkdir(parents=True, exist_ok=True)
-    path, experts = runs.distilled(Run(method, n, seed))
-    dset = load_distilled(path)
-    made = dset.provenance
-    return dset, made['seconds'] + made.get('bank', {}).get('trained', 0.) + (experts or 0.)
+    finished = (runs.out/(run := Run(method, n, seed)).name/'distilled.json').exists()
+    path, experts = runs.distilled(run)
+    made = (dset := load_distilled(path)).provenance
+    seconds = made['seconds'] + made.get('bank', {}).get('trained', 0.) + (experts or 0.)
+    if self.log and not finished: self.log(f'{folder}/{run.name}: {seconds:.1f} s')
+    return dset, seconds
 
 @patch
 def new_set(self: Course, chain: Chain, t: int) -> tuple: # A DistilledSet, and the seconds that it took
@@ -113,10 +121,11 @@ def new_set(self: Course, chain: Chain, t: int) -> tuple: # A DistilledSet, and 
     order, n = chain.order, self.per_class(chain, t)
     if chain.method in METHODS:
         return self.distilled(self.new(order, t), f'order{order}-step{t}', chain.method, n, order)
-    begun, name = time.monotonic(), chain.method
-    net = None if name in ('random', 'first') else self.chooser(order, t)
+    name = chain.method
+    net, seconds = (None, 0.) if name in ('random', 'first') else self.chooser(order, t)
+    begun = time.monotonic()
     dset = chosen(name, self.new(order, t).to(self.device), n, net, Key(order, 'memory', t, name))
-    return dset, time.monotonic() - begun
+    return dset, seconds + time.monotonic() - begun
 
 @patch
 def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds that the new ones took
@@ -124,7 +133,7 @@ def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds t
     steps, kept, method = self.steps(chain.order), [], chain.method.removesuffix('-joint')
     if method != chain.method: # one set for all class orders
         n = self.per_class(chain, len(steps) - 1)
-        whole, seconds = self.distilled(alone(self.data, range(self.data.n_classes)), 'joint', method, n, 0)
+        whole, seconds = self.distilled(self.whole(), 'joint', method, n, 0)
     for t, ids in enumerate(steps):
         n = self.per_class(chain, t)
         if method == chain.method: new, seconds = self.new_set(chain, t)
@@ -134,7 +143,7 @@ def sets(self: Course, chain: Chain): # Yields a list of sets, and the seconds t
 
 # %% ../../nbs/92_apps.continual.ipynb #12017581
 @patch
-def memories(self: Course, chain: Chain): # Yields data, images, labels, number and bytes of the stored images, seconds
+def memories(self: Course, chain: Chain): # Yields data, images, labels, images stored, their bytes, seconds
     "What the network trains on in each step"
     p, temperature = continual_args(self.plan['protocol'], self.learner, self.data.name, **self.plan['training'])
     names = [self.data.classes[c] for c in sum(self.steps(chain.order), [])]
@@ -178,9 +187,16 @@ def forgetting(record: dict) -> float: # A fraction; 0 with one step
 
 # %% ../../nbs/92_apps.continual.ipynb #a9daec11
 @patch
-def check(self: Course, chains: list): # Those that have no record yet
+def check(self: Course, chains: list):
     "Raise `ValueError` for unknown methods, sizes that do not fit, and wrong arguments"
-    most, few = min(self.data.train.counts), self.data.classes[self.data.train.counts.index(min(self.data.train.counts))]
+    counts, p = self.data.train.counts, self.plan
+    if 0 in self.data.test.counts: raise ValueError(
+        f'class {self.data.classes[self.data.test.counts.index(0)]!r} has no test image; leave the class out')
+    for name in 'iterations', 'minutes':
+        if p[name] is not None and not p[name] > 0: raise ValueError(f'{name}={p[name]!r} must be above 0')
+    if None not in (p['iterations'], p['minutes']): raise ValueError(
+        f'iterations={p["iterations"]} and minutes={p["minutes"]}: give one of them as the budget')
+    most, few = min(counts), self.data.classes[counts.index(min(counts))]
     methods, steps = {}, self.steps(0)
     for c in chains:
         method = c.method.removesuffix('-joint')
@@ -194,11 +210,12 @@ def check(self: Course, chains: list): # Those that have no record yet
             f'{said} must be at least {1 if c.memory is None else self.data.n_classes}: each class needs an image')
         if max(sizes) > most: raise ValueError(
             f'{said} needs {max(sizes)} images of a class, but class {few!r} has {most}; use less')
-        if method in METHODS: methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
+        if method not in METHODS: continue
+        methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
     for apart, wanted in methods.items():
-        data = self.new(0, 0) if apart else alone(self.data, range(self.data.n_classes))
-        self.runs(data, 'joint').check([Run(method, n, 0) for method, n in wanted])
-    if not methods and self.plan['overrides']: recipe('dm', self.data.name, **self.plan['overrides'])
+        data, folder = (self.new(0, 0), 'order0-step0') if apart else (self.whole(), 'joint')
+        self.runs(data, folder).check([Run(method, n, 0) for method, n in wanted])
+    if not methods: recipe('dm', self.data.name, **p['overrides'])
 
 # %% ../../nbs/92_apps.continual.ipynb #63bf56d2
 _HEAD = {'continual': Count, 'dataset': str, 'classes': [str], 'protocol': str}
@@ -274,7 +291,7 @@ def continual(
     course, file = Course(data, out, plan, device, log, checkpoint_seconds), out/'records.jsonl'
     if not file.exists(): check_new_folder(out, 'of continual learning')
     known = {tuple(r[k] for k in Chain._fields): r for r in load_continual(out)} if file.exists() else {}
-    course.check([c for c in chains if 'accs' not in known.get(c, {})])
+    if any('accs' not in known.get(c, {}) for c in chains): course.check(chains)
     text = lambda values: ','.join(map(str, values)) or None
     options = dict(steps=steps, methods=text(methods), ipc=text(ipc), memory=text(memory), orders=orders, nets=nets,
                    protocol=protocol, iterations=iterations, minutes=minutes)
@@ -284,7 +301,9 @@ def continual(
 
 # %% ../../nbs/92_apps.continual.ipynb #435d57c4
 @patch
-def record(self: Course, chain: Chain, last: dict | None, own: dict) -> dict: # own: entries that differ from the header
+def record(self: Course, chain: Chain, last: dict | None,
+           own: dict, # Entries that differ from the header
+          ) -> dict:
     "The record of a chain, which is trained now if it has none or if it failed"
     if last and 'failed' not in last: return last
     try: found = self.chain(chain)
@@ -312,9 +331,10 @@ def by_order(
     return [found[order] for order in sorted(found)]
 
 def by_size(records: list) -> dict: # (ipc, memory) to method to records; full is in each
-    "Finished chains by the size of their memory and their method, the best last accuracy first"
+    "Finished chains by the size of their memory and their method, the best average first, references last"
     done = [r for r in records if 'accs' in r]
-    sizes = dict.fromkeys((r['ipc'], r['memory']) for r in done if r['method'] != 'full') or {(None, None): None}
+    sizes = dict.fromkeys((r['ipc'], r['memory']) for r in done if r['method'] != 'full')
+    if done and not sizes: sizes = {(None, None): None} # only full
     key = lambda rs: (rs[0]['method'] == 'full', '-joint' in rs[0]['method'], -statistics.mean(map(average, rs)))
     out = {}
     for size in sizes:
@@ -324,6 +344,7 @@ def by_size(records: list) -> dict: # (ipc, memory) to method to records; full i
         out[size] = {rs[0]['method']: rs for rs in sorted(own.values(), key=key)}
     return out
 
+# %% ../../nbs/92_apps.continual.ipynb #754968b6
 def _line(method, rs):
     "The line of a memory"
     flat = lambda value: sum(by_order(rs, value), [])
@@ -353,7 +374,8 @@ def continual_table(
                 'seconds to make', 'to train', 'orders x nets']
         text += [f'{_title(r, size)}, protocol {r["protocol"]}, {r["network"]}',
                  markdown_table(head, [_line(m, rs) for m, rs in methods.items()])]
-    text += [f'failed: {r["method"]}, order {r["order"]}, network {r["net"]}: {r["failed"]}' for r in records if 'failed' in r]
+    said = 'failed: {method}, order {order}, network {net}: {failed}'
+    text += [said.format(**r) for r in records if 'failed' in r]
     text = '\n\n'.join(text)
     if out:
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
@@ -363,9 +385,10 @@ def continual_table(
 def plot_continual(
     records: list | str | Path, # The result of load_continual, or its folder, for which accuracy.png is written
 ) -> Figure:
-    "Accuracy against the number of classes seen: mean and standard deviation over class orders, a panel for each size"
+    "Accuracy against the number of classes seen: mean and standard deviation over orders, a panel for each size"
     out = None if isinstance(records, list) else Path(records).expanduser()
     panels = by_size(load_continual(out) if out else records)
+    if not panels: raise ValueError('there is no finished chain to draw; the table has the errors')
     fig = Figure(figsize=(4.5*len(panels) + 1.5, 3.4), dpi=72, layout='constrained')
     for ax, (size, methods) in zip(fig.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()):
         for method, rs in methods.items():

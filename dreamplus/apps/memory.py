@@ -29,7 +29,7 @@ from ..nets.zoo import network
 # %% ../../nbs/90_apps.memory.ipynb #1a01f834
 CONTINUAL = Registry('protocol')
 CONTINUAL |= {
-    'quick': dict(protocol='quick', epochs=0, steps=200, batch=32),
+    'quick': dict(protocol='quick', epochs=0, steps=200, batch=16),
     'gdumb': dict(protocol='dcbench'),
     'finetune-kd': dict(protocol='quick', epochs=1000, steps=0, drops=(.6, .8), mix=.5, temperature=2.)}
 

@@ -240,8 +240,8 @@ def distilled(self: Comparison, run: Run) -> tuple: # The run folder, and the se
 def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, with more entries
     "Complete a run and return its results"
     (path, seconds), p = self.distilled(run), self.plan
-    rows, device = tuple(p['rows']), str(self.device)
-    result = evaluate_run(path, self.data, p['protocol'], p['nets'], rows, device, **p['training'])
+    how = dict(rows=tuple(p['rows']), device=str(self.device), **p['training'])
+    result = evaluate_run(path, self.data, p['protocol'], p['nets'], **how)
     network, history = network_text(load_distilled(path).evaluation), read_history(path)
     return result | dict(network=network, steps=history[-1]['step'], history=history, experts_seconds=seconds,
                          peak_mib=max(r['peak_mib'] for r in history))
