@@ -382,6 +382,8 @@ BASES = dict(
     bank='bank toys --nets 1 --stages 1 --width 4 --out new',
     compare='compare toys --methods dm --ipc 1 --steps 1 --nets 1 --width 4 --out new',
     study=MAKE['studied'].replace('studied', 'new'), leaderboard='leaderboard run comparison --out new.md',
+    continual='continual toys --steps 3 --ipc 1 --methods random --orders 1 --nets 1 --training epochs=1 --out new',
+    nas='nas toys --sets sets/idc --sample 3 --steps 2 --full 2 --baselines none --out new',
     plan='plan toys --method dm --width 4 --nets 0', reproduce='reproduce svhn --list', methods='methods')
 WORDS = ['', ' ', '0', '-1', '1.5', 'nan', 'inf', '-inf', '1e30', '1e-30', '99999999999999999999', '[', '['*3000,
          '{}', '[1]', '{"a":1}', 'null', 'true', 'é', '\n', '.', '..', 'nowhere', 'toys', 'run', '/dev/null',
@@ -405,7 +407,7 @@ def options(world, rng):
         if '--set' in flags and rng.random() < .5: argv += ['--set', f'{rng.choice(parts)}={word}']
         elif flags and rng.random() < .85: argv += [rng.choice(flags), word]
         else: argv.insert(rng.randrange(len(argv) + 1), word)
-    with world.trial('run', 'comparison', 'experts') as folder:
+    with world.trial('run', 'comparison', 'experts', 'sets/idc') as folder:
         before = listing(folder)
         ended = run(argv)
         check(ended, folder, before, allowed=(0, 1, 2) if name == 'doctor' else (0, 2), late='not finite' in ended.err)
