@@ -130,6 +130,7 @@ class SteadyStream:
         unheard = errno.EPIPE, errno.EBADF, errno.ECONNRESET
         return isinstance(self.lost, OSError) and self.lost.errno not in unheard
 
+# %% ../nbs/01_messages.ipynb #1d519af6
 @contextmanager
 def steady_output():
     "Standard output and error that never raise; yields both"

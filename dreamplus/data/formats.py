@@ -251,8 +251,8 @@ def _refuse_crop_labels(folder):
     "Raise `ValueError` for the labels of random crops, as SRe2L's relabelling writes them"
     for path in sorted(p for p in (folder, *folder.iterdir()) if p.is_dir()):
         if any(re.fullmatch(r'epoch_\d+', p.name) and any(p.glob('batch_*.tar')) for p in path.iterdir() if p.is_dir()):
-            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; move it '
-                             'elsewhere and give the folder of images, which then have class labels '
+            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; '
+                             'move it elsewhere and give the folder of images, which then have class labels '
                              '(`dreamplus scores SET --soft kl` gives them labels of a teacher)')
 
 _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'

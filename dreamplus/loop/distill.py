@@ -22,7 +22,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import arguments, build, checked
+from ..arguments import build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -194,7 +194,6 @@ def make_learner(
     args, seed, method = job['args'], job['seed'], METHODS.get(job['method'], Method())
     given, data = data, build(prepare_data, args, data=data, device=job['device'])
     check_observers(data, cbs, metrics)
-    arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds) # also where nothing is kept
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
     deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
@@ -212,7 +211,7 @@ def make_learner(
     check_network(loss, loop, data, model)
     budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
     report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path, checkpoint_seconds), ShowCB(path, data.classes)] if path else []
+    keep = [CheckpointCB(path or '', checkpoint_seconds), ShowCB(path, data.classes)][:2*bool(path)]
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
