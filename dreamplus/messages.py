@@ -73,7 +73,8 @@ def error_text(
         'this does not fit into memory; use a smaller --ipc, --width or --size, or a machine with more '
         f'memory ({text[-90:] or type(e).__name__})')
     if isinstance(e, OSError): return os_error_text(e)
-    if isinstance(e, ValueError) or isinstance(e, TypeError) and '; ' in text: return text # which ends in a remedy
+    if isinstance(e, ValueError) or isinstance(e, TypeError) and '; ' in text: # which ends in a remedy
+        return text if len(text) <= 600 else f'{text[:300]}...{text[-250:]}'
     if about and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
         return (f'{about} is damaged ({type(e).__name__}: {text[:90]}); restore what was changed in it, '
                 'or give another')

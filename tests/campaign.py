@@ -687,7 +687,7 @@ def main_(argv=None):
     begun = time.monotonic()
     counts, found = campaign(args.seed, args.seconds, args.trials, [*filter(None, args.kinds.split(','))], args.first)
     print(table(counts))
-    record = dict(command=' '.join(['python -m tests.campaign', *(argv or sys.argv[1:])]), seed=args.seed,
+    record = dict(command=f'python -m tests.campaign --seconds {args.seconds:g} --seed {args.seed}', seed=args.seed,
                   seconds=round(time.monotonic() - begun), device='cpu', hardware=hardware(torch.device('cpu')),
                   versions=versions(), data=fingerprint(*toy_images(3, 8)), counts=counts)
     if args.out: write_json(args.out, record)
