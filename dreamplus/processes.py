@@ -103,7 +103,8 @@ def _check_in(store, rank: int, world: int, facts: dict, seconds: float) -> list
 # %% ../nbs/06_processes.ipynb #3c497bc5
 class Lost(ValueError):
     "Another process of the group has ended"
-    def __str__(self): # fastai rewrites `args`
+    def __init__(self): super().__init__('lost') # fastai rewrites the text
+    def __str__(self):
         return 'another process has ended, so this one stops; the last checkpoint is kept'
 
 @contextmanager

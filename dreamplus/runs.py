@@ -217,7 +217,7 @@ def free_folder(
             path.mkdir(parents=True)
             break
     else: raise ValueError(f'{parent} is full of {name}; give an --out')
-    group.keep(name, os.path.abspath(group.agree(path)))
+    group.keep(name, str(group.agree(path)))
     try: yield path
     finally:
         for p in (path, parent)[:1 + ours]:
