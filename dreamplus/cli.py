@@ -14,17 +14,18 @@ import traceback
 from contextlib import nullcontext, redirect_stdout, suppress
 
 from . import commands
+from .apps import commands as applications
 from .messages import error_text, fault_text, os_error_text, plain_warnings, steady_output
 from .options import make_parser, parse_command
 from .progress import quiet
 
 # %% ../nbs/96_cli.ipynb #703b4e9e
-COMMANDS = {name: getattr(commands, name) for name in commands.__all__}
+COMMANDS = {name: getattr(module, name) for module in (commands, applications) for name in module.__all__}
 
 def _how_to_continue(name: str) -> str: # Of a command
     "How to continue a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had started'
-    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce')
+    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual')
     return 'the same command continues' if again else 'nothing is left to continue'
 
 def _group():
@@ -39,15 +40,16 @@ def _says_why() -> bool:
     from dreamplus.processes import says_why
     return says_why()
 
-def _failed(e: Exception, name: str | None, kw: dict, verbose: bool) -> int: # Exit status
+def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: warnings. Exit status
     "Say in one line what is wrong, and what to do"
     folder = kw.get('run') or kw.get('runs') # whose files an error may come from
     text = error_text(e, f'the run folder {folder}' if folder else '')
+    if text and not verbose: held.clear()
     if verbose: traceback.print_exception(e)
     if _says_why(): print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
     return 2 if text else 3
 
-def _run(argv: list, err) -> int: # What the shell passed; where its end is said. Exit status
+def _run(argv: list, err, held: list) -> int: # What the shell passed; where its end is said; warnings. Exit status
     "Run one command"
     name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
     try:
@@ -61,7 +63,7 @@ def _run(argv: list, err) -> int: # What the shell passed; where its end is said
             if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
         return status
     except SystemExit as e: return e.code or 0 # after --help and --version
-    except Exception as e: return _failed(e, name, kw, verbose)
+    except Exception as e: return _failed(e, kw, verbose, held)
     except KeyboardInterrupt:
         if _says_why(): print(f'\nstopped; {_how_to_continue(name)}', file=err)
         return 130
@@ -75,8 +77,8 @@ def main(
     if 'WORLD_SIZE' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # not each lost connection
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with steady_output() as (out, err), plain_warnings():
-        status = _run(sys.argv[1:] if argv is None else argv, err)
+    with steady_output() as (out, err), plain_warnings(out, err) as held:
+        status = _run(sys.argv[1:] if argv is None else argv, err, held)
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)

@@ -249,6 +249,9 @@ def toy_images(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]: # uint8 images (N,ch,h,w) sorted by class, int64 labels (N,)
     "Noisy gratings; each class has a direction of its own"
+    for name, value in dict(classes=classes, per_class=per_class, size=size, channels=channels).items():
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise ValueError(f'{name}={value!r:.60} must be a whole number of at least 1')
     angle = torch.arange(classes)*math.pi/classes # (C,)
     yx = torch.stack(torch.meshgrid(*[torch.arange(size)*2*math.pi*2/size]*2, indexing='ij')) # (2,h,w)
     wave = (angle.cos()[:, None, None]*yx[0] + angle.sin()[:, None, None]*yx[1]).sin() # (C,h,w)

@@ -29,7 +29,7 @@ from dreamplus._modidx import d as INDEX
 from dreamplus.tables import markdown_table
 
 SOURCE = f'{INDEX["settings"]["git_url"]}/blob/{INDEX["settings"]["branch"]}'
-COMMANDS = 'dreamplus.commands' # its functions are commands, which share their names with functions
+COMMANDS = 'dreamplus.commands', 'dreamplus.apps.commands' # whose functions share their names with others
 # what holds no name to link: code blocks, links, headings, tables
 NAME = re.compile(r'```.*?```|!?\[[^]]*\]\([^)]*\)|^#.*?$|^\|.*?$|<[^>]*>|`([\w.]+)(?:\(\))?`', re.S | re.M)
 INCLUDE = re.compile(r'^\{\{< include (\S+) >\}\}$', re.M)
@@ -46,7 +46,7 @@ def homes():
     for module, names in INDEX['syms'].items():
         for name, (where, _) in names.items():
             full[name] = where
-            if module != COMMANDS: found.setdefault(name.removeprefix(f'{module}.'), set()).add(where)
+            if module not in COMMANDS: found.setdefault(name.removeprefix(f'{module}.'), set()).add(where)
     for nb in CHAPTERS: # registries and tables, which have no heading of their own
         if nb.module and nb.module.stem not in ('all', 'cli'):
             for name in nb.public: found.setdefault(name, {html_name(nb.name)})

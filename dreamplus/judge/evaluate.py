@@ -392,8 +392,9 @@ def _table(records):
     head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
     return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])
 
+@checked
 def results_table(
-    folders: list, # Run folders with a result.json, or such records
+    folders: list | tuple, # Run folders with a result.json, or such records
 ) -> str: # Markdown
     "Test accuracy in per cent, a line for each method on a dataset, a table for each protocol"
     tables = {}

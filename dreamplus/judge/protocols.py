@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PAPERS', 'SOFT_LOSSES', 'training_arguments', 'idc_training', 'dc_training', 'idc_photo_training',
            'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'logits_on',
-           'accuracy_on', 'train_fresh', 'calibration_error']
+           'accuracy_on', 'train_network', 'train_fresh', 'calibration_error']
 
 # %% ../../nbs/70_judge.protocols.ipynb #fdcd45d3
 import math
@@ -166,6 +166,30 @@ def _drop(opt, p):
     if p['rebuild']: opt.state.clear()
 
 @torch.enable_grad() # also where fastai validates
+def train_network(
+    net: nn.Module, # Is changed
+    x: torch.Tensor, y: torch.Tensor, data: ImageData, p: dict, # As in train_fresh
+    look=None, text: str = 'training a network', # As in train_fresh
+    loss=None, call=None, # As in train; None: those of the protocol
+) -> nn.Module: # The same network
+    "Train a network on `x` and `y`; batches and augmentation are drawn from torch's generator"
+    (x, y), n, size = (t.to(data.device) for t in (x, y)), len(x), p['batch']
+    steps, augment = training_steps(p, n), Augment(p['augment'], p['pick'], (data.mean, data.std))
+    drops = {int(share*steps + 1e-6) for share in p['drops']}
+    quarters = {steps*k//4 for k in (1, 2, 3, 4)} if look else set()
+    opt, stream = sgd(net, p['lr']), Stream(n, size, data.device, tail=True)
+    batches = watch((next(stream) for _ in range(steps)), steps, text)
+    sizes = {size, n % size} if n < 8*size else {size}
+    call = call or fast_call(net, p.get('bf16'), p.get('compiled'), sizes)
+    loss = loss or SOFT_LOSSES.get(p['soft'], F.cross_entropy)
+    for at, end in pairwise(sorted({0, steps} | drops | quarters)):
+        if at in drops: _drop(opt, p)
+        train(net, opt, lambda i: (_seen(data, x[i]), y[i]), batches, end - at, augment,
+              p['mix'], loss=loss, call=call)
+        if end in quarters: look(net)
+    batches.close()
+    return net
+
 def train_fresh(
     x: torch.Tensor, # Images (N,ch,h,w): uint8, or floats in [0, 1]
     y: torch.Tensor, # Class numbers (N,), probabilities (N,C), or with p['soft'] logits (N,C)
@@ -177,23 +201,8 @@ def train_fresh(
     text: str = 'training a network', # What the progress bar says
 ) -> nn.Module:
     "Make a network and train it on `x` and `y`"
-    (x, y), n, size = (t.to(data.device) for t in (x, y)), len(x), p['batch']
-    steps, augment = training_steps(p, n), Augment(p['augment'], p['pick'], (data.mean, data.std))
-    drops = {int(share*steps + 1e-6) for share in p['drops']}
-    quarters = {steps*k//4 for k in (1, 2, 3, 4)} if look else set()
     with seeded(seed):
-        net = build(network, evaluation, data=data)()
-        opt, stream = sgd(net, p['lr']), Stream(n, size, data.device, tail=True)
-        batches = watch((next(stream) for _ in range(steps)), steps, text)
-        sizes = {size, n % size} if n < 8*size else {size}
-        call = fast_call(net, p.get('bf16'), p.get('compiled'), sizes)
-        for at, end in pairwise(sorted({0, steps} | drops | quarters)):
-            if at in drops: _drop(opt, p)
-            train(net, opt, lambda i: (_seen(data, x[i]), y[i]), batches, end - at, augment,
-                  p['mix'], loss=SOFT_LOSSES.get(p['soft'], F.cross_entropy), call=call)
-            if end in quarters: look(net)
-        batches.close()
-    return net
+        return train_network(build(network, evaluation, data=data)(), x, y, data, p, look, text)
 
 # %% ../../nbs/70_judge.protocols.ipynb #782c24c0
 def calibration_error(

@@ -16,7 +16,7 @@ from fastai.callback.tracker import SaveModelCallback, TrackerCallback
 from fastai.learner import Metric
 from torch.nn import functional as F
 
-from ..arguments import Count
+from ..arguments import Count, checked
 from ..data.core import ImageData
 from .protocols import check_protocol, logits_on, protocol_args, train_fresh
 from ..parallel import whole_set
@@ -27,6 +27,7 @@ from ..synthetic import decode_classes
 class ValidAccuracy(Metric):
     "Accuracy of fresh networks on the validation split"
     name = 'valid_acc'
+    @checked
     def __init__(self,
                  protocol: str = 'quick', # A key of PROTOCOLS
                  nets: Count = 1, # Networks of each measurement

@@ -345,11 +345,12 @@ def _random_split(n, row, size, channels):
 
 def plan_data(
     source: str, root: str | Path | None = None, size: int | None = None, channels: int | None = None, # As in load_data
-    resize: str | None = None, # As in load_data
+    resize: str | None = None, levels: tuple | None = None, # As in load_data
 ) -> ImageData: # With `digest` 'random' if the images are random
     "The data of a plan: those of `load_data`, or random images in the shape of a known dataset that is not here"
     row = DATASETS.get(source, Dataset())
-    if not row.reader or _is_here(row, root): return load_data(source, root, None, size, channels, resize=resize)
+    if not row.reader or _is_here(row, root): return load_data(
+        source, root, None, size, channels, resize=resize, levels=levels)
     with seeded(0):
         train, test = (_random_split(n, row, size or row.size, channels or row.channels) for n in (row.train, row.test))
     data = ImageData(source, train, test, [*map(str, range(row.classes))], None, None)

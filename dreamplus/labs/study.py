@@ -7,7 +7,6 @@ __all__ = ['LEVELS', 'TraceCB', 'steadiness', 'load_study', 'study', 'times_fewe
            'plot_study']
 
 # %% ../../nbs/84_labs.study.ipynb #27d75209
-import json
 import math
 import statistics
 from functools import partial
@@ -24,7 +23,7 @@ from ..core import Key, seeded
 from ..machine import versions
 from ..processes import dealt, first_alone, this_group
 from ..tables import interval, markdown_table
-from ..runs import append_record, check_new_folder, locked_folder, others_in, read_records
+from ..runs import append_record, begin_records, check_new_folder, locked_folder, others_in, read_records
 from ..data.core import ImageData, subset
 from ..nets.facts import network_facts
 from ..nets.zoo import network
@@ -81,16 +80,6 @@ def steadiness(
 # %% ../../nbs/84_labs.study.ipynb #4a8d9dbc
 LEVELS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
               warm=(0, 1, 3)) # ingredient to its levels
-
-def _continue(file, head):
-    "Write the header, or check the existing one; return the entries that new records must state"
-    head = json.loads(json.dumps(head)) # as JSON returns it
-    if not (file.exists() and read_records(file)): append_record(file, head)
-    first = read_records(file, _RECORD, dict(study=str))[0]
-    other = {k: v for k, v in head.items() if first.get(k) != v}
-    for k in (other.keys() & first.keys()) - {'command', 'threads', 'versions'}:
-        raise ValueError(f'{file} was made with another {k}; give another folder, or delete it')
-    return other
 
 def _check_levels(warms, overrides, **counts):
     "Raise `ValueError` for a number out of bounds, or for an argument that is an ingredient"
@@ -195,7 +184,7 @@ def study(
     for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with locked_folder(out, (out/'records.jsonl').exists):
-        with first_alone(): own = _continue(out/'records.jsonl', head)
+        with first_alone(): own = begin_records(out/'records.jsonl', head, _RECORD, dict(study=str))
         def run(i, setting):
             record = _measure(held[setting['seed']], setting, jobs[i], fixed, overrides) | own
             append_record(out/'records.jsonl', record)

@@ -19,11 +19,13 @@ from tempfile import TemporaryDirectory
 import fastai.callback.hook # noqa: F401
 import fastai.callback.schedule # noqa: F401
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
-from fastai.learner import Learner
+from fastai.learner import Learner, Metric
+from fastcore.foundation import L
 from torch import nn
 
-from ..arguments import build, checked
+from ..arguments import arguments, brief, build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -172,7 +174,15 @@ def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, 
     match.matcher(blank if match.matcher.needs_real else None, blank)
 
 def _check_observers(data, cbs, metrics):
-    "Raise `ValueError` for callbacks and metrics whose data or metric is missing"
+    "Raise an error for what is no callback or metric, and for those whose data or metric is missing"
+    said = 'must be a list of {}; write {}'
+    kinds = dict(cbs=(Callback, said.format('callbacks', '[BestCB()]')),
+                 metrics=(Metric, said.format('metrics', '[ValidAccuracy()]')))
+    for (name, (kind, must)), given in zip(kinds.items(), (cbs, metrics)):
+        if not isinstance(given, (list, tuple, L)) or not all(isinstance(part, kind) for part in given):
+            raise TypeError(f'{name}={brief(given)} {must}')
+    if metrics and not hasattr(metrics[0], 'validate'):
+        raise TypeError(f'metrics={brief(metrics)} must begin with a metric that trains a network; use ValidAccuracy()')
     for part in (*cbs, *metrics):
         if hasattr(part, 'check_data'): part.check_data(data)
         watches = isinstance(part, TrackerCallback) and part.monitor.startswith('valid')
@@ -203,6 +213,7 @@ def make_learner(
     args, seed, method = job['args'], job['seed'], METHODS.get(job['method'], Method())
     given, data = data, build(prepare_data, args, data=data, device=job['device'])
     _check_observers(data, cbs, metrics)
+    arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds) # also where nothing is kept
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
     deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
