@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder', 'check_new_run', 'new_run', 'open_run',
-           'append_record', 'read_records', 'free_folder']
+           'append_record', 'read_records', 'begin_records', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
@@ -20,6 +20,7 @@ from .arguments import Count, Natural
 from .core import is_leftover, is_writing, not_a_link, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
+from .messages import WaitWarning
 from .processes import first_alone, this_group
 
 # %% ../nbs/08_runs.ipynb #2e54564d
@@ -59,7 +60,7 @@ def wait(self: RunFolder):
     if not this_group().first: return self.acquire()
     try: self.lock.acquire()
     except Timeout:
-        warnings.warn(f'{self.path} is in use by another process; waiting for it', stacklevel=2)
+        warnings.warn(f'{self.path} is in use by another process; waiting for it', WaitWarning, stacklevel=2)
         self.lock.acquire(timeout=-1)
     try: return self.acquire()
     finally: self.lock.release() # it was taken twice
@@ -195,6 +196,22 @@ def read_records(
             raise ValueError(f'{Path(path)}, line {i}, is damaged ({e}); remove the line, '
                              'or restore the file') from None
     return records
+
+# %% ../nbs/08_runs.ipynb #5ba27d5f
+def begin_records(
+    path: str | Path, # A file of records; made if absent
+    head: dict, # What all records share; JSON values
+    shape=dict, first=dict, # Of each record, and of the header, as in `check_shape`
+    free: tuple = ('command', 'threads', 'versions'), # Entries that may differ
+) -> dict: # The entries that differ, which new records must state themselves
+    "Write the header of a file, or compare with the one that is there; `ValueError` if an entry is another"
+    path, head = Path(path), json.loads(json.dumps(head)) # as JSON returns it
+    if not (path.exists() and read_records(path)): append_record(path, head)
+    there = read_records(path, shape, first)[0]
+    other = {k: v for k, v in head.items() if there.get(k) != v}
+    for k in (other.keys() & there.keys()) - {*free}:
+        raise ValueError(f'{path} was made with another {k}; give another folder, or delete it')
+    return other
 
 # %% ../nbs/08_runs.ipynb #21d184dc
 @contextmanager

@@ -215,7 +215,7 @@ def jobs(run, folder):
     os.environ['DREAMPLUS_CACHE'] = str(folder/'cache')
     digits, small = load_data('digits'), dict(width=8, log=None)
     result = evaluate_run(run, digits, 'quick', 2, ('distilled', 'random'), again=True, cache=False, **TRAINING)
-    compared = compare(digits, ['dm', 'dream+', 'mtt'], (1,), out=folder/'compared', steps=2, nets=1, training=TRAINING,
+    compared = compare(digits, ["dm", "dream+", "mtt"], (1,), out=folder/"compared", steps=2, nets=1, training=TRAINING,
                        rows=('distilled',), experts=dict(n=2, epochs=1), syn_steps=1, max_start=1, expert_epochs=1, **small)
     studied = study(digits, folder/'study', (0, 1), 1, 1, ('random',), ('random',), warms=(0,), nets=1, steps=5,
                     n_data=8, inner=2, **small)
