@@ -198,6 +198,7 @@ def read_records(
     return records
 
 # %% ../nbs/08_runs.ipynb #5ba27d5f
+@first_alone()
 def begin_records(
     path: str | Path, # A file of records; made if absent
     head: dict, # What all records share; JSON values

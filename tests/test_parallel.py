@@ -11,8 +11,11 @@ import torch.distributed as dist
 from fastai.callback.core import Callback
 from processes import Process, command
 
-from dreamplus.core import load_state
+from dreamplus.apps.continual import continual
+from dreamplus.apps.nas import search
+from dreamplus.core import load_state, toy_images
 from dreamplus.data.sources import load_data
+from dreamplus.distilled import DistilledSet
 from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.labs.compare import compare
 from dreamplus.labs.study import study
@@ -211,16 +214,24 @@ def without_seconds(record):
     return {k: without_seconds(v) for k, v in record.items() if k not in gone}
 
 def jobs(run, folder):
-    "Records of an evaluation, a comparison and a study, and the weights of experts"
+    "Records of an evaluation, a comparison, a study, continual learning and a search, and the weights of experts"
     os.environ['DREAMPLUS_CACHE'] = str(folder/'cache')
     digits, small = load_data('digits'), dict(width=8, log=None)
     result = evaluate_run(run, digits, 'quick', 2, ('distilled', 'random'), again=True, cache=False, **TRAINING)
-    compared = compare(digits, ["dm", "dream+", "mtt"], (1,), out=folder/"compared", steps=2, nets=1, training=TRAINING,
-                       rows=('distilled',), experts=dict(n=2, epochs=1), syn_steps=1, max_start=1, expert_epochs=1, **small)
+    compared = compare(digits, ['dm', 'dream+', 'mtt'], (1,), out=folder/'compared', steps=2, nets=1, training=TRAINING,
+                       rows=('distilled',), experts=dict(n=2, epochs=1), syn_steps=1, max_start=1, expert_epochs=1,
+                       **small)
     studied = study(digits, folder/'study', (0, 1), 1, 1, ('random',), ('random',), warms=(0,), nets=1, steps=5,
                     n_data=8, inner=2, **small)
     experts = train_experts(digits, folder/'experts', 3, epochs=1, width=8, log=None)
-    return without_seconds([result, compared, studied]), [experts[k]['tau'].sum().item() for k in range(3)]
+    toys = load_data(toy_images(classes=4, per_class=10), test=toy_images(classes=4, per_class=4, seed=1))
+    chained = continual(toys, ['dm', 'random', 'dm-joint'], 2, (2,), out=folder/'chained', orders=2, nets=1,
+                        iterations=2, training=TRAINING, batch_real=4, **small)
+    own = DistilledSet(toys.train.x[::10, None]/255, toys.classes, [.5], [.25])
+    searched = search(toys.hold_out(.2), dict(own=own), [dict(width=2), dict(width=3), dict(width=4)], None,
+                      out=folder/'searched', steps=2, full=2, baselines=('random',), log=None)
+    records = without_seconds([result, compared, studied, chained, searched])
+    return records, [experts[k]['tau'].sum().item() for k in range(3)]
 
 def test_records_do_not_depend_on_the_number_of_processes(tmp_path, whole):
     alone, = answers(start(1, jobs, whole, tmp_path/'alone'))
