@@ -270,6 +270,7 @@ def apart(chains: list) -> list: # Lists of chains
     for c in chains: parts.setdefault('joint' if c.method.endswith('-joint') else c.order, []).append(c)
     return [*parts.values()]
 
+# %% ../../nbs/92_apps.continual.ipynb #d841c147
 @checked
 def continual(
     data: ImageData, # On the CPU
