@@ -305,11 +305,7 @@ def continual(
                    protocol=protocol, iterations=iterations, minutes=minutes)
     with locked_folder(out, file.exists):
         own = begin_records(file, course.header(options), (_WHICH, _DONE), _HEAD)
-        record = lambda some: [course.record(c, known.get(c), own) for c in some]
-        parts = apart(chains) if this_group().world > 1 else [chains]
-        made = dealt([partial(record, part) for part in parts])
-        found = {c: r for part, records in zip(parts, made) for c, r in zip(part, records)}
-        return [found[c] for c in chains]
+        return course.records(chains, known, own)
 
 # %% ../../nbs/92_apps.continual.ipynb #435d57c4
 @patch
@@ -327,6 +323,15 @@ def record(self: Course, chain: Chain, last: dict | None,
     said = found.get('failed') or ' '.join(f'{100*a:.1f}' for a in found['accs'])
     if self.log: self.log(f'{chain.method}{size}, order {chain.order}, network {chain.net}: {said}')
     return read_records(file)[0] | line
+
+@patch
+def records(self: Course, chains: list, known: dict, own: dict) -> list: # Chain to its record, if there is one
+    "The records of chains; several processes deal them"
+    each = lambda some: [self.record(c, known.get(c), own) for c in some]
+    parts = apart(chains) if this_group().world > 1 else [chains]
+    made = zip(parts, dealt([partial(each, part) for part in parts]))
+    found = {c: record for part, records in made for c, record in zip(part, records)}
+    return [found[c] for c in chains]
 
 # %% ../../nbs/92_apps.continual.ipynb #e65e5386
 def average(record: dict) -> float: # A fraction
