@@ -156,6 +156,7 @@ class _Voice:
     def flush(self):
         if self.screen: self.screen.flush()
     def isatty(self): return bool(self.screen) and self.screen.isatty()
+    def __getattr__(self, name): return getattr(self.screen or sys.__stdout__, name)
 
 @patch
 def screen(self: JoinedGroup, stream): return _Voice(self, stream if self.first else None)

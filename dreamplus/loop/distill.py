@@ -306,6 +306,8 @@ def distill(
 
 def _start(data, job, processes, out, log, checkpoint_seconds, *own) -> DistilledSet:
     "As `in_processes`; `ValueError` for objects of the caller, and for wrong arguments"
+    if this_group().world > 1: raise ValueError(
+        f'{processes=} starts processes, but this one was started with others already; leave it out')
     if own: raise ValueError(
         f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
     rehearse(data, job)
