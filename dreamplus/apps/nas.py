@@ -13,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from ..judge.sets import open_set
 from ..labs.ranks import agreement, regret
 from ..machine import hardware, pick_device, versions
 from ..nets.spaces import Candidate, candidates, maker
+from ..processes import dealt, this_group
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
@@ -231,12 +233,14 @@ def search(
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a network
     with locked_folder(out, file.exists):
         own = begin_records(file, head, _RECORD, _HEAD, ('command', 'device', 'hardware', 'threads', 'versions'))
-        known = {r['id']: r for r in load_search(out)}
-        for i, c in enumerate(nets, 1):
-            if c.id in known: continue
+        known = this_group().agree({r['id']: r for r in load_search(out)})
+        def train(i, c):
             append_record(file, measure(c, rows, seed) | own)
-            known[c.id] = load_search(out)[-1]
-            if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
+            found = next(r for r in load_search(out)[::-1] if r['id'] == c.id)
+            if log: log(f'{i:4}/{len(nets)}  {_line(found, c)}')
+            return found
+        jobs = {c.id: partial(train, i, c) for i, c in enumerate(nets, 1) if c.id not in known}
+        known |= zip(jobs, dealt([*jobs.values()]))
     return [known[c.id] for c in nets]
 
 # %% ../../nbs/91_apps.nas.ipynb #b221753a
