@@ -51,6 +51,7 @@ class Chain(NamedTuple):
     order: int # Number of the class order, and seed of its runs
     net: int # Number of the network
 
+# %% ../../nbs/92_apps.continual.ipynb #22aca935
 class Course:
     "The data, folder and arguments that all chains share"
     def __init__(self, data: ImageData, # On the CPU
@@ -237,7 +238,8 @@ def header(self: Course, options: dict) -> dict: # Words of the command; JSON va
                 data=self.data.digest, held=self.data.held, protocol=label_of(p['protocol'], p['training']),
                 training=how | dict(temperature=temperature), network=network_text(self.learner), code=code,
                 iterations=p['iterations'], minutes=p['minutes'], experts=p['experts'],
-                overrides=p['overrides'], device=str(self.device), threads=torch.get_num_threads(),
+                overrides=p['overrides'], seeds='of class orders and runs: order; of networks: 1000*order + net',
+                device=str(self.device), threads=torch.get_num_threads(),
                 versions=versions())
 
 def load_continual(
