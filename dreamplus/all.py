@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/99_all.ipynb #9b3cc877
 from .apps.continual import continual
+from .apps.nas import search
 from .arguments import Count, Momentum, Natural, NonNegative, Share
 from .choose.samplers import SAMPLERS
 from .core import Key, toy_images

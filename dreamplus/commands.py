@@ -11,19 +11,9 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from .options import overrides, read_epochs, read_numbers
+from .options import check_request, named_data, overrides, read_epochs, read_levels, read_numbers
 from .progress import say
 from .tables import plain_tables
-
-# %% ../nbs/95_commands.ipynb #9c4d2af7
-def _check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
-    "Raise `ValueError` for arguments that are wrong for any data"
-    from dreamplus.judge.protocols import check_protocol
-    from dreamplus.recipes import METHODS
-    METHODS.find(method)
-    check_protocol(protocol, {})
-    if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
-    if nets < 0: raise ValueError(f'{nets=} must be at least 0')
 
 # %% ../nbs/95_commands.ipynb #ac68fe30
 def _result_head(result: dict) -> str: # What `result.json` holds, or its first entries
@@ -76,16 +66,14 @@ def distill(
     **given # arguments of the parts
 ):
     "Distil DATA into a few images per class, and evaluate them"
-    _check_request(method, ipc, nets, protocol)
-    from dreamplus.data.sources import load_data
+    check_request(method, ipc, nets, protocol)
     from dreamplus.loop import distill as d
     from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe, recipe_source
     from dreamplus.runs import free_folder
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize, seed=seed,
-                       valid=valid, levels=levels and read_numbers(levels, float))
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     given |= overrides(set, d.distill)
     args = recipe(method, images.name, ipc, **split_start(given)[0])
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
@@ -105,21 +93,21 @@ def _validation(images) -> list:
     return [ValidAccuracy()] if images.valid is not None else []
 
 # %% ../nbs/95_commands.ipynb #d175835d
-def plan(data, method, ipc, root, set, size, channels, resize, protocol, nets, device, **given):
+def plan(data, method, ipc, root, set, size, channels, resize, levels, protocol, nets, device, **given):
     "Estimate the time, memory and disk space of distilling DATA on this machine"
-    _check_request(method, ipc, nets, protocol)
+    check_request(method, ipc, nets, protocol)
     from dreamplus.labs import plan as p
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe_source
     keep_memory()
-    images = p.plan_data(data, root, size, channels, resize)
+    images = p.plan_data(data, root, size, channels, resize, read_levels(levels))
     if images.digest == 'random': say(f'{data} is not here: planned with random images of its shape')
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
     print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
     return found
 
-plan.like = distill, ('out', 'seed', 'levels', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
+plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
 
 # %% ../nbs/95_commands.ipynb #08490c79
 def evaluate(
@@ -133,6 +121,7 @@ def evaluate(
     *, data: str = None, # real data: a name or a folder; default: the run's
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the real images to this many pixels
+    levels: str = None, # as in `distill`
     set: list = None, # for a set of another program: values=normalised, factor=2, width=32, ...; can be repeated
     out: str = None, # where to write the result of a set that is not a run; default: nowhere
 ):
@@ -142,8 +131,9 @@ def evaluate(
     from dreamplus.judge.sets import evaluate_set
     keep_memory()
     fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
-    names = tuple(rows.split(',')) if rows else ROWS
-    real, how, kw = _real(data, root, size), overrides(set), dict(rows=names, device=device, **fast)
+    names, run = tuple(rows.split(',')) if rows else ROWS, os.path.expanduser(run)
+    real, how = named_data(data, levels, root=root, size=size), overrides(set)
+    kw = dict(rows=names, device=device, **fast)
     if (Path(run)/'run.json').exists() and not how: result = _evaluate(run, real, protocol, nets, **kw)
     else: result = evaluate_set(run, real, how, out, protocol=protocol, n=nets,
                                 log=lambda row: print(format_row(row)), **kw)
@@ -152,24 +142,28 @@ def evaluate(
     print(f'{result["seconds"]["evaluate"]:.0f} s' + f', written to {written}'*bool(written))
     return result
 
-def _real(data, root, size):
-    "The data that a command names, or None"
-    from dreamplus.data.sources import load_data
-    return None if data is None else load_data(data, root=root, size=size)
-
 # %% ../nbs/95_commands.ipynb #11d27224
 def show(
-    run: str, # a run folder
+    run: str, # a run folder, or a set of another program
     decoded: bool = False, # what the stored images decode to, not what is stored
-    out: str = None, # where to write the picture; default: RUN/grid.png, or RUN/decoded.png
+    out: str = None, # where to write the picture; default: RUN/grid.png, RUN/decoded.png, or SET-grid.png
+    *, data: str = None, # real data of a set of another program: a name or a folder
+    root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
+    size: int = None, # resize the real images to this many pixels
+    levels: str = None, # as in `distill`
+    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
 ):
-    "Write the picture of a run's images and say what is in the run"
+    "Write the picture of a set, and say what is in the run"
     from dreamplus.core import atomic
-    from dreamplus.distilled import load_distilled
     from dreamplus.judge.evaluate import format_row, read_result
-    dset, run = load_distilled(run), Path(run).expanduser()
-    out = Path(out).expanduser() if out else run/('decoded.png' if decoded else 'grid.png')
-    with atomic(out) as tmp: dset.grid(decoded).save(tmp, format='png')
+    from dreamplus.judge.sets import open_set
+    from dreamplus.runs import RunFolder
+    dset, _ = open_set(run, named_data(data, levels, root=root, size=size), overrides(set), need=False)
+    run, name = Path(run).expanduser(), 'decoded.png' if decoded else 'grid.png'
+    ours, is_run = (run/'distilled.json').exists(), (run/'run.json').exists()
+    out = Path(out).expanduser() if out else run/name if ours else Path(f'{os.path.abspath(run)}-{name}')
+    with RunFolder(run).wait() if is_run and out.parent == run else nullcontext(), atomic(out) as tmp:
+        dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
     result = read_result(run) if (run/'result.json').exists() else {}
     if result: print(_result_head(result), *map(format_row, result['rows']), sep='\n')
@@ -183,6 +177,7 @@ def export(
     *, data: str = None, # real data: a name or a folder; default: the run's
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the real images to this many pixels
+    levels: str = None, # as in `distill`
     set: list = None, # how to read a set of another program, as values=normalised; can be repeated
     out: str = None, # a new folder; default: RUN-TO
 ):
@@ -190,7 +185,8 @@ def export(
     from dreamplus.exchange.writers import WRITERS
     from dreamplus.judge.sets import open_set
     WRITERS.find(to) # or an error, before any work
-    dset, images = open_set(run, _real(data, root, size), overrides(set), need=to == 'ddranking')
+    real, run = named_data(data, levels, root=root, size=size), os.path.expanduser(run)
+    dset, images = open_set(run, real, overrides(set), need=to == 'ddranking')
     path = Path(out) if out else Path(f'{os.path.abspath(run)}-{to}')
     dset.export(path, to, decoded, images)
     print(f'{dset}\n{path}')
@@ -210,7 +206,7 @@ def resume(
     checkpoint_seconds: float = 15., # as in `distill`
 ):
     "Continue a run that was stopped or killed, or that should have more iterations"
-    _check_request('idc', 1, nets, protocol)
+    check_request('idc', 1, nets, protocol)
     from dreamplus.loop import distill as d
     from dreamplus.machine import keep_memory
     from dreamplus.runs import open_run
@@ -228,39 +224,52 @@ def doctor(
     run: str = None, # a run folder or a saved set; default: check the installation
     *, data: str = None, # real images to compare with: a name or a folder; default: those of the run
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
+    levels: str = None, # as in `distill`
     why: str = None, # a question, or a word of it: accuracy, memory, noise, paper, slow
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
 ):
     "Check the installation, a run or a set, and say what to do; exit status 1 if there are findings"
     from dreamplus.labs.doctor import doctor as doctor_, format_diagnosis
-    found = doctor_(run, data, why, root=root, device=device)
+    found = doctor_(run, data, why, root=root, device=device, levels=read_levels(levels))
     print(format_diagnosis(found))
     findings = [finding._asdict() for finding in found.findings]
     return found._asdict() | dict(findings=findings), int(bool(findings))
 
 # %% ../nbs/95_commands.ipynb #08490d00
 def scores(
-    runs: str, # run folders of one dataset, separated by commas
+    runs: str, # run folders of one dataset, separated by commas; or sets of other programs
     archs: str = None, # networks, separated by commas; default: eight, or those of them that can see such images
     soft: str = None, # a teacher's labels too: kl, sce or mse
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each accuracy
-    *, data: str = None, # the runs' data, if they moved: a name or a folder
-    root: str = None, # folder with the runs' data, if they moved
+    *, data: str = None, # real data: a name or a folder; default: the run's
+    root: str = None, # folder with the data
+    size: int = None, # resize the real images of a set of another program to this many pixels
+    levels: str = None, # as in `distill`
     device: str = None, # default: the run's
+    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
+    out: str = None, # for a set of another program: the file that `dreamplus evaluate SET --out FILE` wrote
 ):
-    "Train other networks on the images of runs, score their robustness, and write scores.json"
+    "Train other networks on sets and score their robustness; a run gets scores.json"
     from dreamplus.machine import keep_memory
     from dreamplus.runs import open_run
-    from dreamplus.judge.scores import cross_table, robust_table, score_run
+    from dreamplus.judge.scores import cross_table, robust_table, score_run, score_set
+    from dreamplus.judge.sets import open_set
     from dreamplus.loop.distill import run_data
     keep_memory()
-    folders, archs = runs.split(','), tuple(archs.split(',')) if archs else None
-    infos = {folder: open_run(folder)[1] for folder in folders} # or an error, before any work
-    real = {f: data if root is None else run_data(f, info, data, root) for f, info in infos.items()}
+    folders, archs = [*map(os.path.expanduser, runs.split(','))], tuple(archs.split(',')) if archs else None
+    if out and folders[1:]: raise ValueError(f'--out {out} is for one set, not for {len(folders)}; leave it out')
+    real, how, jobs = named_data(data, levels, root=root, size=size), overrides(set), []
+    for f in folders: # or an error, before any work
+        if (Path(f)/'run.json').exists() and not how and not out:
+            jobs.append((score_run, f, run_data(f, open_run(f)[1], real, root)))
+        else:
+            open_set(f, real, how)
+            jobs.append((score_set, f, real, how, out))
     said = '{method}, ipc {ipc}, {arch}: {set} {percent:.1f} %'
     show = lambda r: say(said.format(**r, percent=100*r['acc']))
-    records = [score_run(f, real[f], archs, protocol, nets, soft, device, show) for f in folders]
+    own = dict(archs=archs, protocol=protocol, n=nets, soft=soft, device=device, log=show)
+    records = [score(*given, **own) for score, *given in jobs]
     print(plain_tables(cross_table([row for r in records for row in r['cross']])), end='\n\n')
     scored = [(f, score) for f, r in zip(folders, records) for score in r['robust']]
     print(plain_tables(robust_table(scored)))
@@ -284,19 +293,18 @@ def experts(
     size: int = None, # resize the images to this many pixels
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     valid: float = 0., # fraction of train held out, as in the run that will use them
     seed: int = 0, # of the first
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
 ):
     "Train networks on DATA and keep their trajectories, for trajectory matching"
-    from dreamplus.data.sources import load_data
     from dreamplus.machine import keep_memory
     from dreamplus.match.experts import train_experts
     from dreamplus.parts import prepare_data
     from dreamplus.recipes import recipe
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize,
-                       seed=seed, valid=valid)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     out = Path(out) if out else Path('experts')/images.name
     if augment is None: augment = recipe('mtt', images.name)['augment']
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
@@ -317,6 +325,7 @@ def bank(
     size: int = None, # resize the images to this many pixels
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     valid: float = 0., # fraction of train held out, as in the run that will use them
     seed: int = 0, # of the split of data, as in `distill`; --set bank_seed=1 is that of the networks
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
@@ -330,15 +339,13 @@ def bank(
         print(plain_tables(banks_table(banks)))
         return [dict(folder=str(b.path), data=b.info['name'], **b.summary()) for b in banks]
     if list: return result(all_banks())
-    from dreamplus.data.sources import load_data
     from dreamplus.loop.bank import make_bank
     from dreamplus.machine import keep_memory
     from dreamplus.nets.zoo import network
     from dreamplus.parts import prepare_data
     from dreamplus.recipes import recipe
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize,
-                       seed=seed, valid=valid)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     given |= dict(bank_folder=out, bank_nets=nets, bank_stages=stages) | overrides(set, bank)
     args = recipe('best', images.name, ipc, networks='bank',
                   **{k: v for k, v in given.items() if v is not None})
@@ -361,6 +368,7 @@ def compare(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     protocol: str = 'quick', # how all sets are evaluated: quick, dcbench or paper
     nets: int = 3, # fresh networks for each row of the table
@@ -370,12 +378,11 @@ def compare(
 ):
     "Distil DATA by several methods under one budget; draw table and figures; run again, it continues"
     names, ipc, seeds = methods.split(','), read_numbers(ipc), read_numbers(seeds)
-    for method in names: _check_request(method, min(ipc), nets, protocol)
+    for method in names: check_request(method, min(ipc), nets, protocol)
     from dreamplus.labs import compare as c
     from dreamplus.machine import keep_memory
-    from dreamplus.data.sources import load_data
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize)
     out = out or f'comparisons/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
     found = c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
@@ -418,16 +425,16 @@ def study(
     valid: float = .2, # fraction of train held out
     images: int = None, # of each class of train that take part; default: all
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
+    levels: str = None, # as in `distill`
     set: list = None, # any other argument of the recipe of DREAM+, as width=64; can be repeated
     device: str = None, # default: the best one here
 ):
     "Run each combination of start, sampler, matching and warming once, and print the effect of each"
     if what != 'iterations': raise ValueError(f'{what=} is not a study; use iterations')
     from dreamplus.machine import keep_memory
-    from dreamplus.data.sources import load_data
     from dreamplus.labs.study import effects_table, fewer_table, study as study_
     keep_memory()
-    source = load_data(data, root=root)
+    source = named_data(data, levels, root=root)
     levels = (text.split(',') for text in (starts, samplers, matches))
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every,
                      *levels, read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid,
@@ -444,6 +451,7 @@ def reproduce(
     seeds: str = '0', # one distilled set for each
     nets: int = 5, # fresh networks for each set
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
+    levels: str = None, # as in `distill`
     set: list = None, # any argument of a part, as experts=FOLDER; can be repeated
     device: str = None, # default: the best one here
 ):
@@ -451,13 +459,12 @@ def reproduce(
     from dreamplus.machine import keep_memory
     from dreamplus.labs.reproduce import (format_reproduction, published_costs, published_table,
                                           reproduce as reproduce_)
-    from dreamplus.data.sources import load_data
     keep_memory()
     if list or not name:
         found = published_costs(device, name or '')
         print(plain_tables(published_table(found)))
         return found
-    images = load_data(data, root=root) if data else None
+    images = named_data(data, levels, root=root)
     record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device, log=say,
                         **overrides(set, reproduce_))
     print(format_reproduction(record))

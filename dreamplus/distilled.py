@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from .arguments import checked
 from .core import save_state, temporary_folder, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import DESCRIPTION, read_set
-from .files import TensorOf, read_checked
+from .files import TensorOf, read_cache, read_checked
 from .labels import CLASSES_FILE, class_list, is_junk
+from .runs import locked_folder, others_in
 from .synthetic import check_decode, check_factor, decode_classes
 
 # %% ../nbs/52_distilled.ipynb #a70f3629
@@ -258,25 +259,48 @@ def check_png(x: torch.Tensor): # Images (N,ch,h,w), float
         stacklevel=3)
 
 # %% ../nbs/52_distilled.ipynb #faa14817
+_MOVES = '.dreamplus-moves.json' # the names that are being moved into a folder
+
+def _moved(path):
+    "What a killed writer may have moved into a folder"
+    return {path/name for name in read_cache(path/_MOVES, [str]) or [] if Path(name).name == name}
+
+def _check_empty(path, old):
+    "Raise `ValueError` for a folder with files of others"
+    if path.is_file() or {*others_in(path)} - _moved(path) - {*old, path/_MOVES}: raise ValueError(
+        f'{path} is not empty; give a new folder, or overwrite=True to to_imagefolder')
+
+def _move(pairs):
+    "Rename all or, after an error, none"
+    pairs = [(a, b) for a, b in pairs if a.exists()]
+    try:
+        for a, b in pairs: os.replace(a, b)
+    except BaseException:
+        for a, b in reversed(pairs):
+            if b.exists() and not a.exists(): os.replace(b, a)
+        raise
+
 @contextmanager
 def new_content(
     path: Path, # A folder; made if it does not exist
-    old: list = (), # Paths in it that make room, files before their folders
+    old: list = (), # Paths in it that make room
 ):
     "A temporary folder whose content moves to `path` when the block succeeds; `ValueError` if other files are there"
-    if path.is_file() or path.is_dir() and {*path.iterdir()} - {*old}: raise ValueError(
-        f'{path} is not empty; give a new folder, or overwrite=True to to_imagefolder')
-    made = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    tmp = temporary_folder(path)
-    try:
-        yield tmp
-        for p in old: p.rmdir() if p.is_dir() else p.unlink()
-        for p in [*tmp.iterdir()]: os.replace(p, path/p.name)
-        made = []
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-        for p in made: p.rmdir()
+    _check_empty(path, old)
+    with locked_folder(path, lambda: others_in(path)): # which removes what a killed writer had not moved yet
+        _check_empty(path, old) # now nobody else writes
+        for p in _moved(path): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
+        tmp = temporary_folder(path)
+        try:
+            for name in 'new', 'old': (tmp/name).mkdir()
+            yield tmp/'new'
+            new = [*(tmp/'new').iterdir()]
+            write_json(path/_MOVES, [p.name for p in new])
+            _move([(p, tmp/'old'/p.name) for p in old if p.parent == path] + [(p, path/p.name) for p in new])
+        finally:
+            (path/_MOVES).unlink(missing_ok=True)
+            shutil.rmtree(tmp, ignore_errors=True)
+            with suppress(OSError): (path/'.lock').unlink() # Windows keeps it while it is open
 
 # %% ../nbs/52_distilled.ipynb #e72fbf88
 def folder_names(classes) -> list:
@@ -294,7 +318,7 @@ def _is_own(p, folder):
     inside = p.relative_to(folder).as_posix()
     if p.is_symlink(): return False
     if p.is_dir(): return '/' not in inside
-    return inside == CLASSES_FILE or bool(re.fullmatch(r'[^/]+/\d{4,}\.png', inside))
+    return inside in (CLASSES_FILE, _MOVES) or bool(re.fullmatch(r'[^/]+/\d{4,}\.png', inside))
 
 @patch
 @checked
@@ -304,7 +328,7 @@ def to_imagefolder(self: DistilledSet,
                    overwrite: bool = False): # Replace what an earlier to_imagefolder wrote to path
     "Write `path/<class>/0000.png`, ... and `classes.json`; `ValueError` if `path` is not empty or for 2 channels"
     path, x, y = Path(path).expanduser(), self.images(decoded), self.labels(decoded)
-    there = sorted(path.rglob('*'), reverse=True) if overwrite else []
+    there = [p for top in others_in(path) for p in (top, *top.rglob('*'))] if overwrite else []
     foreign = [p for p in there if not _is_own(p, path)]
     if foreign:
         raise ValueError(f'{foreign[0]} is not a file of to_imagefolder, so {path} is not overwritten; '

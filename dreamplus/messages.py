@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'nearest', 'os_error_text', 'is_memory_error', 'error_text', 'fault_text', 'SteadyStream', 'steady_output',
-           'plain_warnings']
+           'WaitWarning', 'plain_warnings']
 
 # %% ../nbs/01_messages.ipynb #ccf683bc
 import codecs
@@ -100,6 +100,7 @@ class SteadyStream:
     "A text stream that never raises: `lost` is the error after which nothing can be written, or None"
     def __init__(self, stream): # A text stream; None if it was closed before Python began
         self.stream, self.lost = stream or open(os.devnull, 'w', encoding='utf-8'), None
+        self.first = None # called before the next text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='dreamplus', line_buffering=True)
 
     def __getattr__(self, name): return getattr(self.stream, name)
@@ -115,7 +116,11 @@ class SteadyStream:
                 os.dup2(nowhere, self.stream.fileno())
                 os.close(nowhere)
 
-    def write(self, text): self.attempt(self.stream.write, text); return len(text)
+    def write(self, text):
+        if self.first: self.first()
+        self.attempt(self.stream.write, text)
+        return len(text)
+
     def flush(self): self.attempt(self.stream.flush)
 
     @property
@@ -136,15 +141,24 @@ def steady_output():
         finally: out.flush(), err.flush()
 
 # %% ../nbs/01_messages.ipynb #3724c04c
+class WaitWarning(UserWarning):
+    "Says why a command waits, and is shown at once"
+
 @contextmanager
-def plain_warnings():
-    "Print warnings as one line, each once"
-    said = set()
+def plain_warnings(*streams): # Of SteadyStream
+    "Print warnings as one line, each once, before the first text in one of the streams; yields those that wait for it"
+    said, held = set(), []
+    def release():
+        for stream in streams: stream.first = None
+        while held: print(f'warning: {held.pop(0)}', file=sys.stderr)
     def one_line(message, category, filename, lineno, file=None, line=None):
         text = ' '.join(str(message).split())
-        if text not in said: print(f'warning: {text}', file=sys.stderr)
+        if text not in said: held.append(text)
         said.add(text)
+        if issubclass(category, WaitWarning) or not any(stream.first for stream in streams): release()
+    for stream in streams: stream.first = release
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # from fastai's import
         warnings.showwarning = one_line
-        yield
+        try: yield held
+        finally: release()

@@ -4,35 +4,37 @@
 
 # %% auto #0
 __all__ = ['HELP', 'Parser', 'help_examples', 'make_parser', 'read_value', 'parse_command', 'read_numbers', 'read_epochs',
-           'overrides']
+           'overrides', 'check_request', 'read_levels', 'named_data']
 
 # %% ../nbs/93_options.ipynb #d58b370e
 import argparse
 import inspect
 import json
 import re
+from textwrap import shorten
 from types import SimpleNamespace
 
 from fastcore.docments import docments
 
 from . import __version__
+from .arguments import brief
 from .messages import nearest
 
 # %% ../nbs/93_options.ipynb #912a68bc
 class Parser(argparse.ArgumentParser):
     "A parser whose errors are `ValueError`s of one line"
     def error(self, message):
-        raise ValueError(f'{message}; see `{self.prog} --help`')
+        raise ValueError(f'{shorten(message, 300)}; see `{self.prog} --help`')
 
 def _whole(text):
     "Read a whole number"
     try: return int(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a whole number') from None
 
 def _number(text):
     "Read a number"
     try: return float(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a number') from None
 
 def _add_option(parser, name, p, option=False): # p: anno, default, docment
     "The option or the positional argument for one argument of a command; with `option`, never positional"
@@ -160,11 +162,13 @@ def parse_command(
     found, extra = parser.parse_known_args(argv)
     kw = {k.lower(): v for k, v in vars(found).items() if k != 'command'}
     how = SimpleNamespace(**{k: kw.pop(k, False) for k in _ALL})
+    for k in (k for k, v in kw.items() if v == '' and k != 'augment'): # no augmentation has an empty name
+        raise ValueError(f"--{k} (or {k.upper()}) is empty; leave it out, or give a value")
     if extra:
         known = re.findall(r'--[\w-]+', parser.commands[name].format_usage())
         option = extra[0].split('=')[0]
         hint = nearest(option, known) or f'see `dreamplus {name} --help`'
-        what = f'option {option}' if option[0] == '-' else f'argument {option!r}'
+        what = f'option {option}' if option[:1] == '-' else f'argument {option!r}'
         raise ValueError(f'`dreamplus {name}` takes no {what}; {hint}')
     return name, kw, how
 
@@ -193,3 +197,26 @@ def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that the
                              f'{of.__name__} --help`')
         out[name] = read_value(value)
     return out
+
+# %% ../nbs/93_options.ipynb #d33e7612
+def check_request(method: str, ipc: int, nets: int, protocol: str): # As in `distill`
+    "Raise `ValueError` for arguments that are wrong for any data"
+    from dreamplus.judge.protocols import check_protocol
+    from dreamplus.recipes import METHODS
+    METHODS.find(method)
+    check_protocol(protocol, {})
+    if ipc < 1: raise ValueError(f'{ipc=} must be at least 1; each class needs an image')
+    if nets < 0: raise ValueError(f'{nets=} must be at least 0')
+
+def read_levels(text: str | None) -> tuple | None:
+    "The values of black and white, as in 0,4095"
+    return text and read_numbers(text, float)
+
+def named_data(
+    data: str | None, # A name or a folder
+    levels: str | None, # As in read_levels
+    **how # Other arguments of load_data
+): # ImageData; None without a name
+    "The data that a command names"
+    from dreamplus.data.sources import load_data
+    return None if data is None else load_data(data, levels=read_levels(levels), **how)

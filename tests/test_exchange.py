@@ -472,8 +472,8 @@ def test_an_export_that_stops_leaves_nothing(tmp_path, dset, monkeypatch):
 
 def test_images_of_a_table_are_decoded_once(tmp_path, dset, monkeypatch):
     dset.export(tmp_path/'out', 'huggingface')
-    opened, true = [], formats.open_image
-    monkeypatch.setattr(formats, 'open_image', lambda path, *more: opened.append(path) or true(path, *more))
+    opened, true = [], formats.decoded_image
+    monkeypatch.setattr(formats, 'decoded_image', lambda path, *more: opened.append(path) or true(path, *more))
     assert len(load_distilled(tmp_path/'out').pixels) == len(opened)
 
 @pytest.mark.parametrize('overwrite', [False, True])

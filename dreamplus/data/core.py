@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..arguments import brief, checked
+from ..arguments import Count, brief, checked, plain
 from ..core import seeded
 from .datasets import named_stats
 from ..machine import memory_bytes, pick_device, to_device
@@ -247,9 +247,10 @@ class ImageData(Movable):
 
 # %% ../../nbs/11_data.core.ipynb #eec63ac0
 @patch
+@checked
 def show(self: ImageData,
-         n: int = 5, # Images of each class
-         classes: int = 20, # Most classes
+         n: Count = 5, # Images of each class
+         classes: Count = 20, # Most classes
          **kw # Arguments of picture
         ) -> Image.Image:
     "Display the first training images of the first classes, also in the middle of a notebook cell"
@@ -272,7 +273,7 @@ def class_batch(self: ImageData,
         if made is None or made.index.device != self.device:
             made = self._all_classes = self.class_batch(range(self.n_classes))
         return made
-    try: ids = tuple(map(int, ids))
+    try: ids = tuple(map(int, plain(ids)))
     except (TypeError, ValueError):
         raise TypeError(f'{ids=} must be class numbers, as in [0, 3]; the names are in classes') from None
     wrong = [c for c in ids if not 0 <= c < self.n_classes]

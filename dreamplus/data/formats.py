@@ -29,7 +29,7 @@ from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
 from .sources import load_arrays
-from ..images import open_image
+from ..images import decoded_image
 from ..labels import CLASSES_FILE
 
 # %% ../../nbs/17_data.formats.ipynb #8ee8535c
@@ -246,6 +246,14 @@ def _folder_labels(names):
         if len({*numbers}) == len(numbers) and max(numbers) < 2*len(numbers): return numbers, None
     return range(len(names)), list(names)
 
+def _refuse_crop_labels(folder):
+    "Raise `ValueError` for the labels of random crops, as SRe2L's relabelling writes them"
+    for path in sorted(p for p in (folder, *folder.iterdir()) if p.is_dir()):
+        if any(re.fullmatch(r'epoch_\d+', p.name) and any(p.glob('batch_*.tar')) for p in path.iterdir() if p.is_dir()):
+            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; move it '
+                             'elsewhere and give the folder of images, which then have class labels '
+                             '(`dreamplus scores SET --soft kl` gives them labels of a teacher)')
+
 _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 
 def _stored_labels(folder, n):
@@ -263,6 +271,7 @@ def _stored_labels(folder, n):
 @reader('class folders', 'folder', 'RDED, SRe2L, CIM and others: a folder of images for each class')
 def from_class_folders(path, content, how):
     "The set in a folder of class folders; None for other folders"
+    _refuse_crop_labels(path)
     root = path/'train' if (path/'train').is_dir() else path
     tree = {name: [p for p, *_ in image_files(p)] for name, p in class_folders(root).items()}
     listed = any((root/name).is_file() for name in (CLASSES_FILE, SIDECAR)) # the folders are in label order
@@ -324,7 +333,7 @@ class _ImageRows(list):
         if not path.is_relative_to(self.folder):
             raise ValueError(
                 f'{row["file_name"]} in metadata.jsonl lies outside {self.folder}; remove the row')
-        with open_image(path) as image: return row | dict(image=image.convert(image.mode))
+        with decoded_image(path) as image: return row | dict(image=image.convert(image.mode))
 
 @reader('huggingface images', 'folder', 'Hugging Face: images with metadata.jsonl')
 def _from_metadata(path, content, how):
@@ -384,7 +393,7 @@ def _decode_member(name, raw):
     if name == 'cls':
         if raw.strip().isdigit(): return int(raw)
         raise ValueError(f'a .cls file holds {brief(raw)}, which must be a class number')
-    with open_image(name, raw) as image: return image.convert(image.mode)
+    with decoded_image(name, raw) as image: return image.convert(image.mode)
 
 @reader('webdataset', 'tar',
         'WebDataset: 000001.png or 000001.npy with 000001.cls, in a tar archive')

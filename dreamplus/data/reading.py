@@ -32,6 +32,7 @@ from ..images import decoder, eight_bits, from_pil, image_suffixes, open_image, 
 from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_junk,
                               read_class_list, read_item, read_labels, role_of)
 from ..machine import cache_folder
+from ..messages import is_memory_error
 from ..progress import watch
 from ..runs import RunFolder
 
@@ -236,6 +237,13 @@ def stack_images(
     return out
 
 # %% ../../nbs/12_data.reading.ipynb #9499103b
+def _asked(data, ask, what):
+    "The answer of a dataset to `ask`; `ValueError` for whatever its code raises"
+    try: return ask(data)
+    except Exception as e:
+        if is_memory_error(e): raise
+        raise ValueError(f'{what} of the dataset cannot be read ({type(e).__name__}: {e}); correct the dataset') from e
+
 def from_dataset(
     data, # Items are (image, label): a Pillow image, or an array or tensor
     fit: Fit, # The shape that images get
@@ -244,11 +252,13 @@ def from_dataset(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]: # As from_arrays returns it
     "All items of a map-style dataset"
     from PIL import Image
-    if not len(data): raise ValueError('the dataset holds no images; give at least one')
+    if not (count := _asked(data, len, 'the length')):
+        raise ValueError('the dataset holds no images; give at least one')
     labels, columns = [], getattr(data, 'features', None)
     def image(i):
+        item = _asked(data, lambda data: data[i], f'item {i}')
         try:
-            x, y = read_item(data[i], columns)
+            x, y = read_item(item, columns)
             labels.append(np.asarray(y))
             if not isinstance(x, Image.Image): x = x if torch.is_tensor(x) else np.asarray(x)
             x = from_pil(x, fit.levels)[None] if isinstance(x, Image.Image) else _pixels(x[None], fit.levels)
@@ -256,7 +266,7 @@ def from_dataset(
             raise ValueError(f'item {i}: {e}; give items (image, label), '
                              'or arrays as a tuple (x, y)') from None
         return fit(x)[0]
-    n = range(len(data))
+    n = range(count)
     x = stack_images(map(image, n), [f'item {i}' for i in n], progress)
     return x, *read_labels(labels, class_names(data) or names)
 

@@ -29,6 +29,7 @@ from .reading import Fit, assemble, from_arrays, from_dataset, from_folder
 from ..images import check_levels
 from ..labels import Unlabelled, array_keys, choose_parts, class_names, part_roles
 from ..machine import cache_folder
+from ..processes import first_alone
 
 # %% ../../nbs/16_data.sources.ipynb #eaa844b8
 def _from_digits(fit, fraction, seed):
@@ -175,8 +176,11 @@ def read_source(
     return from_memory(source, fit, progress, names), None
 
 # %% ../../nbs/16_data.sources.ipynb #b57de9b3
-def _check_arguments(root, size, channels, resize, stats, seed, levels=None):
+def _check_arguments(source, test, root, size, channels, resize, stats, seed, levels=None):
     "Raise `ValueError` before anything is read"
+    for name, path in dict(source=source, test=test, root=root).items():
+        if isinstance(path, str) and not path:
+            raise ValueError(f"{name}='' is empty; give a name or a path, '.' for the current directory")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f'seed={brief(seed)} must be an integer from 0 to 2**32 - 1')
     if root is not None and not Path(root).expanduser().is_dir():
@@ -227,6 +231,7 @@ def name_of(
 
 # %% ../../nbs/16_data.sources.ipynb #688b34ba
 @checked
+@first_alone()
 def load_data(
     source='digits', # A dataset's name, a folder of class folders, an .npz file, a dataset, or arrays (x, y)
     root: str | Path | None = None, # Folder of named datasets, also for downloads; relative paths start there
@@ -242,7 +247,7 @@ def load_data(
     levels: tuple | None = None, # Values that become black and white, if images have more than 8 bits
 ) -> ImageData: # On the CPU
     "Load labelled images from any source; `ValueError` if they cannot be used for training"
-    _check_arguments(root, size, channels, resize, stats, seed, levels)
+    _check_arguments(source, test, root, size, channels, resize, stats, seed, levels)
     levels = levels and tuple(map(float, levels))
     names = class_names(source) or class_names(test) # a part of a dataset may have none
     fit = Fit(size, channels, resize, levels)

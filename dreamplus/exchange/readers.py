@@ -30,8 +30,6 @@ DESCRIPTION = {
     'provenance?': {'method?': str | None, 'seconds?': float | None,
                     'bank?': dict(seconds=NonNegative, trained=NonNegative)}} # the shape of distilled.json
 
-def _formats(): return '; '.join(f'{name} ({row.about})' for name, row in READERS.items())
-
 def _single(folder):
     "The one file in a folder that may hold a set"
     files = sorted(p for p in folder.iterdir() if p.suffix in ('.pt', '.pth', '.npz', '.tar')
@@ -55,7 +53,8 @@ def find(
         inner = _single(path) if kind == 'folder' else None
         if inner is None:
             raise ValueError(
-                f'{path} is not a set that dreamplus can import; it reads: {_formats()}')
+                f'{path} is not a set that dreamplus can import ({", ".join(READERS)}); give another file or folder, '
+                'or save it by torch.save(dict(images=x, labels=y), FILE)')
         name, found = find(inner, how)
     side = (path if kind == 'folder' else path.parent)/SIDECAR
     if side.exists():
@@ -220,6 +219,7 @@ def _naming(path, task=''):
         text = ' '.join(str(e).split())
         if isinstance(e, ValueError): text = text if not task and str(path) in text else f'{path}: {task}{text}'
         else: text = f'{path} is damaged, or not what it seems ({type(e).__name__}: {text[:90]}); restore it'
+        if '; ' not in text: text = f'{text}; restore what was changed in it'
         raise ValueError(text) from None
 
 # %% ../../nbs/51_exchange.readers.ipynb #e27fffa4

@@ -29,69 +29,66 @@ from ..data.whiten import whitened
 from ..distilled import DistilledSet, check_png, new_content
 
 # %% ../../nbs/53_exchange.writers.ipynb #132ca72f
-_NORMALISE = 'x = (x - torch.tensor({mean}).view(-1, 1, 1))/torch.tensor({std}).view(-1, 1, 1)'
+_HEAD = '''import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torchvision.transforms import v2 as T
+'''
 _WHITEN = '''real = ...  # the real training images, float (N,{ch},{h},{w}) in [0, 1]
 m, (s, u) = real.flatten(1).mean(0), torch.linalg.eigh(real.flatten(1).T.cov())
 whiten = lambda x: ((x.flatten(1) - m) @ (u/(s.clamp(min=0) + .1).sqrt()) @ u.T).view(x.shape)
 x = whiten(x)'''
-_DECODE = '''s, f = -(-x.shape[-1]//{f}), range(0, {f})  # each image holds {f}x{f} images
-x = F.pad(x, (0, -x.shape[-1] % {f})*2, value=.5)
-x = torch.cat([F.interpolate(x[..., s*r:s*r + s, s*c:s*c + s], ({h}, {w}), mode='bilinear') for r in f for c in f])
-y = torch.cat([y]*{f}**2)'''
-_AUGMENT = '''def augment(x):
-    r = lambda *size: torch.rand(len(x), *size)
-    a, s = (r() - .5)*{turn}, {scale}**(2*r() - 1)
-    m = a.cos()*s, -a.sin()*s, (r() - .5)*{shift}, a.sin()*s, a.cos()*s, (r() - .5)*{shift}
-    m = torch.stack(m, 1).view(-1, 2, 3){flip}
-    x = F.grid_sample(x, F.affine_grid(m, x.shape, align_corners=False), align_corners=False)
-    grey = x.mean((1, 2, 3), keepdim=True)
-    return (x - grey)*(1 + {colour}*(r(1, 1, 1) - .5)) + grey + {colour}*(r(1, 1, 1) - .5)'''
+_DECODE = '''p = F.pad(x, (0, -x.shape[-1] % {f})*2, value=.5)  # each image holds {f}x{f} images
+p = [c for r in p.chunk({f}, 2) for c in r.chunk({f}, 3)]
+x, y = torch.cat([F.interpolate(c, ({h}, {w}), mode='bilinear') for c in p]), torch.cat([y]*{f}**2)'''
 _TRAIN = '''block = lambda n: [nn.LazyConv2d({width}, 3, padding=n), {norm}, nn.ReLU(), nn.AvgPool2d(2)]
 net = nn.Sequential({blocks}, nn.Flatten(), nn.LazyLinear({C}))
 opt = torch.optim.SGD((net(x[:2]), net)[1].parameters(), .01, momentum=.9, weight_decay=5e-4)
 drops = torch.optim.lr_scheduler.MultiStepLR(opt, [{first}, {second}], gamma=.2)
-for step in range({steps}):
-    i = torch.randperm(len(x))[:{batch}]
-    seen, loss = {seen}, lambda out: F.cross_entropy(out, y[i]){cutmix}
-    opt.zero_grad(), loss(net(seen)).backward(), opt.step(), drops.step()'''
-_CUTMIX = '''
-    if torch.rand(()) < {mix}:  # CutMix
-        c = int({h}*torch.rand(())**.5)
-        p, q, other = *torch.randint({h} - c + 1, (2,)).tolist(), torch.randperm(len(i))
-        seen[..., p:p + c, q:q + c] = seen[other][..., p:p + c, q:q + c]
-        part = (c/{h})**2
-        loss = lambda out: (1 - part)*F.cross_entropy(out, y[i]) + part*F.cross_entropy(out, y[i[other]])'''
-_FLIP = '\n    m[:, :, 0] *= 2*torch.randint(2, (len(x), 1)) - 1'
+{move}
+for images, labels in DataLoader(TensorDataset(x, y), {batch}, sampler=RandomSampler(x, num_samples={steps}*{batch})):
+{seen}
+    opt.zero_grad(), F.cross_entropy(net(images), labels).backward(), opt.step(), drops.step()'''
+_AFFINE = 'T.RandomAffine({turn}, {shift}, {scale}, interpolation=2, fill={fill})' # 2: bilinear
+_WIDE = 'T.Lambda(lambda x: torch.lerp(x.mean(), x, .5 + torch.rand(1)) + torch.rand(1) - .5)' # not in [0, 1]
 
 # %% ../../nbs/53_exchange.writers.ipynb #341b6455
+def _moves(e, mirror, mean, wide):
+    "The augmentation of a set as transforms of torchvision"
+    ops = (e.get('augment') or '').replace('imagenet', '').split('_')
+    affine = _AFFINE.format(turn=15*('rotate' in ops), shift=(.125, .125) if 'crop' in ops else None,
+                            scale=(.83, 1.2) if 'scale' in ops else None, fill=0 if wide else mean)
+    return [affine]*bool({'rotate', 'crop', 'scale'} & {*ops}) + ['T.RandomHorizontalFlip()']*('flip' in ops and mirror) \
+        + [_WIDE if wide else 'T.ColorJitter(.5, .5)']*('color' in ops)
+
 def training_code(
     dset: DistilledSet, # With the images to train on
     load: str, # Code that makes x, floats (N,ch,h,w) in [0, 1], and y
-    normalised: bool = False, # x is normalised or whitened already
+    whitened: bool = False, # x is whitened already
 ) -> str: # Python
     "Plain PyTorch that trains a network `net` on a set"
-    (n, ch, h, w), e = dset.images().shape, dset.evaluation
+    images, e = dset.images(), dset.evaluation
+    n, ch, h, w = images.shape
     depth = e.get('depth') or max(2, round(math.log2(h)) - 2) # as ConvNet
-    blocks = ', '.join(f'*block({3 if ch == 1 and i == 0 else 1})' for i in range(depth))
-    width, steps = e.get('width') or 128, max(500, 3*math.ceil(n/64)) # as the protocol quick
+    width, steps, mix = e.get('width') or 128, max(500, 3*math.ceil(n/64)), e.get('mix') or 0 # as the protocol quick
+    mean, std = ([round(v, 3) for v in values] for values in (dset.mean, dset.std))
+    scale = [] if e.get('zca') else [f'T.Normalize({mean}, {std})']
+    blocks = ', '.join(scale + [f'*block({3 if ch == 1 and i == 0 else 1})' for i in range(depth)])
     norm = 'nn.LazyBatchNorm2d()' if e.get('norm') == 'batch' else f'nn.GroupNorm({width}, {width})'
-    facts, mix = dset.provenance.get('data'), e.get('mix') or 0
-    ops = (e.get('augment') or '').replace('imagenet', '').split('_')
+    facts = dset.provenance.get('data')
     name = facts.get('name') if isinstance(facts, dict) else dset.provenance.get('dataset')
-    mirror = known(name or '').mirror # as in protocol_args
-    strength = dict(turn=.52*('rotate' in ops), scale=1.2 if 'scale' in ops else 1,
-                    shift=.5*('crop' in ops), colour=float('color' in ops),
-                    flip=_FLIP*('flip' in ops and mirror))
-    rounded = lambda values: [round(v, 6) for v in values]
-    how = dict(mean=rounded(dset.mean), std=rounded(dset.std), ch=ch, h=h, w=w, f=dset.factor,
-               C=len(dset.classes), width=width, norm=norm, blocks=blocks, steps=steps,
-               batch=min(64, n), first=2*steps//3, second=5*steps//6, mix=mix,
-               cutmix=_CUTMIX.format(mix=mix, h=h)*bool(mix),
-               seen='augment(x[i])' if ops != [''] else 'x[i]')
-    seen = [] if normalised else [_WHITEN if e.get('zca') else _NORMALISE]
-    body = [*[_DECODE]*(dset.factor > 1), *seen, *[_AUGMENT]*(ops != ['']), _TRAIN]
-    head = 'import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n'
-    return '\n'.join([head + load, *(part.format(**how, **strength) for part in body)])
+    wide = bool(e.get('zca')) or images.min() < 0 or images.max() > 1
+    moves = _moves(e, known(name or '').mirror, mean, wide) # mirror as in protocol_args
+    seen = 'torch.stack([*map(move, images)])' if moves else 'images' # a draw for each image
+    cut = f'    images, labels = T.RandomApply([T.CutMix(num_classes={len(dset.classes)})], {mix})({seen}, labels)'
+    how = dict(ch=ch, h=h, w=w, f=dset.factor, C=len(dset.classes), width=width, norm=norm, blocks=blocks,
+               steps=steps, batch=min(64, n), first=2*steps//3, second=5*steps//6,
+               move=f'move = T.Compose([{", ".join(moves)}])' if moves else '',
+               seen=cut if mix else f'    images = {seen}' if moves else '')
+    body = [*[_DECODE]*(dset.factor > 1), *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
+    code = '\n'.join([_HEAD + load, *(part.format(**how) for part in body)])
+    return '\n'.join(line for line in code.split('\n') if line.strip())
 
 # %% ../../nbs/53_exchange.writers.ipynb #ef14ab37
 class Writer(NamedTuple):
@@ -113,10 +110,9 @@ def _write_imagefolder(dset, folder, data):
     dset.to_imagefolder(folder, decoded=False)
     if dset.soft: np.save(folder/'labels.npy', dset.y.numpy())
 
-_FOLDER = '''from torchvision import datasets, transforms as T
-read = T.Compose([{grey}T.ToTensor()])
-files = datasets.ImageFolder({path!r}, read)
-x, y = torch.stack([x for x, _ in files]), {labels}'''
+_FOLDER = '''from torchvision.datasets import ImageFolder
+files = ImageFolder('.', T.Compose([{grey}T.ToImage(), T.ToDtype(torch.float32, scale=True)]))
+x, y = torch.stack([x for x, _ in files]).as_subclass(torch.Tensor), {labels}'''
 
 def _tensors(dset):
     "What npz and pt hold"
@@ -134,10 +130,8 @@ def _write_pt(dset, folder, data):
 
 WRITERS['imagefolder'] = Writer(_write_imagefolder, _FOLDER)
 WRITERS['npz'] = Writer(_write_npz, '''import numpy as np
-z = np.load({path!r} + '/set.npz')
-x, y = torch.from_numpy(z['images']), torch.from_numpy(z['labels'])''')
-WRITERS['pt'] = Writer(_write_pt, '''stored = torch.load({path!r} + '/set.pt', weights_only=True)
-x, y = stored['images'], stored['labels']''')
+x, y = (torch.from_numpy(np.load('set.npz')[k]) for k in ('images', 'labels'))''')
+WRITERS['pt'] = Writer(_write_pt, '''x, y = (torch.load('set.pt')[k] for k in ('images', 'labels'))''')
 
 # %% ../../nbs/53_exchange.writers.ipynb #062387f3
 def _hard(dset): return (dset.y.argmax(1) if dset.soft else dset.y).tolist()
@@ -182,10 +176,10 @@ def _write_webdataset(dset, folder, data):
 
 WRITERS['huggingface'] = Writer(_write_huggingface, '''from datasets import load_dataset
 from torchvision.transforms.functional import to_tensor
-rows = load_dataset('imagefolder', data_dir={path!r}, split='train')
+rows = load_dataset('imagefolder', data_dir='.', split='train')
 x, y = torch.stack([to_tensor(r['image']) for r in rows]), torch.tensor(rows[{column!r}][:])''')
 WRITERS['webdataset'] = Writer(_write_webdataset, '''import webdataset
-rows = list(webdataset.WebDataset({path!r} + '/set-000000.tar', shardshuffle=False).decode())
+rows = list(webdataset.WebDataset('set-000000.tar', shardshuffle=False).decode())
 x = torch.stack([torch.from_numpy(r['npy']) for r in rows])
 y = torch.stack([torch.as_tensor(r[{key!r}]) for r in rows])''')
 
@@ -214,17 +208,19 @@ def _write_ddranking(dset, folder, data):
         torch.save(torch.tensor(float(dset.evaluation['lr'])), folder/'lr.pt')
     return facts
 
-WRITERS['ddranking'] = Writer(_write_ddranking, '''x = torch.load({path!r} + '/images.pt', weights_only=True)
+WRITERS['ddranking'] = Writer(_write_ddranking, '''x = torch.load('images.pt'){colours}
 y = {ddlabels}''', normalised=True)
 
 # %% ../../nbs/53_exchange.writers.ipynb #81472f6d
-def _loading_code(dset, writer, path):
+def _loading_code(dset, writer, said):
     "The lines of README.md that make x and y"
+    column = lambda key: f'torch.tensor({[round(v, 6) for v in said[key]]}).view(-1, 1, 1)'
+    colours = '' if said['values'] == 'whitened' else f'*{column("std")} + {column("mean")}'
     soft, grey, C = dset.soft, dset.pixels.shape[1] == 1, len(dset.classes)
-    numpy = f"torch.from_numpy(__import__('numpy').load({path!r} + '/labels.npy'))"
-    tensor = f"torch.load({path!r} + '/labels.pt', weights_only=True).softmax(1)"
+    numpy = "torch.from_numpy(__import__('numpy').load('labels.npy'))"
+    tensor = "torch.load('labels.pt').softmax(1)"
     return writer.load.format(
-        path=path, grey='T.Grayscale(), '*grey, column='soft' if soft else 'label',
+        colours=colours, grey='T.Grayscale(), '*grey, column='soft' if soft else 'label',
         key='soft.npy' if soft else 'cls', labels=numpy if soft else 'torch.tensor(files.targets)',
         ddlabels=tensor if soft else f'torch.arange({C}).repeat_interleave({max(dset.counts)})')
 
@@ -247,11 +243,11 @@ def _readme(dset, to, writer, said):
     "The text of README.md"
     whiten = 'as DD-Ranking does with use_zca=True' if writer.normalised else 'with `whiten`'
     test = f'Whiten test images {whiten}, before they go into `net`' if dset.evaluation.get('zca') else \
-           'Normalise test images in [0, 1] by mean {mean} and standard deviation {std}, before they go into `net`'
-    code = training_code(dset, _loading_code(dset, writer, '.'), writer.normalised)
+           '`net` takes images in [0, 1]'
+    code = training_code(dset, _loading_code(dset, writer, said), writer.normalised)
     classes = '\n'.join(f'- {i}: {c}' for i, c in enumerate(dset.classes))
     text = _README.format(n=len(dset.pixels), C=len(dset.classes), method=dset.provenance.get('method'),
-                          code=code, classes=classes, test=test.format(**said))
+                          code=code, classes=classes, test=test)
     return _CARD*(to == 'huggingface') + text
 
 # %% ../../nbs/53_exchange.writers.ipynb #b6c5620f

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHS_COMPARED', 'for_network', 'check_networks', 'cross', 'cross_table', 'lrs', 'ars', 'robust', 'robust_table',
-           'score_run']
+           'score_run', 'score_set']
 
 # %% ../../nbs/74_judge.scores.ipynb #9f82a47c
 import math
@@ -19,7 +19,9 @@ from ..core import seeded, write_json
 from ..data.core import ImageData, fingerprint
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import label_of, next_use, possible_rows, score
+from ..files import read_checked
 from .protocols import check_protocol, evaluation_of, protocol_args
+from .sets import open_set
 from ..loop.distill import run_data
 from ..machine import pick_device, versions
 from ..nets.zoo import check_trainable, network
@@ -181,6 +183,17 @@ def _fitting(dset, data, protocol, changes):
                       stacklevel=3)
     return fit
 
+def _both(dset, data, archs, protocol, soft, changes, log, **own):
+    "Both kinds of scores; `ValueError`, before any work, for networks and labels that are not possible"
+    check_protocol(protocol, changes | dict(soft=soft))
+    if archs is None: archs = _fitting(dset, data, protocol, changes)
+    else: check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
+    own |= dict(protocol=protocol)
+    return dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
+                robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
+                dataset=data.name, ipc=dset.ipc, factor=dset.factor, protocol=label_of(protocol, changes),
+                device=str(own['device']), versions=versions(), images=fingerprint(dset.pixels, dset.y))
+
 @checked
 def score_run(
     out: str | Path, # A finished run folder
@@ -195,20 +208,42 @@ def score_run(
     "Compute both kinds of scores for a run, and write `scores.json`"
     run, info = open_run(out)
     dset, data, begun = load_distilled(out), run_data(out, info, data), time.monotonic()
-    device = pick_device(device or info['device'])
     changes = {k: v for k, v in kw.items() if k not in _CALL}
-    check_protocol(protocol, changes | dict(soft=soft)) # `ValueError` before any work
-    if archs is None: archs = _fitting(dset, data, protocol, changes)
-    else: check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
-    own = dict(protocol=protocol, n=n, seed=1000*info['seed'], device=device) | kw
+    own = dict(n=n, seed=1000*info['seed'], device=pick_device(device or info['device'])) | kw
     with run.wait():
         uses = next_use(out)
-        record = dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
-                      robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
-                      dataset=data.name, method=info['method'], ipc=dset.ipc, factor=dset.factor,
-                      seed=info['seed'], protocol=label_of(protocol, changes), device=str(device),
-                      test_uses=uses, seconds=time.monotonic() - begun, versions=versions(),
-                      images=fingerprint(dset.pixels, dset.y), # as in result.json
-                      data=info['data']['digest'])
+        record = _both(dset, data, archs, protocol, soft, changes, log, **own)
+        record |= dict(method=info['method'], seed=info['seed'], data=info['data']['digest'], test_uses=uses,
+                       seconds=time.monotonic() - begun)
         write_json(run/'scores.json', record)
+    return record
+
+# %% ../../nbs/74_judge.scores.ipynb #a40e60f4
+_SCORED = {'images': str, 'data': str, 'protocol': str} # of the record of an evaluation
+
+@checked
+def score_set(
+    path: str | Path, # A saved set, or a set of another program
+    data: ImageData | None = None, # The real data; None: those that a set of dreamplus names
+    how: dict | None = None, # As in open_set
+    out: str | Path | None = None, # The record of evaluate_set for this set; None: nothing is written
+    archs: tuple | None = None, protocol: str = 'quick', n: int = 3, soft: str | None = None, # As in score_run
+    seed: int = 0, # Of the first network
+    device: str | None = None, # None: the best one here
+    log=None, **kw # As in score_run
+) -> dict: # cross, robust and arguments
+    "Compute both kinds of scores for a set; `ValueError` if the record in `out` is of other images, data or protocol"
+    remedy, changes = '`dreamplus evaluate SET --out FILE` writes one', {k: v for k, v in kw.items() if k not in _CALL}
+    file = out and Path(out).expanduser()
+    before = read_checked(file, _SCORED, remedy) if out else {}
+    (dset, data), begun = open_set(path, data, how), time.monotonic()
+    if data is None: raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
+    same = dict(images=fingerprint(dset.pixels, dset.y), data=data.digest, protocol=label_of(protocol, changes))
+    if differ := [k for k in same if out and before[k] != same[k]]:
+        raise ValueError(f'{out} is a record of other {" and ".join(differ)}; {remedy}')
+    own = dict(n=n, seed=seed, device=pick_device(device)) | kw
+    record = _both(dset, data, archs, protocol, soft, changes, log, **own)
+    record |= dict(method=dset.provenance.get('method'), seed=seed, data=data.digest, source=str(path),
+                   seconds=time.monotonic() - begun)
+    if out: write_json(file, before | {k: record[k] for k in ('cross', 'robust')})
     return record

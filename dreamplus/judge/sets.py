@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..arguments import arguments, build
 from ..core import write_json
-from ..data.core import ImageData
+from ..data.core import ImageData, fingerprint
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import ROWS, evaluate_run, record_of, score
@@ -69,7 +69,8 @@ def evaluate_set(
     **changes # As in score
 ) -> dict: # As evaluate_run; with assumed, the sentences of the reader
     "Score any set; a run folder gets its result.json"
-    if (Path(path)/'run.json').exists() and not how:
+    path = Path(path).expanduser()
+    if (path/'run.json').exists() and not how:
         return evaluate_run(path, data, protocol, n, rows, device, log, **changes)
     check_protocol(protocol, changes)
     if out and not Path(out).absolute().parent.is_dir():
@@ -79,7 +80,8 @@ def evaluate_set(
         raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
     begun, device = time.monotonic(), pick_device(device)
     results = score(dset, data, protocol, n, rows, seed, device, log, **changes)
-    own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []))
+    own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []),
+               images=fingerprint(dset.pixels, dset.y)) # which the scores compare
     result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
-    if out: write_json(out, result)
+    if out: write_json(Path(out).expanduser(), result)
     return result

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..core import seeded
 from ..data.core import ImageData
 from ..data.sources import load_data
@@ -166,7 +167,7 @@ ADVICE = { # question to what helps in general
 # %% ../../nbs/87_labs.doctor.ipynb #ee0c226d
 def read_case(
     what, # A run folder, a saved set, or a DistilledSet
-    data=None, root=None, # As in doctor
+    data=None, root=None, levels=None, # As in doctor
 ) -> tuple[dict, list]: # The values for checks, and findings of what cannot be read
     "Read what checks look at; `ValueError` if there is nothing, or if `data` cannot be loaded"
     if isinstance(what, DistilledSet): case, bad, path = dict(dset=what), [], None
@@ -192,7 +193,7 @@ def read_case(
             if data is not None or root is not None: raise
     elif data is not None:
         shape = case['dset'].pixels.shape[1:] if 'dset' in case else (None, None, None)
-        case['data'] = load_data(data, root=root, channels=shape[0], size=shape[2])
+        case['data'] = load_data(data, root=root, channels=shape[0], size=shape[2], levels=levels)
     return case, bad
 
 # %% ../../nbs/87_labs.doctor.ipynb #71e6d96b
@@ -211,15 +212,17 @@ def _question(why) -> str | None:
         raise ValueError(f'{why=} is not a question; use words of one of: {"; ".join(ADVICE)}')
     return found[0]
 
+@checked
 def doctor(
     what: str | Path | DistilledSet | None = None, # A run folder or a saved set; None: the installation
     data: ImageData | str | Path | None = None, # The real images, or their name or folder; None: those of the run
     why: str | None = None, # A question, or a word of it, as 'slow'
     *, root: str | Path | None = None, device: str | None = None, # As in load_data, and pick_device
+    levels: tuple | None = None, # As in load_data
 ) -> Diagnosis:
     "Check the installation, a run or a set; `ValueError` for an unknown question, or if there is nothing to check"
     why = _question(why)
-    case, bad = ({}, []) if what is None else read_case(what, data, root)
+    case, bad = ({}, []) if what is None else read_case(what, data, root, levels)
     if what is None or why: case['facts'] = machine_facts(device)
     found, skipped = examine(case, why)
     if what is None:

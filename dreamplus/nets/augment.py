@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from ..arguments import checked
 from ..core import Key
 
 # %% ../../nbs/24_nets.augment.ipynb #631ad3c6
@@ -183,6 +184,7 @@ def _photo(x, params, mean, std):
 # %% ../../nbs/24_nets.augment.ipynb #92307333
 class Augment:
     "Augmentation drawn once and applied as often as needed (DSA 2021, IDC 2022)"
+    @checked
     def __init__(self,
         ops: str = 'color_crop_cutout', # Operations joined by _; '' leaves images as they are
         pick: str = 'stack', # stack: all, but one of crop, scale, rotate, ...; one: one of all
