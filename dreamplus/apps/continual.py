@@ -293,7 +293,9 @@ def continual(
     course, file = Course(data, out, plan, device, log, checkpoint_seconds), out/'records.jsonl'
     if not file.exists(): check_new_folder(out, 'of continual learning')
     known = {tuple(r[k] for k in Chain._fields): r for r in load_continual(out)} if file.exists() else {}
-    if any('accs' not in known.get(c, {}) for c in chains): course.check(chains)
+    if any('accs' not in known.get(c, {}) for c in chains):
+        earlier = [Chain(*k) for k in known if k[0] in METHODS] # arguments may be theirs
+        course.check([*earlier, *chains])
     text = lambda values: ','.join(map(str, values)) or None
     options = dict(steps=steps, methods=text(methods), ipc=text(ipc), memory=text(memory), orders=orders, nets=nets,
                    protocol=protocol, iterations=iterations, minutes=minutes)
