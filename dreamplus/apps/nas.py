@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #221b103c
+# %% ../../nbs/91_apps.nas.ipynb #4244729b
 import json
 import math
 import statistics
@@ -35,7 +35,7 @@ from ..nets.spaces import Candidate, candidates, maker
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #4b5bd677
+# %% ../../nbs/91_apps.nas.ipynb #55be8587
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
@@ -47,6 +47,7 @@ def check_training(
     "Raise `ValueError` for an unknown protocol or argument"
     row = TRAININGS.find(protocol)
     check_protocol(row['base'], change)
+    if change.get('soft'): raise ValueError(f'soft={change["soft"]!r} needs a teacher, which a search does not train; remove it')
     return row
 
 def training_of(
@@ -62,7 +63,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #05a0f7a0
+# %% ../../nbs/91_apps.nas.ipynb #1950f8c7
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -103,9 +104,13 @@ def make_rows(
     rows.append(real('full', 'full', None, train.x, train.y, whole))
     rows += [real(f'early-ipc{n}', 'early', n, train.x, train.y, whole)
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
-    return rows + [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
+    rows += [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
+    names = [row.name for row in rows]
+    for name in sets:
+        if names.count(name) > 1: raise ValueError(f'a set is called {name!r}, as is another row; rename its folder')
+    return rows
 
-# %% ../../nbs/91_apps.nas.ipynb #ed31547d
+# %% ../../nbs/91_apps.nas.ipynb #89f643a8
 def clock(device: torch.device) -> float: # Seconds since some moment
     "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
@@ -133,7 +138,7 @@ def measure(
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #5edd60b2
+# %% ../../nbs/91_apps.nas.ipynb #d2143d65
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -149,15 +154,16 @@ def open_sets(
         made = made if isinstance(made, dict) else {}
         knows = made.get('digest') == data.digest and made.get('held') != data.held
         if knows: warnings.warn(
-            f'{name} was distilled with held-out images among its real images; distil with valid={data.held[0]:g} and '
-            f'seed={data.held[1]} to keep them apart', stacklevel=4)
-        bank, seconds = dset.provenance.get('bank'), dset.provenance.get('seconds')
-        if isinstance(bank, dict) and seconds is not None: seconds += bank.get('trained', 0)
+            f'{name} was distilled with held-out images among its real images; distil with the same validation split '
+            '(--valid, and seed 0)', stacklevel=4)
+        bank = dset.provenance.get('bank')
+        took = [dset.provenance.get('seconds'), bank.get('trained') if isinstance(bank, dict) else None]
+        took = [t for t in took if isinstance(t, (int, float))]
         about[name] = dict(method=dset.provenance.get('method'), ipc=dset.ipc, factor=dset.factor, knows_held_out=knows,
-                           seconds=seconds, images=fingerprint(dset.pixels, dset.y))
+                           seconds=sum(took) if took else None, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #873089e5
+# %% ../../nbs/91_apps.nas.ipynb #281f0182
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -180,7 +186,7 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #7ca42617
+# %% ../../nbs/91_apps.nas.ipynb #e5865a93
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -195,11 +201,12 @@ def _check_numbers(baselines, **counts):
 
 def _words(names, space, sample, options, change):
     "The options of the command"
-    given = dict(sets=','.join(names), space=space if isinstance(space, str) else None, sample=sample) | options
+    space = 'LIST' if isinstance(space, (list, tuple)) else Path(space).name
+    given = dict(sets=','.join(names), space=space, sample=sample or 0) | options
     words = [f'--{k} {v}' for k, v in given.items() if v is not None]
     return words + [f'--set {k}={v}' for k, v in change.items()]
 
-# %% ../../nbs/91_apps.nas.ipynb #afb60c7b
+# %% ../../nbs/91_apps.nas.ipynb #4a4be2ff
 @checked
 def search(
     data: ImageData,
@@ -226,7 +233,8 @@ def search(
     rows = make_rows(data, found, baselines, protocol, steps, full, seed, **change)
     least = min(n % b or b for n, b in ((len(r.x), min(r.training['batch'], len(r.x))) for r in rows))
     nets = candidates(space, data, sample, seed, least)
-    options = dict(protocol=protocol, steps=steps, full=full, baselines=','.join(baselines), valid=data.held[0], seed=seed)
+    options = dict(protocol=protocol, steps=steps, full=full, baselines=','.join(baselines) or 'none',
+                   valid=(data.held or [None])[0], seed=seed)
     head = _header(data, rows, about, protocol, seed, _words(found, space, sample, options, change))
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a network
     with locked_folder(out, file.exists):
@@ -239,7 +247,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #b221753a
+# %% ../../nbs/91_apps.nas.ipynb #c07d7089
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -265,7 +273,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #64df5102
+# %% ../../nbs/91_apps.nas.ipynb #48c8d1dc
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -294,7 +302,7 @@ def search_table(
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #a150bdf4
+# %% ../../nbs/91_apps.nas.ipynb #362fde29
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
 
 def plot_search(
