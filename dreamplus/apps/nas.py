@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #4244729b
+# %% ../../nbs/91_apps.nas.ipynb #92915f5d
 import json
 import math
 import statistics
@@ -35,7 +35,7 @@ from ..nets.spaces import Candidate, candidates, maker
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #55be8587
+# %% ../../nbs/91_apps.nas.ipynb #8b76ba00
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
@@ -47,7 +47,8 @@ def check_training(
     "Raise `ValueError` for an unknown protocol or argument"
     row = TRAININGS.find(protocol)
     check_protocol(row['base'], change)
-    if change.get('soft'): raise ValueError(f'soft={change["soft"]!r} needs a teacher, which a search does not train; remove it')
+    if soft := change.get('soft'):
+        raise ValueError(f'{soft=} needs a teacher, which a search does not train; remove it')
     return row
 
 def training_of(
@@ -63,7 +64,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #1950f8c7
+# %% ../../nbs/91_apps.nas.ipynb #8149f79d
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -99,20 +100,21 @@ def make_rows(
     whole = training_of(protocol, data, len(train), 'real', full, **change)
     for ipc in sorted({row.ipc for row in rows}):
         for kind in (b for b in baselines if b in ('random', 'k-means')):
-            i = coreset(kind, data, ipc, key=Key(seed, 'architectures', kind)) # (C,ipc)
-            rows.append(real(f'{kind}-ipc{ipc}', kind, ipc, train.x[i.flatten()], train.y[i.flatten()], of(i.numel())))
+            i = coreset(kind, data, ipc, key=Key(seed, 'architectures', kind)).flatten() # (C*ipc,)
+            rows.append(real(f'{kind}-ipc{ipc}', kind, ipc, train.x[i], train.y[i], of(len(i))))
     rows.append(real('full', 'full', None, train.x, train.y, whole))
     rows += [real(f'early-ipc{n}', 'early', n, train.x, train.y, whole)
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
     rows += [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
     names = [row.name for row in rows]
     for name in sets:
-        if names.count(name) > 1: raise ValueError(f'a set is called {name!r}, as is another row; rename its folder')
+        if names.count(name) == 1: continue
+        raise ValueError(f'a set is called {name!r}, as is another row; rename its folder')
     return rows
 
-# %% ../../nbs/91_apps.nas.ipynb #89f643a8
+# %% ../../nbs/91_apps.nas.ipynb #08c79a0c
 def clock(device: torch.device) -> float: # Seconds since some moment
-    "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
+    "Processor time of this process on a CPU, else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -131,14 +133,16 @@ def measure(
             budget = statistics.mean(seconds[r.name] for r in rows if r.kind == 'set' and r.ipc == row.ipc)
             p = p | dict(epochs=0, steps=max(1, round(steps['full']*min(1, budget/seconds['full']))))
         begun, own = clock(row.data.device), seed + (row.kind == 'again')
-        with seeded(own): net = train_network(make(), row.x, row.y, row.data, p, text=f'{candidate.text}, {row.name}')
+        with seeded(own):
+            text = f'{candidate.text}, {row.name}'
+            net = train_network(make(), row.x, row.y, row.data, p, text=text)
         seconds[row.name] = clock(row.data.device) - begun
         steps[row.name] = training_steps(p, len(row.x))
         accs[row.name] = accuracy_on(net, row.data.valid, row.data)
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #d2143d65
+# %% ../../nbs/91_apps.nas.ipynb #12a1b61f
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -146,7 +150,7 @@ def open_sets(
     "Read the sets of a search under different names; `ValueError` for a set that cannot be read"
     named = sets if isinstance(sets, dict) else {Path(s).expanduser().resolve().name: s for s in sets}
     if not named or len(named) < len(sets):
-        raise ValueError(f'sets={brief(sets)} must name at least one set, and sets with different names; rename a folder')
+        raise ValueError(f'sets={brief(sets)} must name at least one set, all with different names; rename a folder')
     found = {n: s if isinstance(s, DistilledSet) else open_set(s, data)[0] for n, s in named.items()}
     about = {}
     for name, dset in found.items():
@@ -154,8 +158,8 @@ def open_sets(
         made = made if isinstance(made, dict) else {}
         knows = made.get('digest') == data.digest and made.get('held') != data.held
         if knows: warnings.warn(
-            f'{name} was distilled with held-out images among its real images; distil with the same validation split '
-            '(--valid, and seed 0)', stacklevel=4)
+            f'{name} was distilled with held-out images among its real images; distil with the same '
+            'validation split (--valid, and seed 0)', stacklevel=4)
         bank = dset.provenance.get('bank')
         took = [dset.provenance.get('seconds'), bank.get('trained') if isinstance(bank, dict) else None]
         took = [t for t in took if isinstance(t, (int, float))]
@@ -163,7 +167,7 @@ def open_sets(
                            seconds=sum(took) if took else None, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #281f0182
+# %% ../../nbs/91_apps.nas.ipynb #4135672b
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -186,7 +190,7 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #e5865a93
+# %% ../../nbs/91_apps.nas.ipynb #badc8c63
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -206,7 +210,7 @@ def _words(names, space, sample, options, change):
     words = [f'--{k} {v}' for k, v in given.items() if v is not None]
     return words + [f'--set {k}={v}' for k, v in change.items()]
 
-# %% ../../nbs/91_apps.nas.ipynb #4a4be2ff
+# %% ../../nbs/91_apps.nas.ipynb #4e70a727
 @checked
 def search(
     data: ImageData,
@@ -218,7 +222,7 @@ def search(
     steps: int | None = None, # SGD steps on each set; None: those of the protocol
     full: int | None = None, # SGD steps on all real images; None: those of the protocol
     baselines: tuple = ('random', 'k-means', 'early'), # Any of BASELINES
-    valid: float = .2, # Fraction of each class of train that is held out for all accuracies, if data have no validation split
+    valid: float = .2, # Fraction of each class of train to hold out, if data have no validation split
     seed: int = 0, # Of the sample, the baselines and the networks; what is held out has seed 0
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = print, # Called with lines of text; None: no output
@@ -247,7 +251,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #c07d7089
+# %% ../../nbs/91_apps.nas.ipynb #a80540b9
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -260,7 +264,7 @@ def search_report(
     top: float = .2, # Fraction of the networks that are the best
     **kw # As in agreement
 ) -> list: # Dictionaries: row, all, top, regret, best, acc, seconds
-    "The agreement of each row with the full training, the networks that it ranks first, and its seconds of training"
+    "The agreement of each row with the full training, the network that it ranks first, and its seconds"
     of = lambda what, name: np.array([r[what][name] for r in records])
     full = of('accs', 'full')
     best = best_of(full, top)
@@ -273,7 +277,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #48c8d1dc
+# %% ../../nbs/91_apps.nas.ipynb #311591a0
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -295,14 +299,14 @@ def search_table(
     lines.append(['full', *[None]*4, '0.0', f'{whole["seconds"]:.0f}', None])
     names = [*dict.fromkeys(k for r in report for k in r['best'])]
     first = [[r['row'], *(r['best'].get(k) for k in names), f'{100*r["acc"]:.1f}'] for r in report]
-    text = (f'{records[0]["dataset"]}, {len(records)} networks, accuracy on held-out real images\n\n{markdown_table(head, lines)}'
-            f'\n\nThe network that each row ranks first:\n\n'
-            f'{markdown_table(["trained on", *names, "accuracy after full training, %"], first)}')
+    title = f'{records[0]["dataset"]}, {len(records)} networks, accuracy on held-out real images'
+    choices = markdown_table(['trained on', *names, 'accuracy after full training, %'], first)
+    text = '\n\n'.join([title, markdown_table(head, lines), 'The network that each row ranks first:', choices])
     if out:
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #362fde29
+# %% ../../nbs/91_apps.nas.ipynb #657ee3ed
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
 
 def plot_search(
@@ -331,5 +335,6 @@ def search_figure(
     out: str | Path, # Folder of a search
 ): # An image
     "Draw `scatter.png`"
-    with atomic((out := Path(out).expanduser())/'scatter.png') as tmp: plot_search(load_search(out)).savefig(tmp, format='png')
-    return open_image(out/'scatter.png')
+    file, fig = Path(out).expanduser()/'scatter.png', plot_search(load_search(out))
+    with atomic(file) as tmp: fig.savefig(tmp, format='png')
+    return open_image(file)
