@@ -1,7 +1,10 @@
-"""One command for a GPU, of at most 8 minutes: tests, seconds of DREAM+ and `best` at full width, and a distilled set.
+"""One command for a GPU, of at most 8 minutes: tests, seconds of DREAM+ and `best` at full width, a distilled set, and
+updates in a group of one process, whose engine is nccl.
 
     python -m benchmarks gpu DATA/cifar10-jpeg
 """
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import score
 from dreamplus.loop.distill import distill, distiller
 from dreamplus.machine import hardware, peak_mib, pick_device
+from dreamplus.processes import joined
 
 from . import head, make_parser
 
@@ -39,6 +43,25 @@ def seconds_per_iteration(data, method, ipc, width, device, few, **own):
     run(few)
     return (time.perf_counter() - start)/few
 
+def in_group(data, width, device):
+    "Two updates in a group of one process: its engine, seconds, and how the pixels differ from those without a group"
+    own = dict(width=width, device=str(device), steps=2, warm_epochs=0., log=None)
+    alone, weights = distill(data, 'dream+', 1, **own), torch.ones(10**6, device=device)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1]) # a free one
+    env = dict(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    os.environ |= env
+    try:
+        with joined() as group:
+            start = time.perf_counter()
+            dset = distill(data, 'dream+', 1, **own)
+            group.share([weights]) # by nccl on a GPU
+            return dict(engine=str(torch.distributed.get_backend_config()), seconds=time.perf_counter() - start,
+                        sent=weights.mean().item(), difference=(dset.pixels - alone.pixels).abs().max().item())
+    finally:
+        for name in env: del os.environ[name]
+
 def main():
     parser = make_parser('benchmarks gpu', __doc__, 'gpu.json')
     parser.add_argument('folder', help='images of CIFAR-10 in class folders')
@@ -60,6 +83,7 @@ def main():
         rows = score(dset, data, n=a.nets, rows=('distilled', 'random-factor'), device=str(device), cache=False)
         times = {'best': seconds_per_iteration(data, 'best', a.ipc, a.width, str(device), a.few, **own)}
     times['dream+'] = seconds_per_iteration(data, 'dream+', a.ipc, a.width, str(device), a.few, warm_epochs=0.)
+    record['group'] = in_group(data, a.width, device)
     record |= dict(seconds=times, rows=rows, updates=dset.provenance['steps'], bank=dset.provenance['bank'],
                    peak_mib=peak_mib(device))
     print(record)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 
 from . import commands
 from .apps import commands as applications
@@ -25,8 +25,20 @@ COMMANDS = {name: getattr(module, name) for module in (commands, applications) f
 def _how_to_continue(name: str) -> str: # Of a command
     "How to continue a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had started'
-    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
+    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual')
     return 'the same command continues' if again else 'nothing is left to continue'
+
+def _group():
+    "The processes that were started with this one; torch, which takes a second to import, is needed for several only"
+    if 'WORLD_SIZE' not in os.environ: return nullcontext()
+    from dreamplus.processes import joined
+    return joined()
+
+def _says_why() -> bool:
+    "Whether this process, of those that were started with it, says why they end"
+    if 'WORLD_SIZE' not in os.environ: return True
+    from dreamplus.processes import says_why
+    return says_why()
 
 def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: warnings. Exit status
     "Say in one line what is wrong, and what to do"
@@ -34,25 +46,26 @@ def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: w
     text = error_text(e, f'the run folder {folder}' if folder else '')
     if text and not verbose: held.clear()
     if verbose: traceback.print_exception(e)
-    print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
+    if _says_why(): print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
     return 2 if text else 3
 
-def _run(argv: list, out, err, held: list) -> int: # What the shell passed; where output goes; warnings. Exit status
+def _run(argv: list, err, held: list) -> int: # What the shell passed; where its end is said; warnings. Exit status
     "Run one command"
     name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
     try:
         if not argv: return make_parser(COMMANDS, '').print_help() or 0
         name, kw, how = parse_command(COMMANDS, argv)
         if how.quiet or how.json: os.environ['TQDM_DISABLE'] = '1' # bars of downloads
-        with quiet(how.quiet), redirect_stdout(err if how.json else out):
-            found = COMMANDS[name](**kw)
-        found, status = found if isinstance(found, tuple) else (found, 0)
-        if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
+        with _group():
+            with quiet(how.quiet), redirect_stdout(sys.stderr if how.json else sys.stdout):
+                found = COMMANDS[name](**kw)
+            found, status = found if isinstance(found, tuple) else (found, 0)
+            if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
         return status
     except SystemExit as e: return e.code or 0 # after --help and --version
     except Exception as e: return _failed(e, kw, verbose, held)
     except KeyboardInterrupt:
-        print(f'\nstopped; {_how_to_continue(name)}', file=err)
+        if _says_why(): print(f'\nstopped; {_how_to_continue(name)}', file=err)
         return 130
 
 # %% ../nbs/96_cli.ipynb #73f78afb
@@ -61,10 +74,11 @@ def main(
 ) -> int: # Exit status
     "Run one command, whatever its output can show"
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
+    if 'WORLD_SIZE' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # not each lost connection
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with steady_output() as (out, err), plain_warnings(out, err) as held:
-        status = _run(sys.argv[1:] if argv is None else argv, out, err, held)
+        status = _run(sys.argv[1:] if argv is None else argv, err, held)
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)

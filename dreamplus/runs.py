@@ -10,17 +10,18 @@ __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder',
 import json
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .arguments import Count, Natural
-from .core import is_leftover, not_a_link, remove_leftovers, write_json
+from .core import is_leftover, is_writing, not_a_link, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
 from .messages import WaitWarning
+from .processes import first_alone, this_group
 
 # %% ../nbs/08_runs.ipynb #2e54564d
 class RunFolder:
@@ -31,22 +32,32 @@ class RunFolder:
 
     def __truediv__(self, name): return self.path/name
     def __enter__(self): return self
-    def __exit__(self, *_): self.lock.release()
+    def __exit__(self, kind, *_):
+        self.lock.release()
+        if kind is None: this_group().wait() # others will read what was written
 
     def acquire(self):
-        "Take the lock, and remove files that a killed writer left incomplete"
+        "Take the lock, and remove files that a killed writer left incomplete; of several processes, rank 0 does"
+        group = this_group()
+        with first_alone():
+            if group.first: self.take()
+        group.log_in(self.path)
+        return self
+
+    def take(self):
+        "Take the lock, whatever the rank"
         not_a_link(self.path/'.lock')
         try: self.lock.acquire()
         except Timeout:
             raise ValueError(f'{self.path} is being written by another process; wait for it, '
                              'or use another --out') from None
         remove_leftovers(self.path)
-        return self
 
 # %% ../nbs/08_runs.ipynb #f5a7a7fb
 @patch
 def wait(self: RunFolder):
     "Take the lock as `acquire` does, but wait while another process has it"
+    if not this_group().first: return self.acquire()
     try: self.lock.acquire()
     except Timeout:
         warnings.warn(f'{self.path} is in use by another process; waiting for it', WaitWarning, stacklevel=2)
@@ -57,7 +68,8 @@ def wait(self: RunFolder):
 # %% ../nbs/08_runs.ipynb #5c4d6b33
 def others_in(path: Path) -> list: # Of paths; [] for what is no folder
     "What a folder holds, except what a killed process leaves: the lock and temporary folders"
-    return [p for p in path.iterdir() if p.name != '.lock' and not is_leftover(p)] if path.is_dir() else []
+    if not path.is_dir(): return []
+    return [p for p in path.iterdir() if p.name not in ('.lock', '.lock-records') and not is_leftover(p)]
 
 def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in 'of a run'
     "Raise `ValueError` unless `path` can become a new folder: it is absent or empty, and can be written"
@@ -75,6 +87,9 @@ def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in '
 def locked_folder(path: Path, # Made if absent
                   keeps): # () -> whether the folder holds something of use at the end; if not, what was made is removed
     "A locked folder"
+    if not this_group().first: # it is made and removed by rank 0
+        with RunFolder(path).acquire() as run: yield run
+        return
     made = [p for p in (path, *path.absolute().parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     with RunFolder(path).acquire() as run:
@@ -85,9 +100,11 @@ def locked_folder(path: Path, # Made if absent
                 for p in made:
                     if not any(p.iterdir()): p.rmdir()
 
+# %% ../nbs/08_runs.ipynb #af02d40e
 def check_new_run(path: str | Path): # The folder of a new run
     "Raise `ValueError` if `path` is a file, or a folder with anything but what a killed process leaves"
     path = Path(path).expanduser()
+    if not this_group().first: return # rank 0 may have made it by now
     if (path/'run.json').exists(): raise ValueError(f'{path} holds a run already; `dreamplus resume {path}` '
                                                     'continues it, or use another --out')
     check_new_folder(path, 'of a run')
@@ -102,12 +119,13 @@ def new_run(
     with locked_folder(path, (path/'run.json').exists) as run:
         about = circumstances(info.get('device', 'cpu')) # what its bits depend on
         write_json(run/'run.json', dict(format=1, place=str(path.absolute())) | about | info)
+        this_group().wait()
         yield run
 
 # %% ../nbs/08_runs.ipynb #3c25c2c5
 RUN = dict(versions=dict(dreamplus=str), method=str, ipc=(Count, [Count]), seed=Natural, device=str, args=dict,
            data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the shape of run.json
-RUN['budget?'] = {'steps': Count | None, 'minutes': float | None} # since 0.2
+RUN |= {'budget?': {'steps': Count | None, 'minutes': float | None}, 'group?': Count} # since 0.2
 
 def open_run(
     path: str | Path, # A folder that new_run made
@@ -145,10 +163,12 @@ def append_record(
     path: str | Path, # A file of records; made if absent, in a folder that exists
     record: dict, # JSON values
 ):
-    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time"
+    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time, or for dealt jobs"
+    if not is_writing(): return
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
+    lock = FileLock(Path(path).with_name('.lock-records')) if this_group().beside else nullcontext()
     try:
-        with open(not_a_link(path), 'ab+') as f:
+        with lock, open(not_a_link(path), 'ab+') as f:
             _end_line(f)
             f.write(line)
             f.flush(), os.fsync(f.fileno())
@@ -200,6 +220,12 @@ def free_folder(
     name: str, # Of the folder; NAME-2, NAME-3, ... if it is taken
 ):
     "A new folder that no other process takes; removed at the end of the block if it is empty"
+    if not (group := this_group()).first: # rank 0 takes it
+        yield group.agree(None)
+        return
+    if before := group.kept(name): # torchrun has started the processes again
+        yield group.agree(Path(before))
+        return
     parent = Path(parent)
     ours = not parent.exists()
     for k in range(1, 10_000):
@@ -208,6 +234,7 @@ def free_folder(
             path.mkdir(parents=True)
             break
     else: raise ValueError(f'{parent} is full of {name}; give an --out')
+    group.keep(name, os.path.abspath(group.agree(path)))
     try: yield path
     finally:
         for p in (path, parent)[:1 + ours]:

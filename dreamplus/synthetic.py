@@ -180,9 +180,10 @@ def start_pixels(
 class SyntheticSet(nn.Module):
     "Learnable images in [0, 1] with labels; `ValueError` for unsorted labels or a wrong way to decode"
     batch = None # the ClassBatch of the next call, if known
+    deal = None # how the classes are dealt over processes; None: they are not
     def __init__(self,
                  pixels: torch.Tensor, # Stored images (N,ch,h,w) sorted by class, or (C,n,ch,h,w)
-                 labels, # (N,) int64, (N,C) probabilities, or None: pixels are (C,n,ch,h,w)
+                 labels, # (N,) int64, (N,C) probabilities, images of each class [n], or None: pixels are (C,n,ch,h,w)
                  *, factor: Count = 1, # A stored image decodes to factor*factor images
                  decode: Literal['single', 'multi', 'bound'] = 'single', # How stored images are decoded
                  limit: Count = 128, # Most decoded images of a class in an inner iteration (a random subset)
@@ -192,12 +193,15 @@ class SyntheticSet(nn.Module):
             labels = torch.arange(len(pixels),
                                   device=pixels.device).repeat_interleave(pixels.shape[1])
         if pixels.ndim == 5: pixels = pixels.flatten(0, 1)
+        classes = len(labels) if isinstance(labels, list) else 0 # the last of them may have no images
+        if classes: labels = torch.repeat_interleave(torch.tensor(labels)).to(pixels.device)
         owner = labels.argmax(1) if labels.ndim == 2 else labels
         if (owner.diff() < 0).any():
             raise ValueError('labels must be sorted by class; sort the images by their labels')
         check_decode(factor, decode)
         self.pixels, self.factor, self.decode, self.limit = nn.Parameter(pixels.clone()), factor, decode, limit
-        self.counts, self.label_lr, self.key, self.logits = torch.bincount(owner).tolist(), label_lr, Key(), None
+        self.counts = torch.bincount(owner, minlength=classes).tolist()
+        self.label_lr, self.key, self.logits = label_lr, Key(), None
         first = torch.tensor([0, *self.counts[:-1]], device=pixels.device).cumsum(0)
         self.register_buffer('first', first, persistent=False)
         if label_lr is not None and labels.ndim == 1:

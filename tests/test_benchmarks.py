@@ -6,14 +6,15 @@ import sys
 import benchmarks.__main__
 import pytest
 import torch
-from benchmarks import attention, best, digits, loading, plans
+from benchmarks import attention, best, digits, loading, plans, scale
 from PIL import Image
 
 from dreamplus import recipes
+from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
 
-MODULES = '__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'plans'
+MODULES = '__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'plans', 'scale'
 
 @pytest.mark.parametrize('name', MODULES)
 def test_help(name, monkeypatch, capsys):
@@ -80,6 +81,14 @@ def test_gpu(record, folder):
                    '--nets', 1, '--tests', 0)
     assert found['seconds'].keys() == {'best', 'dream+'} and min(found['seconds'].values()) > 0
     assert [row['set'] for row in found['rows']] == ['distilled', 'random-factor'] and found['updates'] > 0
+    assert 'gloo' in found['group']['engine'] and found['group']['difference'] < 1e-3
+
+def test_scale(tmp_path):
+    "The images of several classes are made from those of one"
+    data = load_data(toy_images(classes=2, per_class=8))
+    scale.make(tmp_path, [data], classes=6, each=3)
+    assert {p.name: len([*p.iterdir()]) for p in (tmp_path/'train').iterdir()} == {f'n{c:04}': 3 for c in range(6)}
+    assert len([*tmp_path.glob('val/*/*.JPEG')]) == 6
 
 def test_plans(record, monkeypatch):
     "In this process, without networks of width 128"

@@ -102,7 +102,7 @@ def test_a_compiled_network_is_the_network():
 
 def test_a_compiled_run_is_the_run(monkeypatch):
     "to rounding: the embeddings of a choice, the last ones in a batch of their own, and the networks' training"
-    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager')) # no C++: the test is about what is compiled
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager')) # no C++
     d, compilations = data((80, 70), 1, 8), []
     usual, fast = (learner(d, width=4, batch_real=6, n_data=24, **how) for how in ({}, dict(compiled=True)))
     for seed in 0, 1:

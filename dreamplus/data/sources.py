@@ -29,6 +29,7 @@ from .reading import Fit, assemble, from_arrays, from_dataset, from_folder
 from ..images import check_levels
 from ..labels import Unlabelled, array_keys, choose_parts, class_names, part_roles
 from ..machine import cache_folder
+from ..processes import first_alone
 
 # %% ../../nbs/16_data.sources.ipynb #eaa844b8
 def _from_digits(fit, fraction, seed):
@@ -230,6 +231,7 @@ def name_of(
 
 # %% ../../nbs/16_data.sources.ipynb #688b34ba
 @checked
+@first_alone()
 def load_data(
     source='digits', # A dataset's name, a folder of class folders, an .npz file, a dataset, or arrays (x, y)
     root: str | Path | None = None, # Folder of named datasets, also for downloads; relative paths start there

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
+from ..processes import dealt, this_group
 from ..runs import RunFolder, open_run
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
@@ -256,9 +257,9 @@ def score(
     if missing:
         said = '; '.join(f'{row}: {why}' for row, why in missing.items())
         warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
-    results = Scores()
+    results, tests = Scores(), dealt([partial(bench.test, name, s) for name in names for s in range(seed, seed + n)])
     for name in names:
-        runs = [bench.test(name, s) for s in range(seed, seed + n)]
+        runs = [next(tests) for _ in range(n)]
         accs, ece = [r['acc'] for r in runs], statistics.mean(r['ece'] for r in runs)
         std = statistics.stdev(accs) if n > 1 else 0.
         row = dict(set=name, acc=statistics.mean(accs), std=std, n=n, accs=accs)
@@ -366,7 +367,7 @@ def evaluate_run(
         own = dict(seed=info['seed'], images=images, test_uses=next_use(out), data=info['data']['digest'])
         result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
         write_json(run/'result.json', result)
-    return result
+    return this_group().agree(result)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #41c9a1e2
 def _line(runs, names):

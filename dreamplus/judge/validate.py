@@ -7,6 +7,8 @@ __all__ = ['ValidAccuracy', 'BestCB']
 
 # %% ../../nbs/71_judge.validate.ipynb #af55e08e
 import statistics
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch.nn import functional as F
 from ..arguments import Count, checked
 from ..data.core import ImageData
 from .protocols import check_protocol, logits_on, protocol_args, train_fresh
+from ..parallel import whole_set
+from ..processes import dealt
 from ..synthetic import decode_classes
 
 # %% ../../nbs/71_judge.validate.ipynb #af2b36ee
@@ -54,7 +58,10 @@ class ValidAccuracy(Metric):
 
     def validate(self, learn) -> torch.Tensor: # ()
         "Train and test all networks; return the mean cross-entropy, keep the accuracies in `accs`"
-        losses, self.accs = zip(*(self.measure(learn, seed) for seed in range(self.nets)))
+        if (model := whole_set(learn.model)) is not learn.model: # its classes are dealt
+            learn = SimpleNamespace(model=model, data=learn.data, evaluation=learn.evaluation, clamp=learn.clamp)
+        jobs = [partial(self.measure, learn, seed) for seed in range(self.nets)]
+        losses, self.accs = zip(*dealt(jobs))
         return torch.tensor(statistics.mean(losses))
 
     def reset(self): self.accs = []

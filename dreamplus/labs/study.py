@@ -9,6 +9,7 @@ __all__ = ['LEVELS', 'TraceCB', 'steadiness', 'load_study', 'study', 'times_fewe
 # %% ../../nbs/84_labs.study.ipynb #27d75209
 import math
 import statistics
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ import torch
 from ..arguments import Natural, NonNegative, Share, arguments, build, checked
 from ..core import Key, seeded
 from ..machine import versions
+from ..processes import dealt, first_alone, this_group
 from ..tables import interval, markdown_table
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, others_in, read_records
 from ..data.core import ImageData, subset
@@ -179,17 +181,17 @@ def study(
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
     head, out = _header(data, jobs[0], levels, fixed, overrides), Path(out).expanduser()
     if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
-    for setting, job in zip(settings, jobs):
-        if setting['seed'] == seeds[0]: rehearse(held[seeds[0]], job)
+    for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with locked_folder(out, (out/'records.jsonl').exists):
-        own = begin_records(out/'records.jsonl', head, _RECORD, dict(study=str))
-        for i, (setting, job) in enumerate(zip(settings, jobs)):
-            if load_study(out, **setting): continue
-            record = _measure(held[setting['seed']], setting, job, fixed, overrides) | own
+        with first_alone(): own = begin_records(out/'records.jsonl', head, _RECORD, dict(study=str))
+        def run(i, setting):
+            record = _measure(held[setting['seed']], setting, jobs[i], fixed, overrides) | own
             append_record(out/'records.jsonl', record)
             name = '{start}-{sampler}-{match}-warm{warm}-seed{seed}'.format(**setting)
             if log: log(f'{i + 1:4}/{len(jobs)}  {name:55} {record["points"][-1]["acc"]:.3f}')
+        missing = this_group().agree([i for i, setting in enumerate(settings) if not load_study(out, **setting)])
+        list(dealt([partial(run, i, settings[i]) for i in missing]))
     return [load_study(out, **s)[0] for s in settings]
 
 # %% ../../nbs/84_labs.study.ipynb #2b15cdc4

@@ -19,6 +19,8 @@ from ..arguments import Natural, NonNegative, arguments
 from ..core import not_a_link, rng_state, save_state, set_rng_state
 from ..files import TensorOf, read_checked
 from .callbacks import LoopCB, load_run_state, run_state
+from ..parallel import collect_state, own_state
+from ..processes import this_group
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #3cb7ac4b
 _STATE = {'at': Natural, 'model': dict(pixels=TensorOf(4)), 'rng': dict(cpu=TensorOf(1, torch.uint8)),
@@ -37,7 +39,9 @@ class CheckpointCB(LoopCB):
         "Write the state"
         self.learn.guard_cb.check() # raise Diverged instead of saving a state that is not finite
         not_a_link(self.file.parent).mkdir(exist_ok=True)
-        save_state(self.file, run_state(self.learn) | dict(rng=rng_state()))
+        whole = collect_state(run_state(self.learn), self.dls.deal)
+        if whole: save_state(self.file, whole | dict(rng=rng_state()))
+        self.dls.deal.group.wait()
         self.saved = time.monotonic()
 
     def load(self) -> bool: # False if there is no checkpoint
@@ -47,7 +51,7 @@ class CheckpointCB(LoopCB):
         remedy = 'remove it, and the run begins again'
         state = read_checked(self.file, _STATE, remedy)
         try:
-            load_run_state(self.learn, state)
+            load_run_state(self.learn, own_state(state, self.learn.dls.deal))
             set_rng_state(state['rng'])
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as e:
             raise ValueError(f'{self.file} is damaged, or of another run ({shorten(str(e), 100)}); {remedy}') from None
@@ -58,14 +62,16 @@ class CheckpointCB(LoopCB):
         if not hasattr(self.learn, 'lr_finder'): self.save()
     def after_batch(self):
         train = self.dls.train
-        if self.training and train.at % train.report and train.at < train.total: self.save_if_due()
+        if self.training and train.at % train.report and train.at < train.total:
+            if self.dls.deal.meetings.now(train.at): self.save_if_due()
     def after_epoch(self): # after the report
         self.save_if_due(report=time.monotonic() - self.begun < self.seconds)
     def save_if_due(self, report=False):
         "Write the state if it is time, at an early report, at the end of the run, or before it stops"
         if hasattr(self.learn, 'lr_finder'): return
-        over = self.dls.train.at >= self.dls.train.total
-        if self.stop or over or report or time.monotonic() - self.saved >= self.seconds: self.save()
+        over, group = self.dls.train.at >= self.dls.train.total, self.dls.deal.group
+        self.stop = any(group.everyone(self.stop)) # a signal to one process stops all
+        if group.agree(self.stop or over or report or time.monotonic() - self.saved >= self.seconds): self.save()
         if self.stop: raise KeyboardInterrupt
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #b6c91f8c
@@ -75,9 +81,12 @@ def checkpoint_on_signal(checkpoint: CheckpointCB):
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = time.monotonic()
     def ask(number, frame):
-        if checkpoint.stop: raise KeyboardInterrupt
-        checkpoint.stop = True
+        nonlocal asked
+        again = this_group().world == 1 or time.monotonic() - asked > 1 # torchrun hands each signal on
+        if checkpoint.stop and again and number == signal.SIGINT: raise KeyboardInterrupt
+        checkpoint.stop, asked = True, time.monotonic()
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:

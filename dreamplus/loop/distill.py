@@ -25,26 +25,29 @@ from fastai.learner import Learner, Metric
 from fastcore.foundation import L
 from torch import nn
 
-from ..arguments import Natural, arguments, brief, build, check_arguments, checked
+from ..arguments import arguments, brief, build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet
-from ..files import read_checked
 from .bank import bank_is_incomplete, make_bank, stand_in
-from .callbacks import (ClampCB, DistillLoaders, GuardCB, KeyCB, NetworkCB,
+from .callbacks import (ClampCB, DistillLoaders, GuardCB, IdleCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
 from .checkpoint import CheckpointCB, checkpoint_on_signal
-from .elsewhere import continued, find_origin, folder_arguments
+from .elsewhere import (check_run_args, continued, find_origin, folder_arguments, in_processes,
+                                      steps_done)
 from .report import BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, default_callbacks
-from .start import EarlierImages, split_start
+from .start import EarlierImages, as_set, split_start
 from ..machine import pick_device, versions
 from ..match.core import MATCHERS, View, make_matcher, match_terms
 from ..nets.augment import Augment, augmentation
 from ..nets.train import check_compiler
 from ..nets.zoo import check_trainable, has_batch_norm, network
-from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, SELECTORS, DistillLoss, Iterations,
-                             MatchLoss, chosen_parts, evaluation, prepare_data)
+from ..parallel import (Deal, check_dealt, check_same_run, grouped_job, image_counts, set_chunk, shared,
+                                whole_set)
+from ..parts import (OPTIMISERS, SAMPLERS, SCHEDULES, DistillLoss, Iterations, MatchLoss, evaluation,
+                             prepare_data)
+from ..processes import alone, this_group
 from ..progress import working
 from ..recipes import METHODS, Method, recipe
 from ..runs import check_new_run, new_run, open_run
@@ -93,22 +96,23 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
     if isinstance(ipc, int): return {ipc: [*range(classes)]}
     return {n: [c for c in range(classes) if ipc[c] == n] for n in sorted({*ipc})}
 
-def make_model(args, data, ipc, start=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
+def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
     "The synthetic set with blank pixels, and with `earlier`; `ValueError` if its initialisation is not possible"
-    counts = ipc if isinstance(ipc, list) else [ipc]*data.n_classes
+    counts = image_counts(ipc, data.n_classes)
     earlier = EarlierImages(start, data, counts, args['factor'])
     for n, ids in _same_counts(earlier.missing, data.n_classes).items():
         some = data if len(ids) == data.n_classes else data.select(ids)
         check_start(some, max(n, 1), args['factor'], args['start'] if n else 'noise')
-    labels = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)], device=data.device)
-    blank = torch.zeros(len(labels), *data.train.x.shape[1:], device=data.device)
-    model = build(SyntheticSet, args, pixels=blank, labels=labels)
-    model.earlier = earlier
+    deal = deal or Deal(counts)
+    earlier.keep(deal.ids)
+    blank = torch.zeros(sum(deal.counts), *data.train.x.shape[1:], device=data.device)
+    model = build(SyntheticSet, args, pixels=blank, labels=deal.counts)
+    model.earlier, model.deal = earlier, deal
     return model
 
 def rehearse(data: ImageData, job: dict): # As for `make_learner`
     "Raise the `ValueError` of a wrong argument without training a bank, and without a folder"
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, alone():
         args = stand_in(job['args'], folder) if 'bank_folder' in job['args'] else job['args']
         with seeded(job['seed']): make_learner(data, job | dict(args=args))
 
@@ -128,32 +132,38 @@ def make_loss(args, data, **supplied) -> DistillLoss: # What the run supplies
     return DistillLoss(match, whole)
 
 # %% ../../nbs/66_loop.distill.ipynb #74796b9c
-def make_callbacks(args, loss, optimiser, data, seed, inner, **supplied) -> list: # As in `make_loss`
+def make_callbacks(args, loss, optimiser, data, seed, inner, deal, **supplied) -> list: # As in `make_loss`
     "The callbacks of the loop"
     part = lambda registry, name: build(registry[args[name]], args, data=data, seed=seed,
                                         inner=inner, **supplied)
-    nets = [NetworkCB(part(SCHEDULES, 'networks'), inner, seed)] if loss.match else []
+    nets = [NetworkCB(shared(part(SCHEDULES, 'networks'), deal, data.device), inner, seed)] if loss.match else []
     looks = loss.match and loss.match.matcher.needs_real
     real = [SampleCB(part(SAMPLERS, 'sampler'), inner, data.n_classes)] if looks else []
     target = TargetCB(seed, loss.match)
     space = [PreconditionCB(data)] if optimiser.space == 'normal' else []
     clamp = [ClampCB(inner)] if optimiser.clamp else []
     rates = [CosineCB()] if optimiser.lr_schedule == 'cosine' else []
-    return [KeyCB(seed), *nets, *real, target, *space, *clamp, *rates, GuardCB()]
+    idle = [IdleCB()]*(supplied.get('classes') != data.n_classes)
+    return [KeyCB(seed), *nets, *idle, *real, target, *space, *clamp, *rates, GuardCB()]
 
 # %% ../../nbs/66_loop.distill.ipynb #6673ed73
 def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, ...
     "Raise `ValueError` unless the loop can run under networks of this kind"
+    several = model.deal.group.world > 1
+    if several and loss.whole: check_dealt(None, [m for _, m in loss.whole])
     if not loss.match: return
     cbs, match, C = {type(cb): cb for cb in loop}, loss.match, data.n_classes
     schedule = cbs[NetworkCB].schedule
     net = schedule.example()
     schedule.settle(net, Key(0))
-    shown = model.shown(range(C))
+    shown = model.shown(model.deal.ids)
     match.check_counts(shown)
     sampler = cbs[SampleCB].sampler if SampleCB in cbs else None
     batch = getattr(sampler, 'batch_real', min(shown))
+    given = match.chunk
     match.settle(net, batch)
+    if given is None: set_chunk(match, model.deal, net)
+    if several: check_dealt(match, [], net)
     if has_batch_norm(net) and 1 < match.chunk < C: raise ValueError(
         f'chunk={match.chunk}: with batch norm the size of chunks would change the result; '
         f'use chunk=1 or chunk={C}')
@@ -206,10 +216,10 @@ def make_learner(
     arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds) # also where nothing is kept
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
-    model, classes = make_model(args, data, job['ipc'], job.get('earlier')), iterations.class_batch or data.n_classes
-    supplied = dict(make=make, inner=iterations.inner, seed=seed,
-                    classes=min(classes, data.n_classes), log=log,
-                    ipc=len(model.pixels)/data.n_classes)
+    deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
+    model = make_model(args, data, job['ipc'], job.get('earlier'), deal)
+    supplied = dict(make=make, inner=iterations.inner, seed=seed, log=log, ipc=sum(deal.every)/data.n_classes,
+                    classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
     for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # or its error
@@ -217,13 +227,13 @@ def make_learner(
     supplied['bank'] = make_bank(args, data, make, log)
     loss = make_loss(args, data, **supplied)
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
-    loop = make_callbacks(args, loss, optimiser, data, **supplied)
+    loop = make_callbacks(args, loss, optimiser, data, deal=deal, **supplied)
     check_network(loss, loop, data, model)
     budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
     report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
     keep = [CheckpointCB(path, checkpoint_seconds), ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
-    dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)))
+    dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
                     splitter=parameter_groups, opt_func=optimiser.opt_func, default_cbs=False,
                     metrics=list(metrics), path=path or Path('.'),
@@ -246,11 +256,11 @@ def start_learner(learn: Learner): # Of `make_learner`
     own = {k: v for k, v in args.items() if k not in ('start', 'factor')}
     parts = {}
     for n, ids in _same_counts(earlier.missing, data.n_classes).items():
-        if not n: continue
-        some = data if len(ids) == data.n_classes else data.select(ids)
-        rows = key.at(rows=data.class_batch(ids).index)
-        x = start_pixels(some, n, args['factor'], args['start'], net, rows, **own) # (c,n,ch,h,w)
-        parts |= dict(zip(ids, x))
+        for part in learn.model.deal.parts(ids) if n else ():
+            some = data if len(part) == data.n_classes else data.select(part)
+            rows = key.at(rows=data.class_batch(part).index)
+            x = start_pixels(some, n, args['factor'], args['start'], net, rows, **own) # (c,n,ch,h,w)
+            parts |= dict(zip(part, x))
     earlier.put(learn.model, parts)
     return learn
 
@@ -279,18 +289,33 @@ def distill(
     metrics=(), # `ValidAccuracy()` measures the accuracy on the validation split at each report
     log: Callable | None = print, # Where report lines go; None for silence
     checkpoint_seconds: float = 15., # Between two checkpoints in `out`; until then, each report has one
+    processes: int | None = None, # Of this machine, started for this run; None: this one, and those that it has joined
     **overrides # Any argument of the parts; see `arguments_text(all_parts())`. `start` may also be a folder or pixels
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
-    job = make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes)
+    job = grouped_job(make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes), data.n_classes)
+    check_same_run(this_group(), job, data.digest)
+    out = Path(out).expanduser() if out else None
+    if this_group().restarted and out and (out/'run.json').exists(): # by torchrun
+        return resume(out, data, cbs, metrics, log, checkpoint_seconds=checkpoint_seconds)
     if out: check_new_run(out) # a network bank takes minutes
+    if processes is not None: return _start(data, job, processes, out, log, checkpoint_seconds, *cbs, *metrics)
     with seeded(seed):
-        learn = make_learner(data, job, cbs, metrics, log, Path(out).expanduser() if out else None, checkpoint_seconds)
+        learn = make_learner(data, job, cbs, metrics, log, out, checkpoint_seconds)
     if out is None: return run_learner(learn)
     with new_run(out, **job_record(learn)) as run:
         if 'earlier' in job: learn.model.earlier.set.save(run/'earlier') # a resumed run may not find it again
         return run_learner(learn, run)
 
+def _start(data, job, processes, out, log, checkpoint_seconds, *own) -> DistilledSet:
+    "As `in_processes`; `ValueError` for objects of the caller, and for wrong arguments"
+    if own: raise ValueError(
+        f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
+    rehearse(data, job)
+    earlier = as_set(job.pop('earlier'), data, job['args']['factor']) if 'earlier' in job else None
+    return in_processes(job, data.n_classes, processes, out, log, checkpoint_seconds, earlier)
+
+# %% ../../nbs/66_loop.distill.ipynb #c53cce2d
 def run_learner(
     learn: Learner, # Of `make_learner`
     run=None, # Its `RunFolder`, open
@@ -300,7 +325,8 @@ def run_learner(
         if not (run and learn.checkpoint_cb.load()):
             start_learner(learn)
             if run:
-                first = dict(pixels=learn.model.pixels, labels=learn.model.labels)
+                whole = whole_set(learn.model)
+                first = dict(pixels=whole.pixels, labels=whole.labels)
                 save_state(run/'start.safetensors', first)
         epochs = 10 if learn.job['budget']['minutes'] else learn.dls.train.epochs
         with checkpoint_on_signal(learn.checkpoint_cb) if run else nullcontext(): learn.fit(epochs)
@@ -322,7 +348,8 @@ def result_of(
     learn: Learner, # Of `make_learner`, trained
 ) -> DistilledSet:
     "The current set of a Learner, with its arguments and versions"
-    model, data, pixels = learn.model, learn.data, learn.model.pixels.detach().cpu()
+    model, data = whole_set(learn.model), learn.data
+    pixels = model.pixels.detach().cpu()
     job, about = job_record(learn), ('method', 'args', 'seed', 'device', 'budget', 'data', 'earlier', 'changed')
     provenance = {k: job[k] for k in about if k in job}
     provenance |= dict(versions=versions(), threads=torch.get_num_threads(),
@@ -358,20 +385,6 @@ def run_data(
     return data
 
 # %% ../../nbs/66_loop.distill.ipynb #a99ceefc
-def _steps_done(run) -> int:
-    "Inner iterations in the checkpoint of a run; 0 without one"
-    file = run/'checkpoint'/'state.safetensors'
-    return read_checked(file, dict(at=Natural), 'remove the checkpoint')['at'] if file.exists() else 0
-
-def _check_args(file, args):
-    "Raise `ValueError` for arguments in `run.json` that a part would refuse"
-    try:
-        parts = chosen_parts(args)
-        check_arguments({k: v for k, v in args.items() if k not in SELECTORS}, parts)
-    except KeyError as e:
-        raise ValueError(f'{file} is damaged: args.{e.args[0]} is missing; restore the file') from None
-    except ValueError as e: raise ValueError(f'{file}: {e}') from None
-
 @checked
 def resume(
     out: str | Path, # A run folder
@@ -387,9 +400,11 @@ def resume(
     "Continue a run; on a CPU the result is that of a run never stopped, bit for bit. `ValueError` as in `distill`"
     run, info = open_run(out, write=True)
     with run:
-        _check_args(run/'run.json', info['args'])
+        check_run_args(run/'run.json', info['args'])
         data = run_data(out, info, data, root)
-        job, changed = continued(info, out, _steps_done(run), device, outer, **folders)
+        job, changed = continued(info, out, steps_done(run), device, outer, **folders)
+        check_same_run(this_group(), job, data.digest)
+        if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes dealt over processes']
         own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
         if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
             f'{out} was killed before its first images were kept; start it again with another --out')

@@ -24,6 +24,7 @@ from ..distilled import picture
 from ..files import check_shape
 from .callbacks import LoopCB
 from ..machine import peak_mib
+from ..parallel import whole_set
 from ..progress import Bar
 
 # %% ../../nbs/62_loop.report.ipynb #951be96b
@@ -103,13 +104,13 @@ class BudgetCB(LoopCB):
         if self.steps: self.dls.train.total = min(self.steps, self.dls.train.total)
         if self.seconds: # after_batch makes a report after each 1/10 of the time
             self.dls.train.report = self.dls.train.total
-        self.last = self.learn.clock_cb.seconds
+        self.last, group = self.learn.clock_cb.seconds, self.dls.deal.group
         # a resumed run may be complete already; a new run makes at least one inner iteration
-        if self.dls.train.at and self.spent(): raise CancelFitException
+        if self.dls.train.at and group.agree(self.spent()): raise CancelFitException
 
     def after_batch(self):
-        if not self.seconds: return
-        now, over = self.learn.clock_cb.seconds, self.spent()
+        if not self.seconds or not self.dls.deal.meetings.now(self.dls.train.at): return
+        now, over = self.dls.deal.group.agree((self.learn.clock_cb.seconds, self.spent()))
         if over: # this report is the last, and saves a checkpoint
             self.dls.train.total = self.dls.train.at
         if over or now - self.last >= self.seconds/10:
@@ -148,7 +149,8 @@ class HistoryCB(CSVLogger):
         found = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
         for name in 'train_loss', 'valid_loss', 'time': found.pop(name, None)
         measured = {k: None if v is None else float(v) for k, v in found.items()}
-        self.rows.append(dict(step=self.dls.train.at, loss=float(self.total)/self.count,
+        total = sum(self.dls.deal.group.everyone(float(self.total))) # over all classes
+        self.rows.append(dict(step=self.dls.train.at, loss=total/self.count,
                               **dict(valid_acc=None) | measured,
                               seconds=round(self.learn.clock_cb.seconds, 2),
                               peak_mib=round(peak_mib(self.dls.device))))
@@ -162,10 +164,14 @@ class HistoryCB(CSVLogger):
             table.writeheader()
             table.writerows(self.rows)
 
-    def state_dict(self): return dict(rows=self.rows, total=float(self.total), count=self.count)
+    def state_dict(self):
+        total = sum(self.dls.deal.group.everyone(float(self.total)))
+        return dict(rows=self.rows, total=total, count=self.count)
     def load_state_dict(self, s):
-        self.rows, self.total, self.count = [*s['rows']], s['total'], s['count']
+        total = s['total'] if self.dls.deal.group.first else 0.
+        self.rows, self.total, self.count = [*s['rows']], total, s['count']
 
+# %% ../../nbs/62_loop.report.ipynb #4af60bcd
 def read_history(path) -> list: # Dictionaries
     "The rows of `history.csv` in a run folder, as numbers; an empty field is None; `ValueError` for a damaged file"
     number = lambda k, v: None if v == '' else int(v) if k == 'step' else float(v)
@@ -225,6 +231,7 @@ class ShowCB(LoopCB):
     order, run_valid = 80, True
     def __init__(self, path: Path, classes: list): self.path, self.classes = path, classes
     def after_epoch(self):
-        images = self.model.pixels.detach().split(self.model.counts)
+        model = whole_set(self.model)
+        images = model.pixels.detach().split(model.counts)
         with atomic(self.path/'grid.png') as tmp:
             picture(images, self.classes).save(tmp, format='png')

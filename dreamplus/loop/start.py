@@ -95,6 +95,11 @@ class EarlierImages:
         m = min(n, len(shown)//each)
         return mosaic(shown[None, :m*each], self.factor)[0] if m else shown[:0]
 
+    def keep(self, ids): # Class numbers
+        "Forget the images of other classes, which belong to other processes"
+        self.pixels = [part if c in ids else part[:0] for c, part in enumerate(self.pixels)]
+        self.missing = [n if c in ids else 0 for c, n in enumerate(self.missing)]
+
     def warn(self, clamp: bool, learns_labels: bool): # Of the new run
         "Warn if pixels will be clamped, or if soft labels cannot be used"
         if self.set is None: return
@@ -112,7 +117,8 @@ class EarlierImages:
         join = lambda c, part: torch.cat([*([part] if len(part) else []),
                                           *([rest[c].cpu()] if c in rest else [])])
         with torch.no_grad():
-            model.pixels.copy_(torch.cat([join(c, part) for c, part in enumerate(self.pixels)]))
+            own = [c for c, part in enumerate(self.pixels) if len(part) or c in rest]
+            model.pixels.copy_(torch.cat([join(c, self.pixels[c]) for c in own]))
             if self.set is None or model.logits is None or not self.set.soft or self.set.factor != self.factor:
                 return
             firsts = zip(model.first.tolist(), self.pixels, self.set.y.split(self.set.counts))

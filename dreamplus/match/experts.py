@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from ..arguments import Count, Natural, NonNegative, arguments, checked
-from ..core import save_state, seeded, write_json
+from ..core import is_writing, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..files import Positive, TensorOf, read_checked
 from ..machine import versions
@@ -28,6 +29,7 @@ from ..nets.bank import data_facts
 from ..nets.facts import network_facts
 from ..nets.train import Stream, sgd, train
 from ..nets.zoo import create_net
+from ..processes import dealt, this_group
 from ..progress import watch
 from ..runs import check_new_folder, locked_folder
 
@@ -180,15 +182,19 @@ def train_experts(
     path = Path(out).expanduser()
     with locked_folder(path, (path/'experts.json').exists) as run:
         if not (run/'experts.json').exists(): write_json(run/'experts.json', info)
-        for k in range(n):
-            if (file := run/f'expert_{k:04}.safetensors').exists(): continue
+        def expert(k, file):
             start = time.monotonic()
             with seeded(seed + k):
                 tau, loss = train_expert(create_net(**info['net']).to(data.device), data, **training)
             if not tau.isfinite().all():
-                if not any(path.glob('expert_*.safetensors')): (run/'experts.json').unlink() # would keep this lr
                 raise ValueError(f'expert {k + 1} diverges at {lr=}; use a smaller one')
             save_state(file, dict(tau=tau, losses=loss))
             took = time.monotonic() - start
             if log: log(f'expert {k + 1}/{n}: loss {loss[0]:.3f} -> {loss[-1]:.3f}, {took:.1f} s')
+        files = [run/f'expert_{k:04}.safetensors' for k in range(n)]
+        missing = this_group().agree([k for k, file in enumerate(files) if not file.exists()])
+        try: list(dealt([partial(expert, k, files[k]) for k in missing]))
+        except ValueError: # experts.json would keep this lr
+            if is_writing() and not any(path.glob('expert_*.safetensors')): (run/'experts.json').unlink()
+            raise
     return Experts(path)

@@ -8,7 +8,7 @@ __all__ = ['STATISTICS', 'Statistic', 'waves', 'class_statistics', 'bank_statist
 # %% ../../nbs/45_match.statistics.ipynb #93ccdcb0
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from .core import MATCHERS, Matcher, View
 from ..nets.augment import Augment
 from ..nets.bank import Bank
 from ..nets.facts import digest_of
+from ..processes import dealt, this_group
 
 # %% ../../nbs/45_match.statistics.ipynb #c897526f
 STATISTICS = Registry('statistic') # View -> list of (C,N,D), whose class means are compared
@@ -101,22 +102,24 @@ def bank_statistics(
     statistic: Statistic = 'embedding',
 ) -> list: # For each network what `class_statistics` returns
     "The statistics under each network of a bank, computed once"
-    out, start = [], time.monotonic()
-    for member, net, weights in zip(bank.members, bank.nets, bank.digests):
+    start, shape = time.monotonic(), _shape(bank.nets[0], data, statistic)
+    def file(member, weights):
         facts = dict(augment=str(augment), n=n, weights=weights, statistic=statistic)
-        shape = _shape(net, data, statistic)
-        file = bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
-        known = read_cache(file, shape)
-        if known is None:
-            if log:
-                log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
-            key = Key(bank.info['training']['bank_seed'], 'statistics')
-            known = class_statistics(net, data, augment, n, key, statistic=statistic)
-            known = dict(zip(shape, known))
-            save_state(file, known)
-        out.append([{k: v.to(data.device) for k, v in part.items()} for part in known.values()])
+        return bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
+    def compute(i):
+        member, key = bank.members[i], Key(bank.info['training']['bank_seed'], 'statistics')
+        if log:
+            log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
+        made = class_statistics(bank.nets[i], data, augment, n, key, statistic=statistic)
+        made = {name: {k: v.cpu() for k, v in part.items()} for name, part in zip(shape, made)}
+        save_state(files[i], made)
+        return made
+    files = [*map(file, bank.members, bank.digests)]
+    known = this_group().agree([read_cache(f, shape) for f in files])
+    missing = [i for i, found in enumerate(known) if found is None]
+    for i, made in zip(missing, dealt([partial(compute, i) for i in missing])): known[i] = made
     bank.seconds += time.monotonic() - start
-    return out
+    return [[{k: v.to(data.device) for k, v in part.items()} for part in found.values()] for found in known]
 
 # %% ../../nbs/45_match.statistics.ipynb #c1c279a5
 class StatisticsMatcher(Matcher):

@@ -12,7 +12,9 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,13 +22,14 @@ import torch
 from filelock import FileLock
 
 from ..arguments import Bounds, Count, Folder, Momentum, Natural, NonNegative, Share
-from ..core import Key, not_a_link, remove_leftovers, save_state, write_json
+from ..core import Key, is_writing, not_a_link, remove_leftovers, save_state, write_json
 from ..data.core import ImageData
 from ..data.whiten import WhitenedData
 from ..files import Positive, TensorOf, read_checked
 from ..machine import cache_folder, versions
 from .augment import Augment
 from .facts import digest_of, network_facts
+from ..processes import dealt, this_group
 from ..progress import watch
 from ..runs import others_in
 from ..tables import markdown_table
@@ -264,6 +267,7 @@ def network_bank(
     stages = parse_stages(bank_stages)
     Augment(bank_training.bank_augment) # or its error
     path, facts = find_bank(data, make, bank_training, bank_folder)
+    this_group().wait() # all see the same files
     if path.is_file(): raise ValueError(f'bank_folder={bank_folder!r} is a file; give a folder')
     if not missing_members(path, bank_nets, stages): # nothing is written
         check_facts(path, facts)
@@ -271,15 +275,16 @@ def network_bank(
     if not (path/'bank.json').exists() and others_in(path):
         raise ValueError(f'{path} holds other files and no network bank; use another folder')
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(not_a_link(path/'.lock')): # a second process waits for the first
+    with FileLock(not_a_link(path/'.lock')) if is_writing() else nullcontext(): # a second run waits for the first
         remove_leftovers(path)
         if not (path/'bank.json').exists():
             write_json(path/'bank.json', dict(name=data.name, versions=versions(), **facts))
+        this_group().wait()
         check_facts(path, facts)
-        try: seconds = sum(_extend(path, data, make, bank_training, k, stages, log)
-                           for k in range(bank_nets))
-        except ValueError:
-            if not Bank(path).members: (path/'bank.json').unlink() # it would keep the arguments that failed
+        try: seconds = sum(dealt([partial(_extend, path, data, make, bank_training, k, stages, log)
+                                  for k in range(bank_nets)]))
+        except ValueError: # the file would keep the arguments that failed
+            if is_writing() and not Bank(path).members: (path/'bank.json').unlink()
             raise
     found = Bank(path, bank_nets, stages).load(make)
     found.seconds = seconds

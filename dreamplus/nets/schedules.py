@@ -26,7 +26,7 @@ from .zoo import freeze_norms, has_batch_norm
 # %% ../../nbs/28_nets.schedules.ipynb #530adfc1
 class NetworkSchedule:
     "The matching network of each outer iteration"
-    moved = False # a run that goes on elsewhere
+    moved = sees_synthetic = False # whether a run goes on elsewhere; whether it trains on synthetic images
     def __init__(self,
                  data: ImageData, # On the device
                  make: Callable, # () -> a new network on the device
@@ -115,6 +115,7 @@ SCHEDULES['real'] = RealNetworks
 @delegates()
 class SyntheticNetworks(NetworkSchedule):
     "Networks that are trained on the synthetic images (DC, ICLR 2021; DSA, ICML 2021)"
+    sees_synthetic = True
     def __init__(self, data: ImageData, make: Callable, inner: int, # As in `NetworkSchedule`
                  net_epochs: Annotated[int, Bounds(0, 10**4)] = 0, # Epochs over the synthetic images after each update
                  **kwargs):
