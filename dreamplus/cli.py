@@ -25,7 +25,7 @@ COMMANDS = {name: getattr(module, name) for module in (commands, applications) f
 def _how_to_continue(name: str) -> str: # Of a command
     "How to continue a stopped command"
     if name == 'distill': return '`dreamplus resume RUN` continues a run that had started'
-    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual')
+    again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
     return 'the same command continues' if again else 'nothing is left to continue'
 
 def _group():

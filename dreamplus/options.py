@@ -74,6 +74,9 @@ HELP = { # command: its cost, and examples
     'continual': ('a run for each method, step and class order, and a training for each step of each chain',
                   'digits --ipc 1 --methods random,dm,best --orders 1 --nets 1 --iterations 20'),
     'study': ('a run for each combination of levels and seed', 'iterations digits --outer 10'),
+    'nas': ('a full training of each network, and a short one on each set and for each baseline',
+            'digits --sets runs/digits-best-ipc1-seed0 --space small --sample 24',
+            'mnist --sets runs/a,runs/b --space networks.json'),
     'reproduce': ('minutes to weeks, see --list', 'cifar10/ipc10 --list', 'dream+/cifar10/ipc10'),
     'methods': ('seconds', '', '--json')}
 
