@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #92915f5d
+# %% ../../nbs/91_apps.nas.ipynb #5c34a419
 import json
 import math
 import statistics
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ..arguments import Count, NonNegative, Registry, Share, brief, checked
 from ..choose.coresets import coreset
@@ -35,7 +36,7 @@ from ..nets.spaces import Candidate, candidates, maker
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #8b76ba00
+# %% ../../nbs/91_apps.nas.ipynb #9dc43b49
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
@@ -64,7 +65,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #8149f79d
+# %% ../../nbs/91_apps.nas.ipynb #94dbb977
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -112,7 +113,7 @@ def make_rows(
         raise ValueError(f'a set is called {name!r}, as is another row; rename its folder')
     return rows
 
-# %% ../../nbs/91_apps.nas.ipynb #08c79a0c
+# %% ../../nbs/91_apps.nas.ipynb #96617f05
 def clock(device: torch.device) -> float: # Seconds since some moment
     "Processor time of this process on a CPU, else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
@@ -142,7 +143,7 @@ def measure(
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #12a1b61f
+# %% ../../nbs/91_apps.nas.ipynb #e7809f6e
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -167,7 +168,7 @@ def open_sets(
                            seconds=sum(took) if took else None, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #4135672b
+# %% ../../nbs/91_apps.nas.ipynb #59d90742
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -190,7 +191,7 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #badc8c63
+# %% ../../nbs/91_apps.nas.ipynb #be84f6f3
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -210,7 +211,7 @@ def _words(names, space, sample, options, change):
     words = [f'--{k} {v}' for k, v in given.items() if v is not None]
     return words + [f'--set {k}={v}' for k, v in change.items()]
 
-# %% ../../nbs/91_apps.nas.ipynb #4e70a727
+# %% ../../nbs/91_apps.nas.ipynb #ff2e109b
 @checked
 def search(
     data: ImageData,
@@ -251,7 +252,7 @@ def search(
             if log: log(f'{i:4}/{len(nets)}  {_line(known[c.id], c)}')
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #a80540b9
+# %% ../../nbs/91_apps.nas.ipynb #bf3635af
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -277,7 +278,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #311591a0
+# %% ../../nbs/91_apps.nas.ipynb #24e81631
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -306,31 +307,43 @@ def search_table(
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #657ee3ed
+# %% ../../nbs/91_apps.nas.ipynb #0810fb52
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
+
+def _error_axis(axis, errors):
+    "Make an axis logarithmic, with ticks that people read"
+    getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
+    low, high = errors.min()/1.2, errors.max()*1.2
+    getattr(axis.axes, f'set_{axis.axis_name}lim')(low, high)
+    ticks = [t for t in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    axis.set_ticks(ticks, [f'{t:g}' for t in ticks])
+    axis.set_minor_locator(NullLocator())
 
 def plot_search(
     records: list, # The result of load_search
     top: float = .2, # As in search_report
 ) -> Figure:
-    "Accuracy after full training against accuracy on each row, a panel and a colour for each row"
+    "Error after full training against the error on each row, a panel and a colour for each row"
     names = [name for name in records[0]['accs'] if name != 'full']
-    full = 100*np.array([r['accs']['full'] for r in records])
-    best = np.isin(np.arange(len(full)), best_of(full, top))
+    of = lambda name: np.array([100*max(1 - r['accs'][name], 5e-4) for r in records]) # errors, %
+    full = of('full')
+    best = np.isin(np.arange(len(full)), best_of(-full, top))
     cols = min(3, len(names))
     lines = -(-len(names)//cols)
     fig = Figure(figsize=(3.2*cols + .6, 2.9*lines + .4), dpi=72, layout='constrained')
-    for k, (ax, name) in enumerate(zip(fig.subplots(lines, cols, squeeze=False, sharey=True).flat, names)):
-        x, colour = 100*np.array([r['accs'][name] for r in records]), _COLOURS[k % len(_COLOURS)]
+    for k, (ax, name) in enumerate(zip(fig.subplots(lines, cols, squeeze=False).flat, names)):
+        x, colour = of(name), _COLOURS[k % len(_COLOURS)]
         ax.scatter(x, full, 34, facecolors=np.where(best, colour, 'none'), edgecolors=colour)
+        _error_axis(ax.xaxis, x), _error_axis(ax.yaxis, full)
         found = agreement(x, full, 2)['spearman']
         ax.set_title(name + (f', Spearman {found[0]:.2f}' if found else ''), fontsize=12)
         ax.tick_params(labelsize=11)
     for ax in fig.axes[len(names):]: ax.set_axis_off()
-    fig.supxlabel('held-out accuracy after training on the set or for a short time, %', fontsize=12)
-    fig.supylabel('after full training, %', fontsize=12)
+    fig.supxlabel('held-out error after the training of the title, %', fontsize=12)
+    fig.supylabel('held-out error after full training, %', fontsize=12)
     return fig
 
+# %% ../../nbs/91_apps.nas.ipynb #d8a52c9c
 def search_figure(
     out: str | Path, # Folder of a search
 ): # An image

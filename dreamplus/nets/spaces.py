@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPACES', 'combinations_of', 'read_space', 'stratified', 'Candidate', 'maker', 'candidates']
 
-# %% ../../nbs/29_nets.spaces.ipynb #75fddb41
+# %% ../../nbs/29_nets.spaces.ipynb #99fcadca
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -18,7 +18,7 @@ from ..files import read_checked
 from .facts import network_facts
 from .zoo import check_trainable, create_net
 
-# %% ../../nbs/29_nets.spaces.ipynb #3d3370fe
+# %% ../../nbs/29_nets.spaces.ipynb #36d3b956
 SPACES = Registry('space')
 
 def combinations_of(
@@ -32,7 +32,7 @@ _BLOCKS = dict(depth=(1, 2, 3, 4), norm=('none', 'batch', 'layer', 'instance', '
 SPACES['convnets'] = combinations_of(width=(32, 64, 128, 256), **_BLOCKS) # Zhao et al., ICLR 2021
 SPACES['small'] = combinations_of(width=(16, 32, 64), **_BLOCKS) # for a CPU
 
-# %% ../../nbs/29_nets.spaces.ipynb #3a1a376b
+# %% ../../nbs/29_nets.spaces.ipynb #2c160711
 def read_space(
     space: str | Path | list, # A key of SPACES, a JSON file, or a list of specifications
 ) -> list: # Specifications
@@ -47,7 +47,7 @@ def read_space(
     if not specs: raise ValueError(f'the search space is empty; {remedy}')
     return [*specs]
 
-# %% ../../nbs/29_nets.spaces.ipynb #416c9d20
+# %% ../../nbs/29_nets.spaces.ipynb #36721cbc
 def stratified(
     specs: list, # Specifications
     n: int | None = None, # How many; None, or more than there are: all that fit
@@ -66,7 +66,7 @@ def stratified(
         if fits(spec): chosen.append(spec), seen.update(values[id(spec)])
     return chosen
 
-# %% ../../nbs/29_nets.spaces.ipynb #ce2011c1
+# %% ../../nbs/29_nets.spaces.ipynb #df8e09b3
 class Candidate(NamedTuple):
     "A network of a search space"
     spec: dict # Arguments of create_net
