@@ -28,6 +28,7 @@ def continual(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     device: str = None, # default: the best one here
     out: str = None, # folder; the same command continues what is in it; default: one under continual/
@@ -35,11 +36,10 @@ def continual(
 ):
     "Learn the classes of DATA in steps, with memories of distilled or real images; run again, it continues"
     from dreamplus.apps import continual as c
-    from dreamplus.data.sources import load_data
     from dreamplus.machine import keep_memory
     sizes = [None if text is None else read_numbers(text) for text in (ipc, memory)]
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize)
     out = out or f'continual/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.continual)
     found = c.continual(images, methods.split(','), steps, *sizes, out=out, orders=orders, nets=nets, protocol=protocol,
@@ -66,6 +66,7 @@ def nas(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     levels: str = None, # as in `distill`
     device: str = None, # default: the best one here
