@@ -68,7 +68,6 @@ def nas(
     resize: str = None, # crop or squash images that are not square; default: the dataset's
     levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
-    levels: str = None, # as in `distill`
     device: str = None, # default: the best one here
     out: str = None, # folder; the same command continues what is in it; default: one under searches/
 ):
