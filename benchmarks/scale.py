@@ -21,6 +21,7 @@ from PIL import Image
 
 from dreamplus.core import write_json
 from dreamplus.data.core import fingerprint
+from dreamplus.data.datasets import DATASETS
 from dreamplus.data.sources import load_data
 from dreamplus.labs.plan import plan, plan_data
 from dreamplus.loop.distill import distill
@@ -30,6 +31,7 @@ from dreamplus.processes import joined
 from . import head, make_parser
 
 CLASSES, EACH, SIZE = 1000, 50, 64
+FEW, RATE = 4, 2e13 # classes that are planned; assumed float32 operations of a GPU in a second
 KILL = 15 # seconds after which the first preparation is killed
 SMALL = dict(width=16, log=None, steps=10)
 METHODS = {'best': dict(bank_nets=2, bank_stages='30', stat_images=10),
@@ -106,14 +108,18 @@ def preparation(root):
     return dict(killed_after=KILL if killed else None) | json.loads(done.stdout.split('\n')[-2])
 
 def planned():
-    "Plans of ImageNet-1K at 64 pixels, with random images of its shape"
-    data, out = plan_data('imagenet', size=SIZE), {}
+    "Work of ImageNet-1K at 64 pixels, from plans of some of its classes with random images, and hours at `RATE`"
+    whole, out = plan_data('imagenet', size=SIZE), {}
+    times, data = whole.n_classes/FEW, whole.select(range(FEW))
     for method in METHODS:
         found = plan(data, method, 1, nets=0)
-        hours = {r['processes']: r['seconds']/3600 for r in found['processes']['rows']}
-        out[method] = dict(hours=hours, whole=found['processes']['whole'], peak_mib=found['peak_mib'],
-                           disk_mib=found['disk_mib'], data_gib=len(data.train)*3*SIZE**2/2**30)
-    return out
+        flops = {p['part']: p['flops'] for p in found['parts'] if p['part'] != 'network bank'} # which is made once
+        fixed = flops.pop('training the network', 0.) + flops.pop('warming the network', 0.)*times
+        dealt = sum(flops.values())*times
+        hours = {n: (dealt/n + fixed)/RATE/3600 for n in (1, 2, 4, 8)}
+        out[method] = dict(dealt_flops=dealt, fixed_flops=fixed, hours=hours)
+    row = DATASETS['imagenet']
+    return out | dict(rate=RATE, data_gib=row.train*3*SIZE**2/2**30, pixels_mib=row.classes*3*SIZE**2*4/2**20)
 
 def main():
     parser = make_parser('benchmarks.scale', __doc__, 'scale.json')

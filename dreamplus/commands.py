@@ -255,7 +255,7 @@ def scores(
     from dreamplus.runs import open_run
     from dreamplus.judge.scores import cross_table, robust_table, score_run, score_set
     from dreamplus.judge.sets import open_set
-    from dreamplus.loop.distill import run_data
+    from dreamplus.loop.elsewhere import run_data
     keep_memory()
     folders, archs = [*map(os.path.expanduser, runs.split(','))], tuple(archs.split(',')) if archs else None
     if out and folders[1:]: raise ValueError(f'--out {out} is for one set, not for {len(folders)}; leave it out')

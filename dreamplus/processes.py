@@ -103,7 +103,8 @@ def _check_in(store, rank: int, world: int, facts: dict, seconds: float) -> list
 # %% ../nbs/06_processes.ipynb #3c497bc5
 class Lost(ValueError):
     "Another process of the group has ended"
-    def __str__(self): # fastai rewrites `args`
+    def __init__(self): super().__init__('lost') # fastai rewrites the text
+    def __str__(self):
         return 'another process has ended, so this one stops; the last checkpoint is kept'
 
 @contextmanager
@@ -155,6 +156,7 @@ class _Voice:
     def flush(self):
         if self.screen: self.screen.flush()
     def isatty(self): return bool(self.screen) and self.screen.isatty()
+    def __getattr__(self, name): return getattr(self.screen or sys.__stdout__, name)
 
 @patch
 def screen(self: JoinedGroup, stream): return _Voice(self, stream if self.first else None)

@@ -198,6 +198,7 @@ def read_records(
     return records
 
 # %% ../nbs/08_runs.ipynb #5ba27d5f
+@first_alone()
 def begin_records(
     path: str | Path, # A file of records; made if absent
     head: dict, # What all records share; JSON values
@@ -234,7 +235,7 @@ def free_folder(
             path.mkdir(parents=True)
             break
     else: raise ValueError(f'{parent} is full of {name}; give an --out')
-    group.keep(name, os.path.abspath(group.agree(path)))
+    group.keep(name, str(group.agree(path)))
     try: yield path
     finally:
         for p in (path, parent)[:1 + ours]:

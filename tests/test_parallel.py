@@ -1,5 +1,6 @@
 "Several processes give the bits of one, stop together, go on in another number, and say in one line what is wrong."
 import os
+import shutil
 import signal
 import socket
 import time
@@ -10,8 +11,11 @@ import torch.distributed as dist
 from fastai.callback.core import Callback
 from processes import Process, command
 
-from dreamplus.core import load_state
+from dreamplus.apps.continual import continual
+from dreamplus.apps.nas import search
+from dreamplus.core import load_state, toy_images
 from dreamplus.data.sources import load_data
+from dreamplus.distilled import DistilledSet
 from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.labs.compare import compare
 from dreamplus.labs.study import study
@@ -55,19 +59,19 @@ def answers(processes): return [p.end()[0] for p in processes]
 
 # One distillation
 
-FEW = dict(outer=2, inner=3, width=8, log=None)
-REAL = FEW | dict(n_data=32, batch_real=8, net_batch=16)
-ONCE = FEW | dict(inner=1, outer=4, batch_real=16)
-BANK = FEW | dict(inner=1, outer=4, networks='bank', match='statistics + 3*teach', teacher='last', shared_draw=False,
-                  bank_nets=2, bank_stages='5,10', stat_images=20, optimiser='adam', lr=.01, lr_schedule='cosine')
-METHODS = {'dream+': REAL, 'best': BANK, 'dm': ONCE, 'datadam': ONCE | dict(ipc=[1, 2, 1, 1, 1, 1, 1, 3, 1, 1]),
-           'dream': REAL | dict(class_batch=3, interval=2), # some inner iterations have no class of a process
+FEW = dict(outer=2, inner=2, width=8, log=None)
+REAL = FEW | dict(n_data=16, batch_real=4, net_batch=8)
+ONCE = FEW | dict(inner=1, outer=3, batch_real=8)
+BANK = FEW | dict(inner=1, outer=3, networks='bank', match='statistics + 3*teach', teacher='last', shared_draw=False,
+                  bank_nets=2, bank_stages='2,5', stat_images=5, optimiser='adam', lr=.01, lr_schedule='cosine')
+METHODS = {'dream+': REAL, 'best': BANK, 'dm': ONCE, 'datadam': ONCE | dict(ipc=[1, 2, 1, 1, 3]),
+           'dream': REAL | dict(class_batch=2, interval=2), # some inner iterations have no class of a process
            'idc': REAL | dict(factor=2, ipc=2, optimiser='adamw', pixel_wd=.1, label_lr=.1),
-           'dsa': FEW | dict(net_epochs=1, batch_real=8, net_batch=16)}
+           'dsa': FEW | dict(net_epochs=1, batch_real=4, net_batch=8)}
 
 def all_methods(folder):
     os.environ['DREAMPLUS_CACHE'] = str(folder) # a bank of its own
-    digits = load_data('digits').hold_out(.2)
+    digits = load_data('digits').select(range(5))
     sets = {name: distill(digits, name, **args) for name, args in METHODS.items()}
     if this_group().world == 2: # as on GPUs
         loop.shared = lambda schedule, deal, device: SharedNetworks(schedule, deal.group)
@@ -89,7 +93,7 @@ def test_networks_that_rank_0_trains_and_sends(sets, name):
     assert (sets[2][f'{name}, shared'][0] == sets[1][name][0]).all()
 
 def test_the_classes_of_a_set_have_moved(sets):
-    for pixels, _ in sets[3].values(): assert len({*pixels.reshape(len(pixels), -1).std(1).round(5)}) > 5
+    for pixels, _ in sets[3].values(): assert len({*pixels.reshape(len(pixels), -1).std(1).round(5)}) > 4
 
 # Stopped and killed
 
@@ -100,7 +104,7 @@ class SignalCB(Callback):
     def after_batch(self):
         if this_group().rank == self.rank and self.dls.train.at == self.at: os.kill(os.getpid(), self.number)
 
-RUN = REAL | dict(outer=2, inner=6, report=6, interval=2)
+RUN = REAL | dict(outer=2, inner=5, report=5, interval=2)
 
 def begin(out, *cbs):
     distill(load_data('digits'), 'dream+', out=out, cbs=cbs, checkpoint_seconds=0., **RUN)
@@ -121,12 +125,17 @@ def whole(tmp_path_factory):
     assert answers(start(2, begin, out)) == [0, 1]
     return out
 
-@pytest.mark.parametrize('world', [1, 3])
-def test_stopped_in_two_and_resumed_in_another_number(tmp_path, whole, world):
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
     "SIGTERM to one process stops both after the same inner iteration"
-    out = tmp_path/'run'
+    out = tmp_path_factory.mktemp('stopped')/'run'
     assert answers(start(2, begin, out, SignalCB(signal.SIGTERM, 1, 3))) == ['stopped', 'stopped']
-    assert 3 <= checkpoint(out)['at'] < 12 and len(checkpoint(out)['model']['pixels']) == 10
+    assert 3 <= checkpoint(out)['at'] < 10 and len(checkpoint(out)['model']['pixels']) == 10
+    return out
+
+@pytest.mark.parametrize('world', [1, 3])
+def test_stopped_in_two_and_resumed_in_another_number(tmp_path, stopped, whole, world):
+    out = shutil.copytree(stopped, tmp_path/'run')
     if world == 1: assert Process(go_on, out).end()[1] == 0 # alone, without a group
     else: assert not [line for lines in answers(start(world, go_on, out)) for line in lines if 'goes on' in line]
     assert torch.equal(pixels(out), pixels(whole))
@@ -135,12 +144,12 @@ def test_stopped_in_two_and_resumed_in_another_number(tmp_path, whole, world):
 def test_killed(tmp_path, whole):
     "The others end at once, with one line, and the run goes on"
     out, began = tmp_path/'run', time.monotonic()
-    ranks = start(3, begin, out, SignalCB(signal.SIGKILL, 1, 8))
+    ranks = start(3, begin, out, SignalCB(signal.SIGKILL, 1, 7))
     first, killed, third = answers(ranks)
     assert killed is None and time.monotonic() - began < 60
     assert sorted(a.split(':')[0] for a in (first, third)) == ['error', 'silent']
     assert 'another process has ended' in first
-    assert answers(start(2, go_on, out))[0][-1].split()[0] == '12' # the last report
+    assert answers(start(2, go_on, out))[0][-1].split()[0] == '10' # the last report
     assert torch.equal(pixels(out), pixels(whole))
 
 def test_started_again_by_torchrun(tmp_path):
@@ -195,7 +204,7 @@ def test_a_rank_that_does_not_come_and_a_port_that_is_taken():
 
 # Independent jobs
 
-TRAINING = dict(epochs=0, steps=20)
+TRAINING = dict(epochs=0, steps=5)
 
 def without_seconds(record):
     "A record as it should be for any number of processes"
@@ -205,16 +214,24 @@ def without_seconds(record):
     return {k: without_seconds(v) for k, v in record.items() if k not in gone}
 
 def jobs(run, folder):
-    "Records of an evaluation, a comparison and a study, and the weights of experts"
+    "Records of an evaluation, a comparison, a study, continual learning and a search, and the weights of experts"
     os.environ['DREAMPLUS_CACHE'] = str(folder/'cache')
     digits, small = load_data('digits'), dict(width=8, log=None)
-    result = evaluate_run(run, digits, 'quick', 3, ('distilled', 'random'), again=True, cache=False, **TRAINING)
+    result = evaluate_run(run, digits, 'quick', 2, ('distilled', 'random'), again=True, cache=False, **TRAINING)
     compared = compare(digits, ['dm', 'dream+', 'mtt'], (1,), out=folder/'compared', steps=2, nets=1, training=TRAINING,
-                       rows=('distilled',), experts=dict(n=3, epochs=11), syn_steps=1, **small)
+                       rows=('distilled',), experts=dict(n=2, epochs=1), syn_steps=1, max_start=1, expert_epochs=1,
+                       **small)
     studied = study(digits, folder/'study', (0, 1), 1, 1, ('random',), ('random',), warms=(0,), nets=1, steps=5,
                     n_data=8, inner=2, **small)
     experts = train_experts(digits, folder/'experts', 3, epochs=1, width=8, log=None)
-    return without_seconds([result, compared, studied]), [experts[k]['tau'].sum().item() for k in range(3)]
+    toys = load_data(toy_images(classes=4, per_class=10), test=toy_images(classes=4, per_class=4, seed=1))
+    chained = continual(toys, ['dm', 'random', 'dm-joint'], 2, (2,), out=folder/'chained', orders=2, nets=1,
+                        iterations=2, training=TRAINING, batch_real=4, **small)
+    own = DistilledSet(toys.train.x[::10, None]/255, toys.classes, [.5], [.25])
+    searched = search(toys.hold_out(.2), dict(own=own), [dict(width=2), dict(width=3), dict(width=4)], None,
+                      out=folder/'searched', steps=2, full=2, baselines=('random',), log=None)
+    records = without_seconds([result, compared, studied, chained, searched])
+    return records, [experts[k]['tau'].sum().item() for k in range(3)]
 
 def test_records_do_not_depend_on_the_number_of_processes(tmp_path, whole):
     alone, = answers(start(1, jobs, whole, tmp_path/'alone'))
@@ -224,13 +241,13 @@ def test_records_do_not_depend_on_the_number_of_processes(tmp_path, whole):
 
 # torchrun itself
 
-def test_from_a_notebook(tmp_path, sets):
+def test_from_a_notebook(tmp_path):
     "A child with two processes shows its progress, and its set has the same pixels"
-    lines = []
-    args = METHODS['dm'] | dict(log=lines.append, report=2)
-    found = distill(load_data('digits').hold_out(.2), 'dm', out=tmp_path/'run', processes=2, **args)
-    assert (found.pixels.numpy() == sets[1]['dm'][0]).all()
-    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ['2', '4']
+    lines, digits = [], load_data('digits')
+    args = ONCE | dict(log=lines.append, report=1)
+    found = distill(digits, 'dm', out=tmp_path/'run', processes=2, **args)
+    assert torch.equal(found.pixels, distill(digits, 'dm', chunk=1, **ONCE).pixels) # of a process alone
+    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ['1', '2', '3']
     assert {'log-0.txt', 'log-1.txt'} <= {p.name for p in (tmp_path/'run').iterdir()}
     with pytest.raises(ValueError, match='cannot use SignalCB'):
         distill(load_data('digits'), 'dm', processes=2, cbs=[SignalCB(2, 0, 0)], **ONCE)

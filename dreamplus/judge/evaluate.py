@@ -30,7 +30,7 @@ from ..distilled import DistilledSet, load_distilled
 from ..files import TensorOf, read_cache, read_checked
 from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of, logits_on,
                                        network_text, protocol_args, train_fresh, training_steps)
-from ..loop.distill import run_data
+from ..loop.elsewhere import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
 from ..nets.train import check_compiler

@@ -22,7 +22,7 @@ from .evaluate import label_of, next_use, possible_rows, score
 from ..files import read_checked
 from .protocols import check_protocol, evaluation_of, protocol_args
 from .sets import open_set
-from ..loop.distill import run_data
+from ..loop.elsewhere import run_data
 from ..machine import pick_device, versions
 from ..nets.zoo import check_trainable, network
 from ..runs import open_run

@@ -24,7 +24,7 @@ from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .checks import CHECKS, Finding, check, examine, recipe_of
 from ..judge.evaluate import read_result
-from ..loop.distill import run_data
+from ..loop.elsewhere import run_data
 from ..loop.report import read_history
 from ..machine import cache_folder, hardware, pick_device, versions
 from ..runs import open_run

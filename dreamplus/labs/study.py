@@ -21,7 +21,7 @@ import torch
 from ..arguments import Natural, NonNegative, Share, arguments, build, checked
 from ..core import Key, seeded
 from ..machine import versions
-from ..processes import dealt, first_alone, this_group
+from ..processes import dealt, this_group
 from ..tables import interval, markdown_table
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, others_in, read_records
 from ..data.core import ImageData, subset
@@ -184,7 +184,7 @@ def study(
     for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run
     with locked_folder(out, (out/'records.jsonl').exists):
-        with first_alone(): own = begin_records(out/'records.jsonl', head, _RECORD, dict(study=str))
+        own = begin_records(out/'records.jsonl', head, _RECORD, dict(study=str))
         def run(i, setting):
             record = _measure(held[setting['seed']], setting, jobs[i], fixed, overrides) | own
             append_record(out/'records.jsonl', record)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_job', 'make_model', 'rehearse', 'make_loss', 'make_callbacks', 'check_network', 'parameter_groups',
-           'make_learner', 'start_learner', 'distiller', 'distill', 'run_learner', 'job_record', 'result_of',
-           'run_data', 'resume']
+           'make_learner', 'start_learner', 'distiller', 'distill', 'run_learner', 'job_record', 'result_of', 'resume']
 
 # %% ../../nbs/66_loop.distill.ipynb #cbae21b6
 import inspect
@@ -25,13 +24,12 @@ from torch import nn
 from ..arguments import build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
-from ..data.sources import load_data
 from ..distilled import DistilledSet
 from .bank import bank_is_incomplete, make_bank, stand_in
 from .callbacks import (ClampCB, DistillLoaders, GuardCB, IdleCB, KeyCB, NetworkCB,
                                       PreconditionCB, SampleCB, TargetCB)
 from .checkpoint import CheckpointCB, checkpoint_on_signal
-from .elsewhere import (check_run_args, continued, find_origin, folder_arguments, in_processes,
+from .elsewhere import (check_run_args, continued, folder_arguments, in_processes, run_data,
                                       steps_done)
 from .report import (BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, check_observers,
                                    default_callbacks)
@@ -209,16 +207,16 @@ def make_learner(
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
     loop = make_callbacks(args, loss, optimiser, data, deal=deal, **supplied)
     check_network(loss, loop, data, model)
-    budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
-    report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path or '', checkpoint_seconds), ShowCB(path, data.classes)][:2*bool(path)]
+    steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
+    report = [ClockCB(), BudgetCB(steps, (minutes or 0)*60), HistoryCB(path), ProgressCB(log)]
+    checkpoint = CheckpointCB(path or '', checkpoint_seconds) # or its error, without a folder too
+    keep = [checkpoint, ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],
                     splitter=parameter_groups, opt_func=optimiser.opt_func, default_cbs=False,
                     metrics=list(metrics), path=path or Path('.'),
-                    cbs=[*default_callbacks(), *loop, *report, *keep,
-                         *(make_cb() for make_cb in method.cbs), *cbs])
+                    cbs=[*default_callbacks(), *loop, *report, *keep, *(new() for new in method.cbs), *cbs])
     learn.data, learn.job, learn.bank, learn.evaluation = data, job, supplied['bank'], evaluated
     learn.clamp, learn.logger = optimiser.clamp, _silent
     if metrics: loss.validate = partial(metrics[0].validate, learn)
@@ -289,6 +287,8 @@ def distill(
 
 def _start(data, job, processes, out, log, checkpoint_seconds, *own) -> DistilledSet:
     "As `in_processes`; `ValueError` for objects of the caller, and for wrong arguments"
+    if this_group().world > 1: raise ValueError(
+        f'{processes=} starts processes, but this one was started with others already; leave it out')
     if own: raise ValueError(
         f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
     rehearse(data, job)
@@ -340,29 +340,6 @@ def result_of(
     return DistilledSet(pixels.clamp(0, 1) if learn.clamp else pixels, data.classes, mean, std,
                         model.factor, model.decode,
                         learn.evaluation | rate, provenance, model.labels.cpu())
-
-# %% ../../nbs/66_loop.distill.ipynb #94bdfc37
-def run_data(
-    out: str | Path, # The run folder, for messages
-    info: dict, # Its `run.json`
-    data: ImageData | str | Path | None = None, # Or where they are now; None: loaded as the run loaded it
-    root: str | Path | None = None, # Folder with the data, if they moved
-) -> ImageData:
-    "The data of a run; `ValueError` if it cannot be loaded again or is not the same"
-    origin, held = info['data']['origin'], info['data']['held']
-    if data is None and not origin:
-        raise ValueError(f'{out} was distilled from Python objects; pass the same data')
-    if data is None: data = load_data(**find_origin(info, out, root))
-    elif not isinstance(data, ImageData):
-        data = load_data(**(origin or {}) | dict(source=data, root=root))
-    if held and data.valid is None: data = data.hold_out(*held)
-    if data.held != held: raise ValueError(
-        f'{out} was distilled from data with {held=} (fraction, seed), not {data.held}; hold out the same part')
-    if data.digest != info['data']['digest']:
-        raise ValueError(
-            f'{out} was distilled from other data than {data.name} is now: the digests differ; restore the data, '
-            'or say where they are with --data (data=)')
-    return data
 
 # %% ../../nbs/66_loop.distill.ipynb #a99ceefc
 @checked
