@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'seeded', 'Key', 'writing', 'is_writing', 'temporary_folder', 'atomic', 'is_leftover',
-           'remove_leftovers', 'not_a_link', 'write_json', 'read_json', 'save_state', 'load_state', 'toy_images']
+           'remove_leftovers', 'not_a_link', 'not_a_pipe', 'write_json', 'read_json', 'save_state', 'load_state',
+           'toy_images']
 
 # %% ../nbs/00_core.ipynb #02a0d0f2
 import errno
@@ -174,6 +175,13 @@ def not_a_link(path: str | Path) -> Path: # As given
                          'replace it with what it leads to')
     return Path(path)
 
+def not_a_pipe(path: str | Path) -> Path: # As given
+    "The path; `ValueError` for a FIFO, a socket or a device, from which reading may never end"
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f'{path} is not a regular file; give another, or replace it')
+    return path
+
 # %% ../nbs/00_core.ipynb #aa85881a
 def _because(e):
     "The reason of an error, for a message"
@@ -188,6 +196,7 @@ def write_json(path: str | Path, # The file to write
 def read_json(path: str | Path, # A JSON file
               remedy: str = 'restore or remove the file'): # What a user can do if it is damaged
     "Read `path`; `ValueError` that names the file and the remedy if it is missing or damaged"
+    not_a_pipe(path)
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f'{Path(path)} does not exist; {remedy}') from None
     except OSError as e: raise ValueError(f'{Path(path)} cannot be read ({_because(e)}); {remedy}') from None
@@ -231,6 +240,7 @@ def load_state(path: str | Path, # A file that save_state wrote
                remedy: str = 'restore or remove the file', # What a user can do if it is damaged
               ) -> dict: # As it was saved, tensors on the CPU
     "Read a nested dictionary back; `ValueError` that names the file and the remedy if it is damaged"
+    not_a_pipe(path)
     try:
         with safe_open(path, 'pt') as f:
             tensors, rest = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('json', '{}'))

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .arguments import checked
+from .arguments import brief, checked
 from .core import save_state, temporary_folder, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import DESCRIPTION, read_set
@@ -229,7 +229,7 @@ def grid(self: DistilledSet,
         ) -> Image.Image:
     "A picture of the stored or the decoded images"
     if classes is not None and (type(classes) is not int or classes < 1):
-        raise ValueError(f'{classes=} must be a whole number of at least 1; leave it out to show all')
+        raise ValueError(f'classes={brief(classes)} must be a whole number of at least 1; leave it out to show all')
     owner = self.labels(decoded).argmax(1) if self.soft else self.labels(decoded)
     counts = torch.bincount(owner, minlength=len(self.classes)).tolist()
     return picture(self.images(decoded).split(counts)[:classes], self.classes, **kw)
@@ -361,7 +361,7 @@ def select(self: DistilledSet,
             raise ValueError(f'class {c!r} is not in the set; give names or numbers of {", ".join(names[:9])}')
         ids.append(c if known_id else names.index(c))
     if not ids or len({*ids}) < len(ids):
-        raise ValueError(f'{classes=} must hold at least one class, and each class once')
+        raise ValueError(f'classes={brief(classes)} must hold at least one class, and each class once')
     owner = self.y.argmax(1) if self.soft else self.y
     keep = torch.isin(owner, torch.tensor(ids, device=owner.device))
     y = self.y[keep]

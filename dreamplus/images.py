@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from . import __version__
+from .arguments import brief
 
 # %% ../nbs/09_images.ipynb #83a054fe
 FORMATS = 'JPEG PNG BMP GIF WEBP TIFF PPM AVIF JPEG2000 TGA ICO PCX QOI SGI HEIF'.split() # HEIF: by a plugin of Pillow
@@ -57,7 +58,8 @@ def check_levels(levels): # The values of black and white
     "Raise `ValueError` unless `levels` are two increasing, finite numbers"
     try: right = len(levels) == 2 and -float('inf') < float(levels[0]) < float(levels[1]) < float('inf')
     except (TypeError, ValueError): right = False
-    if not right: raise ValueError(f'{levels=} must be two numbers, the values of black and white; write (0, 4095)')
+    if not right: raise ValueError(
+        f'levels={brief(levels)} must be two numbers, the values of black and white; write (0, 4095)')
 
 def eight_bits(
     x: torch.Tensor, # Any shape and number type

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../nbs/01_messages.ipynb #4afa36bb
 def nearest(
@@ -47,7 +48,7 @@ def os_error_text(e: OSError) -> str:
     remedy = REMEDIES.get(e.errno, 'check the path and the disk')
     said = f'{os.strerror(e.errno)}; {remedy}'
     if (path := e.filename2 or e.filename) is None or isinstance(path, int): return said
-    return f'{os.fsdecode(path)}: {said}'
+    return f'{shorten(os.fsdecode(path), 300)}: {said}'
 
 # %% ../nbs/01_messages.ipynb #00d8f3c7
 _LARGE = ('out of memory', 'allocate memory', 'Cannot allocate', 'bad_alloc', 'Storage size', 'too big',
@@ -72,7 +73,8 @@ def error_text(
         'this does not fit into memory; use a smaller --ipc, --width or --size, or a machine with more '
         f'memory ({text[-90:] or type(e).__name__})')
     if isinstance(e, OSError): return os_error_text(e)
-    if isinstance(e, ValueError) or isinstance(e, TypeError) and '; ' in text: return text # which ends in a remedy
+    if isinstance(e, ValueError) or isinstance(e, TypeError) and '; ' in text: # which ends in a remedy
+        return text if len(text) <= 600 else f'{text[:300]}...{text[-250:]}'
     if about and isinstance(e, (KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
         return (f'{about} is damaged ({type(e).__name__}: {text[:90]}); restore what was changed in it, '
                 'or give another')
@@ -129,6 +131,7 @@ class SteadyStream:
         unheard = errno.EPIPE, errno.EBADF, errno.ECONNRESET
         return isinstance(self.lost, OSError) and self.lost.errno not in unheard
 
+# %% ../nbs/01_messages.ipynb #1d519af6
 @contextmanager
 def steady_output():
     "Standard output and error that never raise; yields both"

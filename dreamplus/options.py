@@ -181,7 +181,7 @@ def read_numbers(text: str, kind=int) -> tuple:
     try: return tuple(map(kind, text.split(',')))
     except ValueError:
         whole = 'whole '*(kind is int)
-        raise ValueError(f'{text!r} is not a list of {whole}numbers; write 0,1,2') from None
+        raise ValueError(f'{brief(text)} is not a list of {whole}numbers; write 0,1,2') from None
 
 def read_epochs(text: str):
     "A number of epochs, whole where it is whole; or `bank`"
@@ -193,7 +193,7 @@ def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that the
     out = {}
     for pair in pairs or []:
         name, eq, value = pair.partition('=')
-        if not eq: raise ValueError(f'--set {pair!r} must be NAME=VALUE, for example lr=0.1')
+        if not eq: raise ValueError(f'--set {brief(pair)} must be NAME=VALUE, for example lr=0.1')
         own = inspect.signature(of).parameters if of else ()
         if name in own and name not in ('experts', 'factor'):
             raise ValueError(f'--set {pair!r} is not an argument of a part; see `dreamplus '

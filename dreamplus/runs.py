@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .arguments import Count, Natural
-from .core import is_leftover, is_writing, not_a_link, remove_leftovers, write_json
+from .core import is_leftover, is_writing, not_a_link, not_a_pipe, remove_leftovers, write_json
 from .files import check_shape, read_checked
 from .machine import circumstances, versions
 from .messages import WaitWarning
@@ -168,7 +168,7 @@ def append_record(
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
     lock = FileLock(Path(path).with_name('.lock-records')) if this_group().beside else nullcontext()
     try:
-        with lock, open(not_a_link(path), 'ab+') as f:
+        with lock, open(not_a_pipe(not_a_link(path)), 'ab+') as f:
             _end_line(f)
             f.write(line)
             f.flush(), os.fsync(f.fileno())
@@ -182,7 +182,7 @@ def read_records(
     head=None, # Of the first record; None: as the others
 ) -> list: # Of dictionaries
     "All records of a file; `ValueError` for a missing file or a damaged line"
-    if not Path(path).is_file(): raise ValueError(f'{Path(path)} does not exist; give the folder that holds it')
+    if not not_a_pipe(path).is_file(): raise ValueError(f'{Path(path)} does not exist; give the folder that holds it')
     *lines, last = Path(path).read_bytes().split(b'\n') # the last is empty, or was cut off
     try: json.loads(last)
     except (ValueError, RecursionError): pass

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -64,7 +65,8 @@ MAKE = { # folder -> the command that makes it, in a folder with toys/; those th
     'comparison': 'compare toys --methods dm,dsa --ipc 1 --steps 1 --nets 1 --width 4 --set batch_real=4 '
                   '--out comparison',
     'studied': 'study iterations toys --outer 1 --every 1 --seeds 0 --starts random,k-means --samplers random '
-               '--matches gradient --warms 0 --nets 1 --steps 1 --set width=4 --set inner=2 --set n_data=8 --out studied',
+               '--matches gradient --warms 0 --nets 1 --steps 1 --set width=4 --set inner=2 --set n_data=8 '
+               '--out studied',
     'exported': 'export run --to imagefolder --out exported',
     'run/scores.json': 'scores run --archs convnet --nets 1',
     'run/result.json': 'evaluate run --rows distilled,full --nets 1',
@@ -136,10 +138,10 @@ def copy(a, b):
 class TooLong(BaseException): "Raised by the alarm"
 
 @contextmanager
-def alarm(seconds=LIMIT):
+def alarm():
     def ring(*_): raise TooLong
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
     try: yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -289,18 +291,18 @@ def kills(world, rng):
     name = rng.choice([*MAKE])
     argv = MAKE[name].split()
     with world.trial(*needs(name)) as folder:
-        said = []
+        said, answer = [], None
         for _ in range(rng.choice([1, 1, 2])):
+            if name == 'exported' and answer and not answer[0]: break # is done
             how = rng.choice(['call', 'call', 'half', 'write', 'SIGINT', 'SIGTERM'])
             n = int(math.exp(rng.uniform(0, math.log(4000)))) if how not in ('half', 'write') else rng.randint(1, 9)
             said.append((how, n))
-            if said[1:] and name == 'exported' and answer and not answer[0]: break
             answer, status = in_process(disturbed, folder, again(name, folder, argv), how, n)
             if answer is None and status != -signal.SIGKILL: fault('tracebacks', argv, said, status)
             if answer and answer[0] not in (0, 130): fault('wrong exit statuses', argv, said, answer[0], answer[2])
             if answer and answer[0] == 130 and 'stopped; ' not in answer[2]:
                 fault('messages without file or remedy', argv, said, answer[2])
-        if name != 'exported' or not answer or answer[0]: # an export is not written twice
+        if name != 'exported' or state_of(folder/name, folder) != world.state[name]: # which is not written twice
             ended = run(again(name, folder, argv))
             if ended.status: fault('wrong exit statuses', argv, said, ended.status, ended.err)
         if left := [p for p in folder.rglob('.dreamplus-*')]: fault('leftovers', argv, said, left)
@@ -376,14 +378,17 @@ BASES = dict(
     distill='distill toys --method dm --outer 1 --inner 1 --width 4 --nets 0 --set batch_real=4 --out new',
     resume='resume run --nets 0', evaluate='evaluate run --rows distilled --nets 1', show='show run',
     export='export run --to npz --out new', doctor='doctor run', scores='scores run --archs convnet --nets 1',
-    experts='experts toys --n 1 --epochs 1 --width 4 --out new', bank='bank toys --nets 1 --stages 1 --width 4 --out new',
+    experts='experts toys --n 1 --epochs 1 --width 4 --out new',
+    bank='bank toys --nets 1 --stages 1 --width 4 --out new',
     compare='compare toys --methods dm --ipc 1 --steps 1 --nets 1 --width 4 --out new',
     study=MAKE['studied'].replace('studied', 'new'), leaderboard='leaderboard run comparison --out new.md',
+    continual='continual toys --steps 3 --ipc 1 --methods random --orders 1 --nets 1 --training epochs=1 --out new',
+    nas='nas toys --sets sets/idc --sample 3 --steps 2 --full 2 --baselines none --out new',
     plan='plan toys --method dm --width 4 --nets 0', reproduce='reproduce svhn --list', methods='methods')
-WORDS = ['', ' ', '0', '-1', '1.5', 'nan', 'inf', '-inf', '1e30', '1e-30', '99999999999999999999', '[', '['*3000, '{}',
-         '[1]', '{"a":1}', 'null', 'true', 'é', '\n', '.', '..', 'nowhere', 'toys', 'run', '/dev/null', '/dev/null/x',
-         '/proc/x', 'x'*300, 'None', 'digits', '0,0', ',', '=', '0x10', '١', 'cpu', 'cuda:99', 'mps', '../here/run', '*',
-         'a\x00b', '\x1b[2J', '\udce9', '-', '--', '1_0', '+1', ' 1 ']
+WORDS = ['', ' ', '0', '-1', '1.5', 'nan', 'inf', '-inf', '1e30', '1e-30', '99999999999999999999', '[', '['*3000,
+         '{}', '[1]', '{"a":1}', 'null', 'true', 'é', '\n', '.', '..', 'nowhere', 'toys', 'run', '/dev/null',
+         '/dev/null/x', '/proc/x', 'x'*300, 'None', 'digits', '0,0', ',', '=', '0x10', '١', 'cpu', 'cuda:99', 'mps',
+         '../here/run', '*', 'a\x00b', '\x1b[2J', '\udce9', '-', '--', '1_0', '+1', ' 1 ']
 
 def options_of(name):
     "The options of a command, and the arguments for --set"
@@ -402,14 +407,15 @@ def options(world, rng):
         if '--set' in flags and rng.random() < .5: argv += ['--set', f'{rng.choice(parts)}={word}']
         elif flags and rng.random() < .85: argv += [rng.choice(flags), word]
         else: argv.insert(rng.randrange(len(argv) + 1), word)
-    with world.trial('run', 'comparison', 'experts') as folder:
+    with world.trial('run', 'comparison', 'experts', 'sets/idc') as folder:
         before = listing(folder)
         ended = run(argv)
         check(ended, folder, before, allowed=(0, 1, 2) if name == 'doctor' else (0, 2), late='not finite' in ended.err)
 
 VALUES = [None, 'x', '', b'x', 5, 0, -1, 1.5, math.nan, math.inf, 10**20, [], {}, (), True, set(), object(), print,
-          Path('nowhere'), np.float64('nan'), np.int64(-1), np.zeros(3), torch.zeros(2), torch.tensor(math.nan), [1, 'x'],
-          {'a': 1}, 1j, range(3), ['x'], [[1.], [0.]], '\udce9', np.array('x'), np.ma.masked_array([1, 2], [0, 1])]
+          Path('nowhere'), np.float64('nan'), np.int64(-1), np.zeros(3), torch.zeros(2), torch.tensor(math.nan),
+          [1, 'x'], {'a': 1}, 1j, range(3), ['x'], [[1.], [0.]], '\udce9', np.array('x'),
+          np.ma.masked_array([1, 2], [0, 1])]
 
 def calls(data, dset):
     "Functions with arguments that are right"
@@ -417,17 +423,19 @@ def calls(data, dset):
     return [
         (dp.distill, dict(data=data, method='dm', ipc=1, out='new', **short)), (dp.resume, dict(out='run', log=None)),
         (dp.recipe, dict(method='dm', dataset='digits', ipc=1)), (dp.load_data, dict(source='toys')),
-        (dp.score, dict(dset=dset, data=data, n=1, rows=('distilled',))), (dp.plan, dict(data=data, method='dm', **short)),
+        (dp.score, dict(dset=dset, data=data, n=1, rows=('distilled',))),
+        (dp.plan, dict(data=data, method='dm', **short)),
         (dp.compare, dict(data=data, methods=['dm'], ipc=(1,), out='new', steps=1, nets=1, width=4, log=None)),
         (dp.train_experts, dict(data=data, out='new', n=1, epochs=1, width=4, log=None)),
         (dp.evaluate_run, dict(out='run', data=data, n=1, rows=('distilled',))),
         (dp.load_distilled, dict(path='run')), (dp.results_table, dict(folders=['run'])), (leaderboard, dict()),
         (dp.create_net, dict(arch='convnet', channels=1, classes=3, size=8)), (dp.doctor, dict(what='run')),
-        (dp.toy_images, dict(classes=2)), (dp.DistilledSet, dict(pixels=dset.pixels, classes=dset.classes, y=dset.y,
-                                                                mean=dset.mean, std=dset.std)),
+        (dp.toy_images, dict(classes=2)),
+        (dp.DistilledSet, dict(pixels=dset.pixels, classes=dset.classes, y=dset.y, mean=dset.mean, std=dset.std)),
         (dset.export, dict(path='new', to='npz')), (dset.save, dict(path='new')), (dset.select, dict(classes=[0])),
         (dset.to_imagefolder, dict(path='new')), (dset.grid, dict(classes=2)), (dset.dls, dict(bs=2)),
-        (dp.ValidAccuracy, dict(nets=1)), (dp.Augment, dict(ops='flip')), (dp.robust, dict(dset=dset, data=data, n=1)),
+        (dp.ValidAccuracy, dict(nets=1)), (dp.Augment, dict(ops='flip')),
+        (dp.robust, dict(dset=dset, data=data, n=1)),
         (data.hold_out, dict(fraction=.2)), (data.select, dict(ids=[0, 1])), (data.show, dict(n=1)),
         (data.with_stats, dict(stats=None)), (data.class_batch, dict(ids=[0]))]
 
@@ -470,7 +478,8 @@ def edit(value, rng):
 
 def damage(path, rng):
     "Damage a file; says how"
-    raw, how = path.read_bytes(), rng.choice(['cut', 'flip', 'empty', 'zeros', 'other', 'gone', 'folder', 'edit', 'edit', 'edit'])
+    raw = path.read_bytes()
+    how = rng.choice(['cut', 'flip', 'empty', 'zeros', 'other', 'gone', 'folder', 'pipe', 'edit', 'edit', 'edit'])
     is_json = path.suffix in ('.json', '.jsonl', '.txt')
     if how == 'edit' and not is_json: how = 'flip'
     if how == 'cut': path.write_bytes(raw[:rng.randrange(max(1, len(raw)))])
@@ -480,10 +489,11 @@ def damage(path, rng):
         path.write_bytes(new)
     if how == 'empty': path.write_bytes(b'')
     if how == 'zeros': path.write_bytes(bytes(len(raw)))
-    if how == 'other': path.write_bytes(rng.choice([b'{', b'[]', b'5', b'null', b'['*100_000, b'\xff\xfe', b'PK\x03\x04',
-                                                    b'\x89PNG\r\n\x1a\n', b'{"a": NaN}', raw + raw]))
-    if how in ('gone', 'folder'): path.unlink()
+    others = b'{', b'[]', b'5', b'null', b'['*100_000, b'\xff\xfe', b'PK\x03\x04', b'\x89PNG\r\n\x1a\n', b'{"a": NaN}'
+    if how == 'other': path.write_bytes(rng.choice([*others, raw + raw]))
+    if how in ('gone', 'folder', 'pipe'): path.unlink()
     if how == 'folder': path.mkdir()
+    if how == 'pipe': os.mkfifo(path)
     if how == 'edit':
         lines = raw.decode().splitlines() if path.suffix == '.jsonl' else [raw.decode()]
         i = rng.randrange(len(lines))
@@ -493,7 +503,7 @@ def damage(path, rng):
 
 READ = { # folder -> commands that read it
     'run': [BASES['resume'], BASES['evaluate'], 'show run', BASES['export'], 'doctor run', BASES['scores'],
-            'leaderboard run', f'distill toys --method dm --outer 1 --inner 1 --width 4 --nets 0 --start run --out new'],
+            'leaderboard run', 'distill toys --method dm --outer 1 --inner 1 --width 4 --nets 0 --start run --out new'],
     'experts': ['experts toys --n 2 --epochs 2 --batch 8 --width 4 --out experts',
                 'distill toys --method mtt --outer 1 --inner 1 --width 4 --nets 0 --experts experts --set max_start=1 '
                 '--set expert_epochs=1 --set syn_steps=1 --set zca=false --out new'],
@@ -511,7 +521,7 @@ def files(world, rng):
             before = listing(folder)
             ended = run(argv.split())
             allowed = (0, 1, 2) if argv.startswith('doctor') else (0, 2)
-            try: check(ended, folder, before, [path.name, name], allowed, late='not finite' in ended.err)
+            try: check(ended, folder, before, [path.name, name, 'new'], allowed, late='not finite' in ended.err)
             except Fault as e: fault(e.args[0], path.relative_to(folder), how, e.args[1])
 
 @kind
@@ -523,9 +533,11 @@ def sets(world, rng):
         every = sorted(p for p in place.rglob('*') if p.is_file()) if place.is_dir() else [place]
         path = rng.choice(every)
         how = damage(path, rng) if rng.random() < .9 else 'whole'
-        argv = rng.choice(['evaluate {} --data toys --rows distilled --nets 1', 'export {} --data toys --out new --to npz',
-                           'doctor {} --data toys', 'show {}', 'leaderboard {}']).format(f'sets/{name}').split()
-        if argv[0] in ('evaluate', 'export') and rng.random() < .7: argv += ['--set', 'values=unit', '--set', 'factor=1']
+        argv = rng.choice(['evaluate {} --data toys --rows distilled --nets 1', 'show {} --data toys', 'show {}',
+                           'export {} --data toys --out new --to npz', 'doctor {} --data toys', 'leaderboard {}',
+                           'scores {} --data toys --nets 1 --archs convnet']).format(f'sets/{name}').split()
+        if '--data' in argv and argv[0] != 'doctor' and rng.random() < .7:
+            argv += '--set values=unit --set factor=1'.split()
         before = listing(folder)
         ended = run(argv)
         allowed = (0, 1, 2) if argv[0] == 'doctor' else (0, 2)
@@ -541,16 +553,20 @@ def spoil(folder, rng):
     ways = dict(
         fifo=lambda: os.mkfifo(bad), link=lambda: bad.symlink_to('/dev/zero'), lost=lambda: bad.symlink_to('nowhere'),
         loop=lambda: (c/'loop').symlink_to(folder), self=lambda: bad.symlink_to(bad), folder=lambda: bad.mkdir(),
-        empty=lambda: bad.write_bytes(b''), text=lambda: bad.write_text('x'), ghost=lambda: bad.write_bytes(b'%!PS-Adobe-3.0'),
+        empty=lambda: bad.write_bytes(b''), text=lambda: bad.write_text('x'),
+        ghost=lambda: bad.write_bytes(b'%!PS-Adobe-3.0'),
         cut=lambda: bad.write_bytes(good.read_bytes()[:rng.randrange(80)]), gone=lambda: shutil.rmtree(c),
         wide=lambda: Image.new('L', (8, 5)).save(bad, 'png'), colour=lambda: Image.new('RGB', (8, 8)).save(bad, 'png'),
-        deep=lambda: Image.new('I;16', (8, 8)).save(bad, 'png'), large=lambda: Image.new('L', (99, 99)).save(bad, 'png'),
-        clear=lambda: Image.new('RGBA', (8, 8)).save(bad, 'png'), few=lambda: [p.unlink() for p in [*c.iterdir()][1:]],
-        none=lambda: [p.unlink() for p in c.iterdir()], one=lambda: [shutil.rmtree(folder/f'class{i}') for i in (0, 1)],
-        renamed=lambda: c.rename(folder/rng.choice(['a\nb', 'é', '\udce9', 'train', 'test', '.x', ' ', '-', '__MACOSX'])),
+        deep=lambda: Image.new('I;16', (8, 8)).save(bad, 'png'),
+        large=lambda: Image.new('L', (99, 99)).save(bad, 'png'),
+        clear=lambda: Image.new('RGBA', (8, 8)).save(bad, 'png'),
+        few=lambda: [p.unlink() for p in [*c.iterdir()][1:]], none=lambda: [p.unlink() for p in c.iterdir()],
+        one=lambda: [shutil.rmtree(folder/f'class{i}') for i in (0, 1)],
+        renamed=lambda: c.rename(
+            folder/rng.choice(['a\nb', 'é', '\udce9', 'train', 'test', '.x', ' ', '-', '__MACOSX'])),
         parts=lambda: [shutil.copytree(folder/'class0', folder/part/k) for part in ('train', 'test') for k in 'ab'],
         listed=lambda: (folder/'classes.json').write_text(rng.choice(['{', '[]', '{"folders": ["class0"]}', '5'])),
-        socket=lambda: __import__('socket').socket(__import__('socket').AF_UNIX).bind(os.path.relpath(bad)))
+        socket=lambda: socket.socket(socket.AF_UNIX).bind(os.path.relpath(bad)))
     how = rng.choice([*ways])
     ways[how]()
     return how
@@ -572,16 +588,19 @@ def arrays(rng):
     x, y = toy_images(3, 6)
     x, y = x.numpy(), y.numpy()
     if rng.random() < .7: x = rng.choice([
-        lambda: x.astype(rng.choice(['f4', 'f8', '>f4', 'i2', 'u2', 'i8', 'bool', 'c8', 'f2'])), lambda: x/255, lambda: x[:, 0],
-        lambda: x.transpose(0, 2, 3, 1), lambda: x[:, :, :5], lambda: x[:0], lambda: x[0], lambda: x.astype(object),
+        lambda: x.astype(rng.choice(['f4', 'f8', '>f4', 'i2', 'u2', 'i8', 'bool', 'c8', 'f2'])), lambda: x/255,
+        lambda: x[:, 0], lambda: x.transpose(0, 2, 3, 1), lambda: x[:, :, :5], lambda: x[:0], lambda: x[0],
+        lambda: x.astype(object),
         lambda: np.ma.masked_array(x, x > 200), lambda: x/255*np.nan, lambda: [*x], lambda: [x[0], x[1][:, :4]],
         lambda: torch.from_numpy(x).to_sparse(), lambda: torch.from_numpy(x).to('meta'), lambda: 'x', lambda: None,
         lambda: torch.from_numpy(x).bfloat16()/255, lambda: x.tobytes(), lambda: np.matrix(x[0, 0]),
         lambda: torch.from_numpy(x/255.).requires_grad_(), lambda: np.broadcast_to(x[:1], x.shape), lambda: x[::-1],
         lambda: (i for i in x), lambda: {'x': x}, lambda: x.astype('S1'), lambda: x/1e9 - 1])()
     if rng.random() < .7: y = rng.choice([
-        lambda: y.astype(rng.choice(['f4', 'i1', '>i4', 'bool', 'U1', 'O', 'u8', 'c8'])), lambda: y + .5, lambda: y*10**18,
-        lambda: y - 1, lambda: y[:5], lambda: y[:, None], lambda: np.eye(3)[y], lambda: [*map(str, y)], lambda: y*0,
+        lambda: y.astype(rng.choice(['f4', 'i1', '>i4', 'bool', 'U1', 'O', 'u8', 'c8'])), lambda: y + .5,
+        lambda: y*10**18, lambda: y - 1, lambda: y[:5], lambda: y[:, None], lambda: np.eye(3)[y],
+        lambda: [*map(str, y)],
+        lambda: y*0,
         lambda: np.ma.masked_array(y, y == 1), lambda: y*np.nan, lambda: None, lambda: [None]*len(y), lambda: 'x',
         lambda: y.astype('M8[s]'), lambda: {*y}, lambda: torch.from_numpy(y).to('meta'), lambda: y[::-1].copy(),
         lambda: np.full(len(y), -1), lambda: y*1e300, lambda: [int(c) for c in y], lambda: np.arange(len(y))])()
@@ -668,7 +687,7 @@ def main_(argv=None):
     begun = time.monotonic()
     counts, found = campaign(args.seed, args.seconds, args.trials, [*filter(None, args.kinds.split(','))], args.first)
     print(table(counts))
-    record = dict(command=' '.join(['python -m tests.campaign', *(argv or sys.argv[1:])]), seed=args.seed,
+    record = dict(command=f'python -m tests.campaign --seconds {args.seconds:g} --seed {args.seed}', seed=args.seed,
                   seconds=round(time.monotonic() - begun), device='cpu', hardware=hardware(torch.device('cpu')),
                   versions=versions(), data=fingerprint(*toy_images(3, 8)), counts=counts)
     if args.out: write_json(args.out, record)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
@@ -354,8 +355,22 @@ def test_help(name):
     ('distill --nonsense=1', 'takes no option --nonsense; see `dreamplus distill --help`'),
     ('distill --ipc x', "--ipc: 'x' is not a whole number"), ('distill --minutes x', "'x' is not a number"),
     ('show', 'required: RUN; see `dreamplus show --help`'), ('distill a b', "takes no argument 'b'"),
-    ('evaluate --nets', '--nets: expected one argument'), ('--nonsense', 'see `dreamplus --help`')])
+    (f'distill --ipc {"["*3000}', '...'), ('evaluate --nets', '--nets: expected one argument'),
+    ('--nonsense', 'see `dreamplus --help`')])
 def test_usage(argv, says): refused(*argv.split(), says=[says])
+
+def test_empty_options_are_refused():
+    for argv in ['distill', ''], ['distill', '--out', ''], ['evaluate', '']:
+        refused(*argv, says=['is empty; leave it out'])
+
+def test_a_refused_command_says_its_error_only(here):
+    "A warning waits for the first output"
+    (write_images(here/'toys')/'class0'/'notes.txt').write_text('mine')
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        refused(*TINY, 'toys', '--set', 'bacth_real=8', says=['did you mean'])
+        ended = run(*TINY, 'toys', '--channels', 3, '--out', 'run')
+    assert ended.err.startswith('warning: ') and 'notes.txt' in ended.err.split('\n')[0]
 
 def test_alone():
     assert done().startswith('usage: dreamplus') and done('--version') == f'dreamplus {__version__}\n'

@@ -424,3 +424,17 @@ def test_wrong_arguments_of_data(call, kind, says):
 def test_channels_that_images_do_not_have():
     with pytest.raises(ValueError, match='channels=5 cannot be made of 1'):
         load_data(toy_images(2, 8, 8, 1), channels=5)
+
+@pytest.mark.parametrize('make, says', [
+    (lambda x, y: (np.ma.masked_array(x, x > 200), y), 'some images are masked'),
+    (lambda x, y: (x, np.ma.masked_array(y, y == 1)), 'some labels are masked'),
+    (lambda x, y: [(torch.from_numpy(x[0]).to_sparse(), 0)], 'sparse'), (lambda x, y: '', "source='' is empty"),
+    (lambda x, y: dict(train=Broken()), 'item 0 of the dataset cannot be read .KeyError: 7.; correct')])
+def test_what_would_be_lost_or_is_broken_is_refused(make, says):
+    x, y = (t.numpy() for t in toy_images(3, 6))
+    with pytest.raises(ValueError, match=says): load_data(make(x, y))
+
+class Broken:
+    "A dataset whose code fails"
+    def __len__(self): return 3
+    def __getitem__(self, i): raise KeyError(7)

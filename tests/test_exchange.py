@@ -4,6 +4,7 @@ import json
 import re
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dreamplus.exchange.writers import WRITERS
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
+from dreamplus.labs.leaderboard import leaderboard
 from dreamplus.loop.distill import distill
 from dreamplus.recipes import recipe
 from dreamplus.synthetic import start_pixels
@@ -139,6 +141,15 @@ def test_folders_of_rded_and_sre2l(tmp_path, data, form):
     torch.testing.assert_close(load_distilled(tmp_path, data).y, soft)
     torch.save(soft[1:], tmp_path/'labels.pt')
     with pytest.raises(ValueError, match='one row for each of the 24 images'): load_distilled(tmp_path, data)
+
+@pytest.mark.parametrize('inside', ['', 'FKD_cutmix_fp16'])
+def test_labels_of_crops_are_refused(tmp_path, data, inside):
+    "They belong to the random crops of an epoch, as SRe2L's relabelling stores them, and not to images"
+    (tmp_path/inside/'epoch_0').mkdir(parents=True)
+    torch.save([torch.rand(4, 4), None], tmp_path/inside/'epoch_0'/'batch_0.tar')
+    (tmp_path/'00000').mkdir(), Image.new('RGB', (8, 8)).save(tmp_path/'00000'/'0.png')
+    with pytest.raises(ValueError, match='labels of the random crops .*; move it elsewhere'):
+        load_distilled(tmp_path, data)
 
 def test_folders_with_names_follow_the_data(tmp_path):
     for c, name in enumerate(['b', 'a']):
@@ -345,6 +356,27 @@ def test_evaluate_an_imported_set(tmp_path, data, capsys, monkeypatch):
     assert main([*map(str, command[:2]), '--nets', '1']) == 2
     assert 'distill --out' not in capsys.readouterr().err
 
+def test_show_and_scores_of_a_set_of_another_program(tmp_path, capsys, monkeypatch):
+    "take the options that say how to read it; its scores join its record, and the leaderboard shows them"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=2))
+    x, y = toy_images(3, 8)
+    for i, c in enumerate(y.tolist()):
+        Path('real', f'{c}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[i, 0].numpy().astype(np.uint16)*16).save(f'real/{c}/{i}.png') # 16 bits, of which 12 are used
+    torch.save([x[::8]/255, y[::8]], 'data.pt')
+    how = *'--data real --levels 0,4080 --set factor=1 --set width=4'.split(), '--out'
+    def done(*argv): assert main([*argv]) == 0, capsys.readouterr().err
+    done('show', 'data.pt', *how[:-3])
+    assert Image.open('data.pt-grid.png').size[0] > 8 and main(['show', 'data.pt']) == 2
+    done('evaluate', 'data.pt', '--nets', '1', '--rows', 'distilled', *how, 'theirs.json')
+    done('scores', 'data.pt', '--nets', '1', '--archs', 'convnet', *how, 'theirs.json')
+    [line] = [line for line in leaderboard('theirs.json')[0]['lines'] if not line['baseline']]
+    assert line['lrs'] == read_json('theirs.json')['robust'][0]['lrs'] and 0 < line['ars'] < 1
+    torch.save([x[1::8]/255, y[::8]], 'data.pt')
+    assert main(['scores', 'data.pt', '--nets', '1', *how, 'theirs.json']) == 2
+    assert 'theirs.json is a record of other images' in capsys.readouterr().err
+
 # Export
 
 @pytest.fixture(scope='module')
@@ -421,26 +453,34 @@ def test_the_readme_sees_what_evaluate_sees(tmp_path, dset, soft, digits, monkey
     for s in dset, soft:
         s.export(tmp_path/f'{s.soft}', to, decoded)
         monkeypatch.chdir(tmp_path/f'{s.soft}')
-        exec(readme_code(tmp_path/f'{s.soft}').replace('range(500)', 'range(1)'), names := {})
+        exec(readme_code(tmp_path/f'{s.soft}').replace('500*', '1*'), names := {})
         order = [names['y'].argmax(1) if s.soft else names['y']][0].argsort(stable=True) # decoded cell by cell
         a, b = (torch.stack([part.sort(0)[0].flatten(1) for part in x.split(8)]) for x in
-                (names['x'][order], digits.normalize(s.images())))
+                (names['x'][order], s.images()))
         torch.testing.assert_close(a, b, atol=.01, rtol=0)
         torch.testing.assert_close(names['y'][order].float(), s.labels().float(), atol=1e-6, rtol=0)
+
+@pytest.mark.parametrize('to', WRITERS)
+def test_the_readme_trains_in_ten_lines(tmp_path, dset, soft, to):
+    "without imports; stored images that hold several need three more"
+    for s in dset, soft:
+        s.export(tmp_path/f'{s.soft}', to)
+        code = [line for line in readme_code(tmp_path/f'{s.soft}').splitlines() if not re.match('from |import ', line)]
+        assert 0 < len(code) <= 10 and all(map(str.strip, code)), code
 
 def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
     pixels = start_pixels(digits, 1, key=Key(0, 'start'))
     mean, std = (s.flatten().tolist() for s in (digits.mean, digits.std))
     dset = DistilledSet(pixels, digits.classes, mean, std,
-                        evaluation=dict(width=8, augment='color_crop_scale_rotate', mix=.5))
+                        evaluation=dict(width=8, augment='crop_scale_rotate', mix=.5))
     dset.export(tmp_path/'out', 'npz')
     monkeypatch.chdir(tmp_path/'out')
     exec(readme_code(tmp_path/'out'), names := {})
-    with torch.no_grad(): right = names['net'](digits.normalize(to_float(digits.test.x))).argmax(1) == digits.test.y
+    with torch.no_grad(): right = names['net'](to_float(digits.test.x)).argmax(1) == digits.test.y
     ours = score(dset, digits, n=1, rows=('distilled',), device='cpu')[0]['acc']
     assert right.float().mean().item() == pytest.approx(ours, abs=.08) and ours > .6
 
-def test_whitened_sets(tmp_path, dset, digits):
+def test_whitened_sets(tmp_path, dset, digits, monkeypatch):
     white = replace(dset, evaluation=dict(zca=True, width=8))
     with pytest.raises(ValueError, match=r'give data= \(--data\)'): white.export(tmp_path/'out', 'ddranking')
     assert [*tmp_path.iterdir()] == []
@@ -449,9 +489,8 @@ def test_whitened_sets(tmp_path, dset, digits):
                                whitened(digits).normalize(dset.images()))
     torch.testing.assert_close(load_distilled(tmp_path/'out', digits).pixels, dset.images(), atol=1e-3, rtol=0)
     white.export(tmp_path/'npz', 'npz')
-    code = readme_code(tmp_path/'npz')
-    for old, new in ("'.'", repr(str(tmp_path/'npz'))), ('real = ...', 'real = stored'), ('range(500)', 'range(1)'):
-        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path/'npz')
+    code = readme_code(tmp_path/'npz').replace('real = ...', 'real = stored').replace('500*', '1*')
     exec(code, names := dict(stored=to_float(digits.train.x)))
     torch.testing.assert_close(names['x'], whitened(digits).normalize(dset.images()), atol=1e-3, rtol=0)
 

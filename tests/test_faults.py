@@ -13,6 +13,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.distilled import load_distilled
 from dreamplus.files import check_shape
 from dreamplus.judge.evaluate import evaluate_run, read_result, remember
+from dreamplus.judge.validate import ValidAccuracy
 from dreamplus.labs.compare import compare, load_comparison
 from dreamplus.labs.study import load_study, study
 from dreamplus.loop.distill import distill, resume
@@ -44,8 +45,8 @@ def own(made, tmp_path): return shutil.copytree(made, tmp_path/'own')
 def contents(folder): return {p: p.is_file() and p.read_bytes() for p in folder.rglob('*') if p.name != '.lock'}
 
 def refuses(call, *says):
-    "`ValueError` in one line"
-    with pytest.raises(ValueError) as e: call()
+    "An error in one line"
+    with pytest.raises((ValueError, TypeError)) as e: call()
     text = str(e.value)
     assert '\n' not in text and len(text) < 400
     assert not [part for part in says if part not in text], text
@@ -179,6 +180,12 @@ def test_tensors_of_another_shape(own, data, name):
         save_state(file, state)
         refuses(lambda: read(own, data), f'{file.name} is damaged', '; ')
 
+@pytest.mark.parametrize('name', [*READERS, *STATES])
+def test_reading_does_not_wait_for_a_pipe(own, data, name):
+    read = READERS[name][0] if name in READERS else STATES[name]
+    (own/name).unlink(), os.mkfifo(own/name)
+    refuses(lambda: read(own, data), f'{Path(name).name} is not a regular file')
+
 def test_experts_without_their_tensors(own, data, tmp_path):
     "are found before the run folder is made"
     file = own/'experts'/'expert_0000.safetensors'
@@ -265,10 +272,11 @@ def test_compare_begins_nothing_that_cannot_be_done(data, tmp_path, given, says)
     (dict(stats=[[.5], [float('nan')]]), 'finite'), (dict(warm_epochs=1e15), 'warm_epochs'),
     (dict(n_data=10**15), 'n_data'), (dict(width=10**20), 'fit into 64 bits'), (dict(lr=10**400), 'fit into 64 bits'),
     (dict(match='attention', p=1e30), 'p=1e+30'), (dict(match='attention', balance=1e30), 'balance=1e+30'),
-    (dict(checkpoint_seconds=-1), 'checkpoint_seconds=-1'),
+    (dict(checkpoint_seconds=-1), 'checkpoint_seconds=-1'), (dict(cbs=5), 'cbs=5 must be a list of callbacks'),
+    (dict(metrics=[5]), 'metrics=[5] must be a list of metrics'), (dict(metrics=ValidAccuracy), 'must be a list'),
     (dict(checkpoint_seconds=float('nan')), 'checkpoint_seconds=nan')])
 def test_distill_begins_nothing_that_cannot_be_done(data, tmp_path, change, says):
-    refuses(lambda: distill(data, 'idc', out=tmp_path/'run', **SMALL | change), says)
+    for out in tmp_path/'run', None: refuses(partial(distill, data, 'idc', out=out, **SMALL | change), says)
     assert not (tmp_path/'run').exists()
 
 @pytest.mark.parametrize('y', [[1e30, 2e30]*9, [2.**60, 2.**60 + 2**9]*9])

@@ -6,7 +6,7 @@
 __all__ = ['continual', 'nas']
 
 # %% ../../nbs/94_apps.commands.ipynb #d4bb1fcd
-from ..options import overrides, read_numbers
+from ..options import named_data, overrides, read_numbers
 from ..progress import say
 from ..tables import plain_tables
 
@@ -28,6 +28,7 @@ def continual(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     device: str = None, # default: the best one here
     out: str = None, # folder; the same command continues what is in it; default: one under continual/
@@ -35,11 +36,10 @@ def continual(
 ):
     "Learn the classes of DATA in steps, with memories of distilled or real images; run again, it continues"
     from dreamplus.apps import continual as c
-    from dreamplus.data.sources import load_data
     from dreamplus.machine import keep_memory
     sizes = [None if text is None else read_numbers(text) for text in (ipc, memory)]
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize)
     out = out or f'continual/{images.name}'
     given |= dict(experts=overrides(experts)) | overrides(set, c.continual)
     found = c.continual(images, methods.split(','), steps, *sizes, out=out, orders=orders, nets=nets, protocol=protocol,
@@ -66,6 +66,7 @@ def nas(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
+    levels: str = None, # as in `distill`
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     device: str = None, # default: the best one here
     out: str = None, # folder; the same command continues what is in it; default: one under searches/
@@ -73,13 +74,12 @@ def nas(
     "Rank networks by short trainings on sets, and compare with full training; run again, it continues"
     if not sets: raise ValueError('nas needs sets to train on; give --sets RUN,RUN')
     from dreamplus.apps import nas as a
-    from dreamplus.data.sources import load_data
     from dreamplus.machine import keep_memory
     from dreamplus.nets.spaces import read_space
     change = overrides(set, nas)
     a.check_training(protocol, **change), read_space(space) # or an error, before images are read
     keep_memory()
-    images = load_data(data, root=root, size=size, channels=channels, resize=resize)
+    images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize)
     out = out or f'searches/{images.name}'
     rows = () if baselines == 'none' else tuple(baselines.split(','))
     found = a.search(images, sets.split(','), space, sample or None, out=out, protocol=protocol, steps=steps,

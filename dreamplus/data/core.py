@@ -275,7 +275,7 @@ def class_batch(self: ImageData,
         return made
     try: ids = tuple(map(int, plain(ids)))
     except (TypeError, ValueError):
-        raise TypeError(f'{ids=} must be class numbers, as in [0, 3]; the names are in classes') from None
+        raise TypeError(f'ids={brief(ids)} must be class numbers, as in [0, 3]; the names are in classes') from None
     wrong = [c for c in ids if not 0 <= c < self.n_classes]
     if wrong:
         raise ValueError(
@@ -365,7 +365,7 @@ def select(self: ImageData,
     "The same data with selected classes; `ValueError` for a class that does not exist or is given twice"
     ids = self.class_batch(ids).ids # or its error
     if len(set(ids)) < len(ids) or not ids:
-        raise ValueError(f'{ids=} must hold at least one class, and each class once')
+        raise ValueError(f'ids={brief(ids)} must hold at least one class, and each class once')
     def part(split):
         at = torch.cat([torch.arange(split.starts[c], split.starts[c] + split.counts[c])
                         for c in ids])

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..arguments import Registry, brief
-from ..core import read_json
+from ..core import not_a_pipe, read_json
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
@@ -77,6 +77,7 @@ def _numpy_numbers():
 
 def load_torch(path: str | Path):
     "The content of a file of torch.save; `ValueError` if it is damaged, or holds more than data"
+    not_a_pipe(path)
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
             return torch.load(path, map_location='cpu', weights_only=True)
@@ -94,7 +95,7 @@ OPENERS = dict(torch=load_torch, npz=load_arrays,
 def kind_of(path: Path) -> str: # A key of OPENERS
     "How `path` is opened, by its first bytes"
     if path.is_dir(): return 'folder'
-    with open(path, 'rb') as f: head = f.read(512)
+    with open(not_a_pipe(path), 'rb') as f: head = f.read(512)
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as z: names = z.namelist()
@@ -250,8 +251,8 @@ def _refuse_crop_labels(folder):
     "Raise `ValueError` for the labels of random crops, as SRe2L's relabelling writes them"
     for path in sorted(p for p in (folder, *folder.iterdir()) if p.is_dir()):
         if any(re.fullmatch(r'epoch_\d+', p.name) and any(p.glob('batch_*.tar')) for p in path.iterdir() if p.is_dir()):
-            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; move it '
-                             'elsewhere and give the folder of images, which then have class labels '
+            raise ValueError(f'{path} holds labels of the random crops of each epoch, which fit no stored image; '
+                             'move it elsewhere and give the folder of images, which then have class labels '
                              '(`dreamplus scores SET --soft kl` gives them labels of a teacher)')
 
 _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
@@ -259,7 +260,7 @@ _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, and their file; None if there are none"
     for path in (folder/name for name in _SOFT):
-        if not path.is_file(): continue
+        if not not_a_pipe(path).is_file(): continue
         try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
         except (ValueError, EOFError, TypeError): y = None
         if not _tensor(y, 2) or len(y) != n:
@@ -341,7 +342,7 @@ def _from_metadata(path, content, how):
     tables = path/'metadata.jsonl', path/'train'/'metadata.jsonl'
     table = next((p for p in tables if p.exists()), None)
     if table is None: return None
-    lines = table.read_text(encoding='utf-8').splitlines()
+    lines = not_a_pipe(table).read_text(encoding='utf-8').splitlines()
     try: rows = [json.loads(line) for line in lines if line.strip()]
     except ValueError as e:
         raise ValueError(f'{table} is not JSON lines ({e}); restore it') from None

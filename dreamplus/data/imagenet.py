@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from ..arguments import Natural
-from ..core import not_a_link, remove_leftovers, write_json
+from ..core import not_a_link, not_a_pipe, remove_leftovers, write_json
 from .core import fingerprint
 from .datasets import DATASETS
 from .reading import (Fit, annotated_files, class_folders, count_labels, decode_files,
@@ -191,7 +191,7 @@ def from_imagenet(
 def _from_file(path, fit):
     "The parts of tinyimagenet.pt"
     keys = 'images_train', 'labels_train', 'images_val', 'labels_val', 'classes'
-    try: d = torch.load(path, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    try: d = torch.load(not_a_pipe(path), 'cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as e: # a damaged or malicious file can raise anything
         raise ValueError(f'{path} cannot be read ({type(e).__name__}); it must hold tensors, lists and '
                          'strings only, written by torch.save') from None

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from ..core import save_state
+from ..core import not_a_pipe, save_state
 from .core import ImageData, Split, fingerprint, set_aside
 from .datasets import DATASETS
 from ..files import TensorOf, read_cache
@@ -286,7 +286,7 @@ def annotated_files(
     "The images of each class, as TinyImageNet's list says; `ValueError` if one is missing"
     path, tree = Path(val)/_ANNOTATIONS, {}
     files = {Path(f[0]).name: f for f in image_files(path.parent/'images')}
-    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    lines = not_a_pipe(path).read_text(encoding='utf-8', errors='replace').splitlines()
     rows = sorted(line.split('\t')[:2] for line in lines if line) # file and class; a box follows
     for row in rows:
         if len(row) < 2:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..arguments import brief, checked
-from ..core import atomic
+from ..core import atomic, not_a_pipe
 from .core import ImageData, constants
 from .datasets import DATASETS, Dataset, known
 from .imagenet import from_imagenet, from_tinyimagenet
@@ -95,7 +95,7 @@ def load_arrays(
 ) -> dict: # Name -> array
     "The arrays of a file, read without running code from it; `ValueError` if it is missing or damaged"
     try:
-        with open(path, 'rb') as f, np.load(f, allow_pickle=False) as arrays: return dict(arrays)
+        with open(not_a_pipe(path), 'rb') as f, np.load(f, allow_pickle=False) as arrays: return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f'{path} cannot be read ({shorten(str(e), 100)}); give an .npz file of numbers') from None
 

@@ -59,8 +59,9 @@ def _moves(e, mirror, mean, wide):
     ops = (e.get('augment') or '').replace('imagenet', '').split('_')
     affine = _AFFINE.format(turn=15*('rotate' in ops), shift=(.125, .125) if 'crop' in ops else None,
                             scale=(.83, 1.2) if 'scale' in ops else None, fill=0 if wide else mean)
-    return [affine]*bool({'rotate', 'crop', 'scale'} & {*ops}) + ['T.RandomHorizontalFlip()']*('flip' in ops and mirror) \
-        + [_WIDE if wide else 'T.ColorJitter(.5, .5)']*('color' in ops)
+    moved, flipped = bool({'rotate', 'crop', 'scale'} & {*ops}), 'flip' in ops and mirror
+    colour = _WIDE if wide else 'T.ColorJitter(.5, .5)'
+    return [affine]*moved + ['T.RandomHorizontalFlip()']*flipped + [colour]*('color' in ops)
 
 def training_code(
     dset: DistilledSet, # With the images to train on
@@ -180,8 +181,7 @@ rows = load_dataset('imagefolder', data_dir='.', split='train')
 x, y = torch.stack([to_tensor(r['image']) for r in rows]), torch.tensor(rows[{column!r}][:])''')
 WRITERS['webdataset'] = Writer(_write_webdataset, '''import webdataset
 rows = list(webdataset.WebDataset('set-000000.tar', shardshuffle=False).decode())
-x = torch.stack([torch.from_numpy(r['npy']) for r in rows])
-y = torch.stack([torch.as_tensor(r[{key!r}]) for r in rows])''')
+x, y = (torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in ('npy', {key!r}))''')
 
 # %% ../../nbs/53_exchange.writers.ipynb #f1dbcf4d
 def _write_ddranking(dset, folder, data):

@@ -399,6 +399,7 @@ def results_table(
     "Test accuracy in per cent, a line for each method on a dataset, a table for each protocol"
     tables = {}
     for r in folders:
+        if not isinstance(r, (dict, str, Path)): raise TypeError(f'folders has {r!r}; give run folders or records')
         if not isinstance(r, dict):
             folder = Path(r).expanduser()
             run = folder/'run.json' # other arguments have a line of their own

@@ -18,13 +18,10 @@ from tempfile import TemporaryDirectory
 import fastai.callback.hook # noqa: F401
 import fastai.callback.schedule # noqa: F401
 import torch
-from fastai.callback.core import Callback
-from fastai.callback.tracker import TrackerCallback
-from fastai.learner import Learner, Metric
-from fastcore.foundation import L
+from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import arguments, brief, build, checked
+from ..arguments import build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import DistilledSet
@@ -34,7 +31,8 @@ from .callbacks import (ClampCB, DistillLoaders, GuardCB, IdleCB, KeyCB, Network
 from .checkpoint import CheckpointCB, checkpoint_on_signal
 from .elsewhere import (check_run_args, continued, folder_arguments, in_processes, run_data,
                                       steps_done)
-from .report import BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, default_callbacks
+from .report import (BudgetCB, ClockCB, CosineCB, HistoryCB, ProgressCB, ShowCB, check_observers,
+                                   default_callbacks)
 from .start import EarlierImages, as_set, split_start
 from ..machine import pick_device, versions
 from ..match.core import MATCHERS, View, make_matcher, match_terms
@@ -171,23 +169,6 @@ def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, 
     blank = View(net, torch.zeros(2, 2, *data.train.x.shape[1:], device=data.device), y)
     match.matcher(blank if match.matcher.needs_real else None, blank)
 
-def _check_observers(data, cbs, metrics):
-    "Raise an error for what is no callback or metric, and for those whose data or metric is missing"
-    said = 'must be a list of {}; write {}'
-    kinds = dict(cbs=(Callback, said.format('callbacks', '[BestCB()]')),
-                 metrics=(Metric, said.format('metrics', '[ValidAccuracy()]')))
-    for (name, (kind, must)), given in zip(kinds.items(), (cbs, metrics)):
-        if not isinstance(given, (list, tuple, L)) or not all(isinstance(part, kind) for part in given):
-            raise TypeError(f'{name}={brief(given)} {must}')
-    if metrics and not hasattr(metrics[0], 'validate'):
-        raise TypeError(f'metrics={brief(metrics)} must begin with a metric that trains a network; use ValidAccuracy()')
-    for part in (*cbs, *metrics):
-        if hasattr(part, 'check_data'): part.check_data(data)
-        watches = isinstance(part, TrackerCallback) and part.monitor.startswith('valid')
-        if watches and not metrics: raise ValueError(
-            f'{part.name} monitors {part.monitor}, which is not measured; '
-            'give metrics=[ValidAccuracy()]')
-
 # %% ../../nbs/66_loop.distill.ipynb #ab13a29a
 def _learned(model) -> list: # Of names
     "The names of the learned parameters: pixels; soft labels and a learning rate if they are learned"
@@ -210,8 +191,7 @@ def make_learner(
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules before the clock starts
     args, seed, method = job['args'], job['seed'], METHODS.get(job['method'], Method())
     given, data = data, build(prepare_data, args, data=data, device=job['device'])
-    _check_observers(data, cbs, metrics)
-    arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds) # also where nothing is kept
+    check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
     iterations, make = build(Iterations, args), build(network, args, data=data)
     deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
@@ -227,9 +207,9 @@ def make_learner(
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
     loop = make_callbacks(args, loss, optimiser, data, deal=deal, **supplied)
     check_network(loss, loop, data, model)
-    steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
-    report = [ClockCB(), BudgetCB(steps, (minutes or 0)*60), HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path, checkpoint_seconds), ShowCB(path, data.classes)] if path else []
+    budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
+    report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
+    keep = [CheckpointCB(path or '', checkpoint_seconds), ShowCB(path, data.classes)][:2*bool(path)]
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],

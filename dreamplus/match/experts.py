@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from ..arguments import Count, Natural, NonNegative, arguments, checked
-from ..core import is_writing, save_state, seeded, write_json
+from ..core import is_writing, not_a_pipe, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..files import Positive, TensorOf, read_checked
 from ..machine import versions
@@ -109,7 +109,7 @@ class Experts:
     def open(self, k: int): # Index of the expert
         "The open file of an expert; `ValueError` if it is damaged"
         try:
-            with safe_open(self.files[k], 'pt') as f: yield f
+            with safe_open(not_a_pipe(self.files[k]), 'pt') as f: yield f
         except (SafetensorError, OSError) as e:
             raise ValueError(f'{self.files[k]} is damaged ({e}); {_AGAIN}') from None
 

@@ -233,7 +233,10 @@ def _maker(arch):
     if isinstance(arch, nn.Module):
         raise ValueError(f'arch is a network ({type(arch).__name__}), but every run needs new ones; give its class, '
                          'or a function of channels, classes and size that makes it')
-    if callable(arch) or arch in ARCHS: return ARCHS.get(arch, arch)
+    if callable(arch): return arch
+    if not isinstance(arch, str):
+        raise TypeError(f'arch={arch!r:.60} must be a name, a class or a function; see help(create_net)')
+    if arch in ARCHS: return ARCHS[arch]
     from torchvision import models
     if arch in models.list_models(module=models): return partial(torchvision_net, arch)
     raise ValueError(f'{arch=} is unknown; use one of {", ".join(ARCHS)}, or a torchvision network such as '
