@@ -132,6 +132,7 @@ def test_joint_and_full(tmp_path):
     records = continual(toys(), ['dm', 'joint', 'full'], ipc=(1,), out=tmp_path/'out', **SMALL | FEW)
     assert [r['method'] for r in records] == ['dm', 'dm-joint', 'full']
     assert [r['images'] for r in records] == [[2, 4], [2, 4], [20, 40]]
+    continual(toys(), ['random'], ipc=(1,), out=tmp_path/'out', **SMALL | FEW) # batch_real is an argument of dm
     whole, order = load_distilled(tmp_path/'out'/'joint'/'dm-ipc1-seed0'), sum(class_steps(4, 2), [])
     course = Course(toys(), tmp_path/'out', records[0] | dict(steps=2, protocol='quick', training={}))
     *_, (joint, _) = course.sets(Chain('dm-joint', 1, None, 0, 0))

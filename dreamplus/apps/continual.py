@@ -52,6 +52,7 @@ class Chain(NamedTuple):
     order: int # Number of the class order, and seed of its runs
     net: int # Number of the network
 
+# %% ../../nbs/92_apps.continual.ipynb #22aca935
 class Course:
     "The data, folder and arguments that all chains share"
     def __init__(self, data: ImageData, # On the CPU
@@ -238,7 +239,8 @@ def header(self: Course, options: dict) -> dict: # Words of the command; JSON va
                 data=self.data.digest, held=self.data.held, protocol=label_of(p['protocol'], p['training']),
                 training=how | dict(temperature=temperature), network=network_text(self.learner), code=code,
                 iterations=p['iterations'], minutes=p['minutes'], experts=p['experts'],
-                overrides=p['overrides'], device=str(self.device), threads=torch.get_num_threads(),
+                overrides=p['overrides'], seeds='of class orders and runs: order; of networks: 1000*order + net',
+                device=str(self.device), threads=torch.get_num_threads(),
                 versions=versions())
 
 def load_continual(
@@ -299,7 +301,9 @@ def continual(
     course, file = Course(data, out, plan, device, log, checkpoint_seconds), out/'records.jsonl'
     if not file.exists(): check_new_folder(out, 'of continual learning')
     known = {tuple(r[k] for k in Chain._fields): r for r in load_continual(out)} if file.exists() else {}
-    if any('accs' not in known.get(c, {}) for c in chains): course.check(chains)
+    if any('accs' not in known.get(c, {}) for c in chains):
+        earlier = [Chain(*k) for k in known if k[0] in METHODS] # arguments may be theirs
+        course.check([*earlier, *chains])
     text = lambda values: ','.join(map(str, values)) or None
     options = dict(steps=steps, methods=text(methods), ipc=text(ipc), memory=text(memory), orders=orders, nets=nets,
                    protocol=protocol, iterations=iterations, minutes=minutes)

@@ -6,7 +6,7 @@
 __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'make_rows', 'clock', 'measure', 'open_sets',
            'load_search', 'search', 'best_of', 'search_report', 'search_table', 'plot_search', 'search_figure']
 
-# %% ../../nbs/91_apps.nas.ipynb #221b103c
+# %% ../../nbs/91_apps.nas.ipynb #5c34a419
 import json
 import math
 import statistics
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ..arguments import Count, NonNegative, Registry, Share, brief, checked
 from ..choose.coresets import coreset
@@ -37,7 +38,7 @@ from ..processes import dealt, this_group
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
-# %% ../../nbs/91_apps.nas.ipynb #4b5bd677
+# %% ../../nbs/91_apps.nas.ipynb #9dc43b49
 TRAININGS = Registry('protocol')
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
@@ -49,6 +50,8 @@ def check_training(
     "Raise `ValueError` for an unknown protocol or argument"
     row = TRAININGS.find(protocol)
     check_protocol(row['base'], change)
+    if soft := change.get('soft'):
+        raise ValueError(f'{soft=} needs a teacher, which a search does not train; remove it')
     return row
 
 def training_of(
@@ -64,7 +67,7 @@ def training_of(
     own = row[of] | length | change
     return protocol_args(row['base'], {}, data.name, n/data.n_classes, data.n_classes, **own)
 
-# %% ../../nbs/91_apps.nas.ipynb #05a0f7a0
+# %% ../../nbs/91_apps.nas.ipynb #94dbb977
 BASELINES = 'random', 'k-means', 'early', 'again'
 
 class Row(NamedTuple):
@@ -100,16 +103,21 @@ def make_rows(
     whole = training_of(protocol, data, len(train), 'real', full, **change)
     for ipc in sorted({row.ipc for row in rows}):
         for kind in (b for b in baselines if b in ('random', 'k-means')):
-            i = coreset(kind, data, ipc, key=Key(seed, 'architectures', kind)) # (C,ipc)
-            rows.append(real(f'{kind}-ipc{ipc}', kind, ipc, train.x[i.flatten()], train.y[i.flatten()], of(i.numel())))
+            i = coreset(kind, data, ipc, key=Key(seed, 'architectures', kind)).flatten() # (C*ipc,)
+            rows.append(real(f'{kind}-ipc{ipc}', kind, ipc, train.x[i], train.y[i], of(len(i))))
     rows.append(real('full', 'full', None, train.x, train.y, whole))
     rows += [real(f'early-ipc{n}', 'early', n, train.x, train.y, whole)
              for n in sorted({row.ipc for row in rows} - {None}) if 'early' in baselines]
-    return rows + [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
+    rows += [real('again', 'again', None, train.x, train.y, whole)]*('again' in baselines)
+    names = [row.name for row in rows]
+    for name in sets:
+        if names.count(name) == 1: continue
+        raise ValueError(f'a set is called {name!r}, as is another row; rename its folder')
+    return rows
 
-# %% ../../nbs/91_apps.nas.ipynb #ed31547d
+# %% ../../nbs/91_apps.nas.ipynb #96617f05
 def clock(device: torch.device) -> float: # Seconds since some moment
-    "Processor time of this process on a CPU, which other jobs hardly change; else the time when all work on the device is done"
+    "Processor time of this process on a CPU, else the time when all work on the device is done"
     if device.type == 'cpu': return time.process_time()/torch.get_num_threads()
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -128,14 +136,16 @@ def measure(
             budget = statistics.mean(seconds[r.name] for r in rows if r.kind == 'set' and r.ipc == row.ipc)
             p = p | dict(epochs=0, steps=max(1, round(steps['full']*min(1, budget/seconds['full']))))
         begun, own = clock(row.data.device), seed + (row.kind == 'again')
-        with seeded(own): net = train_network(make(), row.x, row.y, row.data, p, text=f'{candidate.text}, {row.name}')
+        with seeded(own):
+            text = f'{candidate.text}, {row.name}'
+            net = train_network(make(), row.x, row.y, row.data, p, text=text)
         seconds[row.name] = clock(row.data.device) - begun
         steps[row.name] = training_steps(p, len(row.x))
         accs[row.name] = accuracy_on(net, row.data.valid, row.data)
     spec = {k: getattr(v, '__name__', v) for k, v in candidate.spec.items()}
     return dict(id=candidate.id, spec=spec, params=candidate.params, accs=accs, seconds=seconds, steps=steps)
 
-# %% ../../nbs/91_apps.nas.ipynb #5edd60b2
+# %% ../../nbs/91_apps.nas.ipynb #e7809f6e
 def open_sets(
     sets: dict | list | tuple, # Folders or files; or name to DistilledSet, folder or file
     data: ImageData, # With a validation split
@@ -143,7 +153,7 @@ def open_sets(
     "Read the sets of a search under different names; `ValueError` for a set that cannot be read"
     named = sets if isinstance(sets, dict) else {Path(s).expanduser().resolve().name: s for s in sets}
     if not named or len(named) < len(sets):
-        raise ValueError(f'sets={brief(sets)} must name at least one set, and sets with different names; rename a folder')
+        raise ValueError(f'sets={brief(sets)} must name at least one set, all with different names; rename a folder')
     found = {n: s if isinstance(s, DistilledSet) else open_set(s, data)[0] for n, s in named.items()}
     about = {}
     for name, dset in found.items():
@@ -151,15 +161,16 @@ def open_sets(
         made = made if isinstance(made, dict) else {}
         knows = made.get('digest') == data.digest and made.get('held') != data.held
         if knows: warnings.warn(
-            f'{name} was distilled with held-out images among its real images; distil with valid={data.held[0]:g} and '
-            f'seed={data.held[1]} to keep them apart', stacklevel=4)
-        bank, seconds = dset.provenance.get('bank'), dset.provenance.get('seconds')
-        if isinstance(bank, dict) and seconds is not None: seconds += bank.get('trained', 0)
+            f'{name} was distilled with held-out images among its real images; distil with the same '
+            'validation split (--valid, and seed 0)', stacklevel=4)
+        bank = dset.provenance.get('bank')
+        took = [dset.provenance.get('seconds'), bank.get('trained') if isinstance(bank, dict) else None]
+        took = [t for t in took if isinstance(t, (int, float))]
         about[name] = dict(method=dset.provenance.get('method'), ipc=dset.ipc, factor=dset.factor, knows_held_out=knows,
-                           seconds=seconds, images=fingerprint(dset.pixels, dset.y))
+                           seconds=sum(took) if took else None, images=fingerprint(dset.pixels, dset.y))
     return found, about
 
-# %% ../../nbs/91_apps.nas.ipynb #873089e5
+# %% ../../nbs/91_apps.nas.ipynb #59d90742
 _HEAD = dict(search=str, plan=dict, dataset=str, sets={str: dict}) # the first line
 _NUMBERS = dict(accs={str: Share}, seconds={str: NonNegative}, steps={str: Count})
 _RECORD = dict(id=str, spec=dict, params=Count) | _NUMBERS
@@ -182,7 +193,7 @@ def _header(data, rows, about, protocol, seed, words):
                 threads=torch.get_num_threads(), versions=versions())
     return json.loads(json.dumps(head))
 
-# %% ../../nbs/91_apps.nas.ipynb #7ca42617
+# %% ../../nbs/91_apps.nas.ipynb #be84f6f3
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
@@ -197,11 +208,12 @@ def _check_numbers(baselines, **counts):
 
 def _words(names, space, sample, options, change):
     "The options of the command"
-    given = dict(sets=','.join(names), space=space if isinstance(space, str) else None, sample=sample) | options
+    space = 'LIST' if isinstance(space, (list, tuple)) else Path(space).name
+    given = dict(sets=','.join(names), space=space, sample=sample or 0) | options
     words = [f'--{k} {v}' for k, v in given.items() if v is not None]
     return words + [f'--set {k}={v}' for k, v in change.items()]
 
-# %% ../../nbs/91_apps.nas.ipynb #afb60c7b
+# %% ../../nbs/91_apps.nas.ipynb #ff2e109b
 @checked
 def search(
     data: ImageData,
@@ -213,7 +225,7 @@ def search(
     steps: int | None = None, # SGD steps on each set; None: those of the protocol
     full: int | None = None, # SGD steps on all real images; None: those of the protocol
     baselines: tuple = ('random', 'k-means', 'early'), # Any of BASELINES
-    valid: float = .2, # Fraction of each class of train that is held out for all accuracies, if data have no validation split
+    valid: float = .2, # Fraction of each class of train to hold out, if data have no validation split
     seed: int = 0, # Of the sample, the baselines and the networks; what is held out has seed 0
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = print, # Called with lines of text; None: no output
@@ -228,7 +240,8 @@ def search(
     rows = make_rows(data, found, baselines, protocol, steps, full, seed, **change)
     least = min(n % b or b for n, b in ((len(r.x), min(r.training['batch'], len(r.x))) for r in rows))
     nets = candidates(space, data, sample, seed, least)
-    options = dict(protocol=protocol, steps=steps, full=full, baselines=','.join(baselines), valid=data.held[0], seed=seed)
+    options = dict(protocol=protocol, steps=steps, full=full, baselines=','.join(baselines) or 'none',
+                   valid=(data.held or [None])[0], seed=seed)
     head = _header(data, rows, about, protocol, seed, _words(found, space, sample, options, change))
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a network
     with locked_folder(out, file.exists):
@@ -243,7 +256,7 @@ def search(
         known |= zip(jobs, dealt([*jobs.values()]))
     return [known[c.id] for c in nets]
 
-# %% ../../nbs/91_apps.nas.ipynb #b221753a
+# %% ../../nbs/91_apps.nas.ipynb #bf3635af
 def best_of(
     full: np.ndarray, # Accuracies (n,) after full training
     top: float = .2, # Fraction of the networks
@@ -256,7 +269,7 @@ def search_report(
     top: float = .2, # Fraction of the networks that are the best
     **kw # As in agreement
 ) -> list: # Dictionaries: row, all, top, regret, best, acc, seconds
-    "The agreement of each row with the full training, the networks that it ranks first, and its seconds of training"
+    "The agreement of each row with the full training, the network that it ranks first, and its seconds"
     of = lambda what, name: np.array([r[what][name] for r in records])
     full = of('accs', 'full')
     best = best_of(full, top)
@@ -269,7 +282,7 @@ def search_report(
                         seconds=float(of('seconds', name).sum()), made=records[0]['sets'].get(name, {}).get('seconds')))
     return out
 
-# %% ../../nbs/91_apps.nas.ipynb #64df5102
+# %% ../../nbs/91_apps.nas.ipynb #24e81631
 def _interval_text(found):
     "A correlation with its interval"
     return None if found is None else '{:.2f} ({:.2f} to {:.2f})'.format(*found)
@@ -291,41 +304,54 @@ def search_table(
     lines.append(['full', *[None]*4, '0.0', f'{whole["seconds"]:.0f}', None])
     names = [*dict.fromkeys(k for r in report for k in r['best'])]
     first = [[r['row'], *(r['best'].get(k) for k in names), f'{100*r["acc"]:.1f}'] for r in report]
-    text = (f'{records[0]["dataset"]}, {len(records)} networks, accuracy on held-out real images\n\n{markdown_table(head, lines)}'
-            f'\n\nThe network that each row ranks first:\n\n'
-            f'{markdown_table(["trained on", *names, "accuracy after full training, %"], first)}')
+    title = f'{records[0]["dataset"]}, {len(records)} networks, accuracy on held-out real images'
+    choices = markdown_table(['trained on', *names, 'accuracy after full training, %'], first)
+    text = '\n\n'.join([title, markdown_table(head, lines), 'The network that each row ranks first:', choices])
     if out:
         with atomic(out/'table.md') as tmp: tmp.write_text(text + '\n', encoding='utf-8')
     return text
 
-# %% ../../nbs/91_apps.nas.ipynb #a150bdf4
+# %% ../../nbs/91_apps.nas.ipynb #0810fb52
 _COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
+
+def _error_axis(axis, errors):
+    "Make an axis logarithmic, with ticks that people read"
+    getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
+    low, high = errors.min()/1.2, errors.max()*1.2
+    getattr(axis.axes, f'set_{axis.axis_name}lim')(low, high)
+    ticks = [t for t in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    axis.set_ticks(ticks, [f'{t:g}' for t in ticks])
+    axis.set_minor_locator(NullLocator())
 
 def plot_search(
     records: list, # The result of load_search
     top: float = .2, # As in search_report
 ) -> Figure:
-    "Accuracy after full training against accuracy on each row, a panel and a colour for each row"
+    "Error after full training against the error on each row, a panel and a colour for each row"
     names = [name for name in records[0]['accs'] if name != 'full']
-    full = 100*np.array([r['accs']['full'] for r in records])
-    best = np.isin(np.arange(len(full)), best_of(full, top))
+    of = lambda name: np.array([100*max(1 - r['accs'][name], 5e-4) for r in records]) # errors, %
+    full = of('full')
+    best = np.isin(np.arange(len(full)), best_of(-full, top))
     cols = min(3, len(names))
     lines = -(-len(names)//cols)
     fig = Figure(figsize=(3.2*cols + .6, 2.9*lines + .4), dpi=72, layout='constrained')
-    for k, (ax, name) in enumerate(zip(fig.subplots(lines, cols, squeeze=False, sharey=True).flat, names)):
-        x, colour = 100*np.array([r['accs'][name] for r in records]), _COLOURS[k % len(_COLOURS)]
+    for k, (ax, name) in enumerate(zip(fig.subplots(lines, cols, squeeze=False).flat, names)):
+        x, colour = of(name), _COLOURS[k % len(_COLOURS)]
         ax.scatter(x, full, 34, facecolors=np.where(best, colour, 'none'), edgecolors=colour)
+        _error_axis(ax.xaxis, x), _error_axis(ax.yaxis, full)
         found = agreement(x, full, 2)['spearman']
         ax.set_title(name + (f', Spearman {found[0]:.2f}' if found else ''), fontsize=12)
         ax.tick_params(labelsize=11)
     for ax in fig.axes[len(names):]: ax.set_axis_off()
-    fig.supxlabel('held-out accuracy after training on the set or for a short time, %', fontsize=12)
-    fig.supylabel('after full training, %', fontsize=12)
+    fig.supxlabel('held-out error after the training of the title, %', fontsize=12)
+    fig.supylabel('held-out error after full training, %', fontsize=12)
     return fig
 
+# %% ../../nbs/91_apps.nas.ipynb #d8a52c9c
 def search_figure(
     out: str | Path, # Folder of a search
 ): # An image
     "Draw `scatter.png`"
-    with atomic((out := Path(out).expanduser())/'scatter.png') as tmp: plot_search(load_search(out)).savefig(tmp, format='png')
-    return open_image(out/'scatter.png')
+    file, fig = Path(out).expanduser()/'scatter.png', plot_search(load_search(out))
+    with atomic(file) as tmp: fig.savefig(tmp, format='png')
+    return open_image(file)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['spearman', 'kendall', 'regret', 'agreement']
 
-# %% ../../nbs/88_labs.ranks.ipynb #cef56f4e
+# %% ../../nbs/88_labs.ranks.ipynb #57b52890
 import math
 
 import numpy as np
 
 from ..core import Key
 
-# %% ../../nbs/88_labs.ranks.ipynb #c5e62833
+# %% ../../nbs/88_labs.ranks.ipynb #6d23ef7d
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray: # (...,n) each -> (...)
     "Spearman's rank correlation; nan if all values are equal"
     from scipy.stats import rankdata
@@ -30,7 +30,7 @@ def regret(proxy: np.ndarray, full: np.ndarray) -> float: # Accuracies (n,) each
     "The best full accuracy minus that of the network that the proxy ranks first; the mean if several are first"
     return float(full.max() - full[proxy == proxy.max()].mean())
 
-# %% ../../nbs/88_labs.ranks.ipynb #b11adcd8
+# %% ../../nbs/88_labs.ranks.ipynb #975151b8
 def agreement(
     proxy: np.ndarray, full: np.ndarray, # Accuracies of the same networks (n,) each
     resamples: int = 1000,

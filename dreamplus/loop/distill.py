@@ -207,9 +207,10 @@ def make_learner(
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
     loop = make_callbacks(args, loss, optimiser, data, deal=deal, **supplied)
     check_network(loss, loop, data, model)
-    budget = BudgetCB(job['budget']['steps'], (job['budget']['minutes'] or 0)*60)
-    report = [ClockCB(), budget, HistoryCB(path), ProgressCB(log)]
-    keep = [CheckpointCB(path or '', checkpoint_seconds), ShowCB(path, data.classes)][:2*bool(path)]
+    steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
+    report = [ClockCB(), BudgetCB(steps, (minutes or 0)*60), HistoryCB(path), ProgressCB(log)]
+    checkpoint = CheckpointCB(path or '', checkpoint_seconds) # or its error, without a folder too
+    keep = [checkpoint, ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
     learn = Learner(dls, model, loss, lr=[rates[name] for name in _learned(model)],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPACES', 'combinations_of', 'read_space', 'stratified', 'Candidate', 'maker', 'candidates']
 
-# %% ../../nbs/29_nets.spaces.ipynb #3f6eef1b
+# %% ../../nbs/29_nets.spaces.ipynb #99fcadca
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -18,7 +18,7 @@ from ..files import read_checked
 from .facts import network_facts
 from .zoo import check_trainable, create_net
 
-# %% ../../nbs/29_nets.spaces.ipynb #3496daf9
+# %% ../../nbs/29_nets.spaces.ipynb #36d3b956
 SPACES = Registry('space')
 
 def combinations_of(
@@ -32,7 +32,7 @@ _BLOCKS = dict(depth=(1, 2, 3, 4), norm=('none', 'batch', 'layer', 'instance', '
 SPACES['convnets'] = combinations_of(width=(32, 64, 128, 256), **_BLOCKS) # Zhao et al., ICLR 2021
 SPACES['small'] = combinations_of(width=(16, 32, 64), **_BLOCKS) # for a CPU
 
-# %% ../../nbs/29_nets.spaces.ipynb #1cba93b2
+# %% ../../nbs/29_nets.spaces.ipynb #2c160711
 def read_space(
     space: str | Path | list, # A key of SPACES, a JSON file, or a list of specifications
 ) -> list: # Specifications
@@ -47,7 +47,7 @@ def read_space(
     if not specs: raise ValueError(f'the search space is empty; {remedy}')
     return [*specs]
 
-# %% ../../nbs/29_nets.spaces.ipynb #2a1b2781
+# %% ../../nbs/29_nets.spaces.ipynb #36721cbc
 def stratified(
     specs: list, # Specifications
     n: int | None = None, # How many; None, or more than there are: all that fit
@@ -66,7 +66,7 @@ def stratified(
         if fits(spec): chosen.append(spec), seen.update(values[id(spec)])
     return chosen
 
-# %% ../../nbs/29_nets.spaces.ipynb #6ddd8aa6
+# %% ../../nbs/29_nets.spaces.ipynb #df8e09b3
 class Candidate(NamedTuple):
     "A network of a search space"
     spec: dict # Arguments of create_net
@@ -78,11 +78,11 @@ class Candidate(NamedTuple):
         "The specification in one line"
         return ' '.join(f'{k}={getattr(v, "__name__", v)}' for k, v in self.spec.items()) or 'convnet'
 
-def maker(spec: dict, data) -> Callable: # () -> a new network on the device of the data
+def maker(spec: dict, data, device=None) -> Callable: # () -> a new network; device: None: that of the data
     "A function that makes the network of a specification"
-    shape = data.channels, data.n_classes, data.size
-    return lambda: create_net(spec.get('arch', 'convnet'), *shape, **{k: v for k, v in spec.items() if k != 'arch'}
-                              ).to(data.device)
+    shape, own = (data.channels, data.n_classes, data.size), dict(spec)
+    arch = own.pop('arch', 'convnet')
+    return lambda: create_net(arch, *shape, **own).to(device or data.device)
 
 def candidates(
     space: str | Path | list, # As in read_space
@@ -96,7 +96,7 @@ def candidates(
     def fits(spec):
         nonlocal reason
         try:
-            with seeded(0): net = maker(spec, data.to('cpu'))()
+            with seeded(0): net = maker(spec, data, 'cpu')()
             check_trainable(net, data.channels, data.size, batch)
         except ValueError as e:
             if not known: raise ValueError(f'space: {brief(spec)}: {e}') from None
