@@ -275,7 +275,7 @@ def process_seconds(
     parts: list, # Of a plan: part, seconds
     jobs: dict, # Part to the number of equal jobs that can be dealt; '': of all other parts
     counts: tuple = (1, 2, 4, 8), # Numbers of processes, each with cores or a GPU of its own
-) -> dict: # seconds and speedup of each number of processes; most, the largest speedup that is possible (None: any)
+) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the fraction not dealt
     "How the seconds of a plan fall with the number of processes"
     def part(name, seconds, count):
         n = jobs.get(name, jobs[''])
@@ -283,7 +283,7 @@ def process_seconds(
     total = lambda count: sum(part(p['part'], p['seconds'], count) for p in parts)
     fixed = sum(p['seconds'] for p in parts if p['part'] in _WHOLE)
     rows = [dict(processes=n, seconds=total(n), speedup=total(1)/total(n)) for n in counts]
-    return dict(rows=rows, most=total(1)/fixed if fixed else None, whole=fixed/total(1))
+    return dict(rows=rows, most=total(1)/total(10**9), whole=fixed/total(1))
 
 def _dealt_plan(learn, rows, jobs):
     "As `process_seconds`, or the reason why a run cannot be dealt"
@@ -363,8 +363,8 @@ def _processes_text(p) -> str: # `processes` of a plan
     if not p['rows']: return f'several processes: {p["why"]}'
     each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)'
                      for r in p['rows'][1:])
-    limit = f'; {100*p["whole"]:.0f} % is training of the matching network, which is not dealt: at most ' \
-            f'{p["most"]:.1f} times as fast' if p['most'] else ''
+    limit = (f'; any number: at most {p["most"]:.1f} times as fast, with {100*p["whole"]:.0f} % for training of the '
+             'matching network, which is not dealt')
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'
 
 def format_plan(p: dict, # The result of plan
