@@ -46,7 +46,9 @@ class Group:
 
 _now = dict(group=Group(), says=None) # the current group; as in `says_why`
 
-def this_group() -> Group: return _now['group']
+def this_group() -> Group:
+    "The group that this process works in"
+    return _now['group']
 
 @contextmanager
 def first_alone():

@@ -94,8 +94,10 @@ def shell_lines(page):
         yield from re.findall(r'^\| `(dreamplus [^`]*)`', text, re.M)
     for cell in page.cells:
         if cell['cell_type'] != 'code': continue
+        printed = ''.join(''.join(out.get('text', '')) for out in cell['outputs'])
+        if printed.startswith('dreamplus: error'): continue # a page that shows the error of a command
         yield from re.findall(r'^!(dreamplus .*)', cell['source'], re.M)
-        for out in cell['outputs']: yield from ''.join(out.get('text', '')).split('\n')
+        yield from re.findall(r'^dreamplus [a-z].*', printed, re.M)
 
 def test_commands_on_pages_are_commands():
     wrong, seen = [], 0
