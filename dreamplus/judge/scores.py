@@ -183,11 +183,15 @@ def _fitting(dset, data, protocol, changes):
                       stacklevel=3)
     return fit
 
-def _both(dset, data, archs, protocol, soft, changes, log, **own):
-    "Both kinds of scores; `ValueError`, before any work, for networks and labels that are not possible"
+def _possible(dset, data, archs, protocol, soft, changes):
+    "The networks to train; `ValueError` for networks, labels and arguments that are not possible"
     check_protocol(protocol, changes | dict(soft=soft))
-    if archs is None: archs = _fitting(dset, data, protocol, changes)
-    else: check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
+    if archs is None: return _fitting(dset, data, protocol, changes)
+    check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
+    return archs
+
+def _both(dset, data, archs, protocol, soft, changes, log, **own):
+    "Both kinds of scores"
     own |= dict(protocol=protocol)
     return dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
                 robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
@@ -210,6 +214,7 @@ def score_run(
     dset, data, begun = load_distilled(out), run_data(out, info, data), time.monotonic()
     changes = {k: v for k, v in kw.items() if k not in _CALL}
     own = dict(n=n, seed=1000*info['seed'], device=pick_device(device or info['device'])) | kw
+    archs = _possible(dset, data, archs, protocol, soft, changes)
     with run.wait():
         uses = next_use(out)
         record = _both(dset, data, archs, protocol, soft, changes, log, **own)
@@ -242,6 +247,7 @@ def score_set(
     if differ := [k for k in same if out and before[k] != same[k]]:
         raise ValueError(f'{out} is a record of other {" and ".join(differ)}; {remedy}')
     own = dict(n=n, seed=seed, device=pick_device(device)) | kw
+    archs = _possible(dset, data, archs, protocol, soft, changes)
     record = _both(dset, data, archs, protocol, soft, changes, log, **own)
     record |= dict(method=dset.provenance.get('method'), seed=seed, data=data.digest, source=str(path),
                    seconds=time.monotonic() - begun)

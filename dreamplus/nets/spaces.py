@@ -99,11 +99,11 @@ def candidates(
             with seeded(0): net = maker(spec, data, 'cpu')()
             check_trainable(net, data.channels, data.size, batch)
         except ValueError as e:
-            if not known: raise ValueError(f'space: {brief(spec)}: {e}') from None
+            if not known: raise ValueError(f'{brief(spec)}: {e}') from None
             reason = e
             return False
         new = Candidate(spec, network_facts(net)['code'], sum(p.numel() for p in net.parameters()))
         return found.setdefault(new.id, new) is new
     stratified(specs, sample, seed, fits)
-    if not found: raise ValueError(f'no network of space={space!r} can be trained on these images: {reason}')
+    if not found: raise ValueError(f'no network of space={space!r} can be trained on these images: {reason}; use another space')
     return [*found.values()]
