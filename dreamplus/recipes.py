@@ -73,13 +73,14 @@ METHODS['tesla'] = Method(base='mtt', paper='Cui et al., ICML 2023', family='tes
 # %% ../nbs/56_recipes.ipynb #0394a60c
 COLOURS = {'best': '#d62728', 'dream+': '#ff7f0e', 'dream': '#8c564b', 'idc': '#7f7f7f',
            'dsa': '#1f77b4', 'dc': '#17becf', 'dm': '#2ca02c', 'datadam': '#9467bd',
-           'datadam-code': '#c5b0d5', 'atom': '#e377c2', 'mtt': '#1a3a5f', 'tesla': '#86a8c9'}
-_OTHERS = '#4c6a00', '#00695c', '#5c6bc0', '#827717', '#6a1b9a', '#546e7a' # for methods of users
+           'datadam-code': '#c5b0d5', 'atom': '#e377c2', 'mtt': '#1a3a5f', 'tesla': '#86a8c9',
+           'random': '#90a4ae', 'k-means': '#00695c', 'herding': '#6a1b9a', 'k-center': '#827717', 'full': '#000000'}
+_OTHERS = '#4c6a00', '#5c6bc0', '#546e7a', '#a1887f', '#ad1457', '#00838f' # for methods of users
 
 def method_colour(
-    method: str, # A key of METHODS, or another name
+    method: str, # A key of METHODS, a baseline, or another name
 ) -> str: # As matplotlib reads it
-    "The colour of a method in every figure"
+    "The colour of a method or a baseline in every figure"
     return COLOURS.get(method) or _OTHERS[crc32(method.encode()) % len(_OTHERS)]
 
 # %% ../nbs/56_recipes.ipynb #a8d11c16

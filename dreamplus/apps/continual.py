@@ -416,7 +416,7 @@ def plot_continual(
             name, r = method.removesuffix('-joint'), rs[0]
             seen = np.cumsum([len(s) for s in class_steps(len(r['classes']), r['continual'])])
             values = 100*np.array([np.mean(a, 0) for a in by_order(rs, lambda r: r['accs'])]) # (orders, steps)
-            colour, mean = 'k' if name == 'full' else method_colour(name), values.mean(0)
+            colour, mean = method_colour(name), values.mean(0)
             ax.plot(seen, mean, '--' if name != method else '-', color=colour, label=method, marker='.')
             spread = values.std(0, ddof=min(1, len(values) - 1))
             ax.fill_between(seen, mean - spread, mean + spread, color=colour, alpha=.15, lw=0)
