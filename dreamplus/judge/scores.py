@@ -171,10 +171,13 @@ def robust_table(
                           [[name, r['soft'] or 'hard', *cells(r)] for name, r in records])
 
 # %% ../../nbs/74_judge.scores.ipynb #04e95790
-def _fitting(dset, data, protocol, changes):
-    "The networks that can be trained on the images of a set; a warning names the others"
+def _possible(dset, data, archs, protocol, soft, changes):
+    "The networks to train, by default all that can be, with a warning that names the others; or `ValueError`"
+    check_protocol(protocol, changes | dict(soft=soft))
+    check = lambda *names: check_networks([for_network(dset, name) for name in names], data, protocol, **changes)
+    if archs is not None: return check(*archs) or archs
     def fits(arch):
-        try: return check_networks([for_network(dset, arch)], data, protocol, **changes) is None
+        try: return check(arch) is None
         except ValueError: return False
     fit = tuple(filter(fits, ARCHS_COMPARED))
     if others := [arch for arch in ARCHS_COMPARED if arch not in fit]:
@@ -182,13 +185,6 @@ def _fitting(dset, data, protocol, changes):
         warnings.warn(f'networks that cannot be trained on images of {shape} are left out: {", ".join(others)}',
                       stacklevel=3)
     return fit
-
-def _possible(dset, data, archs, protocol, soft, changes):
-    "The networks to train; `ValueError` for networks, labels and arguments that are not possible"
-    check_protocol(protocol, changes | dict(soft=soft))
-    if archs is None: return _fitting(dset, data, protocol, changes)
-    check_networks([for_network(dset, arch) for arch in archs], data, protocol, **changes)
-    return archs
 
 def _both(dset, data, archs, protocol, soft, changes, log, **own):
     "Both kinds of scores"

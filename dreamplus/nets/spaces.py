@@ -105,5 +105,6 @@ def candidates(
         new = Candidate(spec, network_facts(net)['code'], sum(p.numel() for p in net.parameters()))
         return found.setdefault(new.id, new) is new
     stratified(specs, sample, seed, fits)
-    if not found: raise ValueError(f'no network of space={space!r} can be trained on these images: {reason}; use another space')
+    if not found: raise ValueError(
+        f'no network of space={space!r} can be trained on these images: {reason}; use another space')
     return [*found.values()]
