@@ -87,7 +87,7 @@ def _allocator(facts):
     if facts['system'] == 'Linux' and facts['allocator'] != 'glibc' and facts['device'] == 'cpu':
         return (
         f'the C library is {facts["allocator"]}, so freed memory is returned at each iteration',
-        'use a system with glibc, on which training takes up to half the time')
+        'use a system with glibc, which can halve the time of training')
 
 @check('it is slow', asked=True)
 def _compiler(facts):
@@ -152,7 +152,7 @@ ADVICE = { # question to what helps in general
         'use fewer real images: --set batch_real=32; choose among fewer: --set candidates=500',
         'use a smaller --ipc, --factor, --width or --size; `dreamplus plan` measures the peak before a run'],
     'images look like noise': [
-        'sets of DC, DSA and MTT may look like noise to people and work for networks: compare accuracies',
+        'sets of DC, DSA and MTT may look like noise and still give a good accuracy: compare accuracies',
         'start from real images (--start k-means), and use a smaller --set lr or more iterations',
         '`dreamplus show RUN --decoded` draws what networks are trained on'],
     'results differ from the paper': [
@@ -162,7 +162,7 @@ ADVICE = { # question to what helps in general
     'it is slow': [
         '`dreamplus plan` says which part takes the time, and what makes it cheaper',
         'use --method best: it trains networks once and matches under a network bank',
-        '--compiled pays after a minute or two; a budget is --minutes 10']}
+        'use --compiled for runs of more than 2 minutes; limit a run with --minutes 10']}
 
 # %% ../../nbs/87_labs.doctor.ipynb #ee0c226d
 def read_case(
