@@ -137,7 +137,7 @@ def temporary_folder(parent: str | Path) -> Path: # With mode 0700
 
 @contextmanager
 def atomic(path: str | Path): # The file to write; its folder must exist
-    "A temporary path: renamed to `path` when the block succeeds, removed when it raises or inside `writing(False)`"
+    "A temporary path: renamed to `path` at the end, removed if the block raises or inside `writing(False)`"
     path = Path(path)
     if not is_writing():
         with tempfile.TemporaryDirectory() as nowhere: yield Path(nowhere)/path.name

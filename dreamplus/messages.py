@@ -149,7 +149,7 @@ class WaitWarning(UserWarning):
 
 @contextmanager
 def plain_warnings(*streams): # Of SteadyStream
-    "Print warnings once each, as one line, before the first text in `streams`; yields the list of those not yet printed"
+    "Print each warning once, as one line, before the first text in `streams`; yields those not printed yet"
     said, held = set(), []
     def release():
         for stream in streams: stream.first = None

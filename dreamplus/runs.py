@@ -205,7 +205,7 @@ def begin_records(
     shape=dict, first=dict, # Of each record, and of the header, as in `check_shape`
     free: tuple = ('command', 'threads', 'versions'), # Entries that may differ
 ) -> dict: # The entries that differ, which new records must state themselves
-    "Write the header of a file, or compare with the one that is there; `ValueError` if another entry than `free` differs"
+    "Write the header of a file, or compare with the one there; `ValueError` if an entry outside `free` differs"
     path, head = Path(path), json.loads(json.dumps(head)) # as JSON returns it
     if not (path.exists() and read_records(path)): append_record(path, head)
     there = read_records(path, shape, first)[0]

@@ -174,7 +174,7 @@ class Bank:
         return min(i + 1, self.last(i))
 
     def summary(self) -> dict: # JSON values
-        "The record of a bank: stages, accuracies, seconds of training in total (`trained`) and in this process (`seconds`)"
+        "The record of a bank; `trained`: seconds of training in total, `seconds`: in this process"
         ends = [m for i, m in enumerate(self.members) if self.last(i) == i]
         about = dict(nets=len(ends), stages=[m.stage for m in self.members if m.net == 0],
                      trained=round(sum(m.seconds for m in ends), 1))
