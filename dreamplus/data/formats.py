@@ -137,7 +137,7 @@ def from_experiments(path, content, how):
     if not -len(runs) <= at < len(runs):
         raise ValueError(f'experiment={at}: {path} holds {len(runs)}; give 0 to {len(runs) - 1}')
     method = re.match(r'res_([A-Za-z]+)', path.name)
-    says = [f'experiment={at % len(runs)} (experiment= selects another, from 0 to {len(runs) - 1})',
+    says = [f'experiment={at % len(runs)} (0 to {len(runs) - 1} exist; experiment= selects another)',
             'images are normalised']
     return Found(*runs[at], values='normalised', method=method and method[1].lower(),
                  dataset=_named_dataset(path.stem), assumed=says)

@@ -67,8 +67,7 @@ class NetworkSchedule:
     def example(self) -> nn.Module: return self.make() # A network of the kind that the run will use
 
     def state_dict(self) -> dict: # {} before the first network
-        if self.net is None: return {}
-        return dict(net=self.net.state_dict(), momentum=momentum_state(self.opt))
+        return {} if self.net is None else dict(net=self.net.state_dict(), momentum=momentum_state(self.opt))
 
     def load_state_dict(self, state: dict):
         if 'net' not in state: return
