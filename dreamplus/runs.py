@@ -124,7 +124,7 @@ def new_run(
 
 # %% ../nbs/08_runs.ipynb #3c25c2c5
 RUN = dict(versions=dict(dreamplus=str), method=str, ipc=(Count, [Count]), seed=Natural, device=str, args=dict,
-           data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the shape of run.json
+           data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the schema of run.json
 RUN |= {'budget?': {'steps': Count | None, 'minutes': float | None}, 'group?': Count} # since 0.2
 
 def open_run(
