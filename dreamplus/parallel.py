@@ -78,15 +78,15 @@ def check_dealt(
     whole: list, # Matchers of the whole set
     net: nn.Module | None = None, # A network of the run; its batch norms are looked at
 ):
-    "Raise `ValueError`, with the reason, for a loss that cannot be dealt over processes"
+    "Raise `ValueError`, with the reason, for a loss that cannot be distributed over processes"
     instead = 'distil in one process; several can share experts, evaluations and whole runs (compare)'
-    if whole: raise ValueError(f'{type(whole[0]).__name__} trains on all classes at once, so it cannot be dealt over '
-                               f'processes; {instead}')
+    if whole: raise ValueError(f'{type(whole[0]).__name__} trains on all classes at once, so it cannot be distributed '
+                               f'over processes; {instead}')
     if not match.matcher.separable: raise ValueError(
-        f'{type(match.matcher).__name__} compares classes with each other, so it cannot be dealt over processes; '
-        f'{instead}')
+        f'{type(match.matcher).__name__} compares classes with each other, so it cannot be distributed over '
+        f'processes; {instead}')
     if net is not None and has_batch_norm(net) and match.chunk != 1: raise ValueError(
-        'batch norm uses the statistics of all classes, so they cannot be dealt over processes; '
+        'batch norm uses the statistics of all classes, so they cannot be distributed over processes; '
         f"use norm='instance' or chunk=1, or {instead}")
 
 def check_same_run(group: Group, job: dict, digest: str): # The job of a run; the fingerprint of its data

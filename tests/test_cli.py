@@ -286,6 +286,15 @@ def test_show(finished):
     (finished/'result.json').unlink()
     assert 'distilled ' not in done('show', 'run')
 
+def test_accuracies_of_replaced_images_are_not_shown(finished):
+    "A run that continues after its evaluation has other images"
+    done('resume', 'run', '--outer', 2, '--nets', 0)
+    assert done('show', 'run').endswith('were not evaluated yet; `dreamplus evaluate run` does it\n')
+    assert 'not checked without `dreamplus evaluate RUN`' in run('doctor', 'run').out
+    refused('leaderboard', 'run', says=['run was evaluated before its images were replaced'])
+    done('evaluate', 'run', '--rows', 'distilled', '--nets', 1)
+    assert 'distilled ' in done('show', 'run') and 'dream+' in done('leaderboard', 'run')
+
 def test_show_decoded():
     done(*TINY, '--factor', 2, '--out', 'run')
     done('show', 'run', '--decoded')

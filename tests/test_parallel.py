@@ -174,8 +174,8 @@ ERRORS = { # name to world, what a rank does, and what it says
     'ranks': (3, 'dm', dict(classes=[0, 1]), '3 processes are more than the 2 classes; start at most 2'),
     'data': (2, 'dm', dict(differ=True), 'the digest of the data is'),
     'arguments': (2, 'dm', dict(seeds=True), 'seed is 0 in process 0, but 1 in process 1; start all'),
-    'batch norm': (2, 'datadam-code', {}, "batch norm uses the statistics of all classes, so they cannot be dealt"),
-    'coupled': (2, 'dm', dict(coupled=True), 'Coupled compares classes with each other, so it cannot be dealt')}
+    'batch norm': (2, 'datadam-code', {}, 'batch norm uses the statistics of all classes, so they cannot be distri'),
+    'coupled': (2, 'dm', dict(coupled=True), 'Coupled compares classes with each other, so it cannot be distributed')}
 
 def wrong(method, how):
     MATCHERS['coupled'] = type('Coupled', (EmbeddingMatcher,), dict(separable=False))

@@ -23,7 +23,7 @@ from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .checks import CHECKS, Finding, check, examine, recipe_of
-from ..judge.evaluate import read_result
+from ..judge.evaluate import is_current, read_result
 from ..loop.elsewhere import run_data
 from ..loop.report import read_history
 from ..machine import cache_folder, hardware, pick_device, versions
@@ -181,8 +181,9 @@ def read_case(
         read('run', lambda: open_run(path)[1], 'restore the file')
         if 'run' in case:
             case |= dict(args=case['run'].get('args', {}), done=(path/'distilled.json').exists())
-        for key, name, f in (('history', 'history.csv', lambda: read_history(path)),
-                             ('result', 'result.json', lambda: read_result(path))):
+        files = [('history', 'history.csv', lambda: read_history(path))]
+        if is_current(path): files.append(('result', 'result.json', lambda: read_result(path)))
+        for key, name, f in files:
             if (path/name).exists(): read(key, f, 'restore the file')
     if path and case.get('done', True):
         read('dset', lambda: load_distilled(path), 'save or export the set again')
@@ -212,6 +213,10 @@ def _question(why) -> str | None:
         raise ValueError(f'{why=} is not a question; use words of one of: {"; ".join(ADVICE)}')
     return found[0]
 
+def _explained(facts):
+    "The fact whose value needs words"
+    return dict(error=f'{facts["error"]:.1e} in a float32 convolution (normal: below 1e-2)')
+
 @checked
 def doctor(
     what: str | Path | DistilledSet | None = None, # A run folder or a saved set; None: the installation
@@ -227,7 +232,7 @@ def doctor(
     found, skipped = examine(case, why)
     if what is None:
         skipped = {}
-        about = '\n'.join(f'{k:12} {v}' for k, v in case['facts'].items())
+        about = '\n'.join(f'{k:12} {v}' for k, v in (case['facts'] | _explained(case['facts'])).items())
     else: about = f'{case.get("dset", what)}' + (f'\n{case["data"]}' if 'data' in case else '')
     skipped = {name: lacks for name, lacks in skipped.items() if lacks != ['facts']}
     return Diagnosis(about, bad + found, skipped, ADVICE.get(why, []))

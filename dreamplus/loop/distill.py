@@ -361,7 +361,7 @@ def resume(
         data = run_data(out, info, data, root)
         job, changed = continued(info, out, steps_done(run), device, outer, **folders)
         check_same_run(this_group(), job, data.digest)
-        if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes dealt over processes']
+        if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes distributed over processes']
         own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
         if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
             f'{out} was killed before its first images were kept; start it again with another --out')
