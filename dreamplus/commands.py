@@ -229,9 +229,12 @@ def doctor(
     levels: str = None, # as in `distill`
     why: str = None, # a question, or a word of it: accuracy, memory, noise, paper, slow
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
+    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
 ):
     "Check the installation, a run or a set, and say what to do; exit status 1 if there are findings"
+    from dreamplus.judge.sets import open_set
     from dreamplus.labs.doctor import doctor as doctor_, format_diagnosis
+    if how := overrides(set): run, data = open_set(run, named_data(data, levels, root=root), how)
     found = doctor_(run, data, why, root=root, device=device, levels=read_levels(levels))
     print(format_diagnosis(found))
     findings = [finding._asdict() for finding in found.findings]

@@ -145,10 +145,11 @@ def _most_memory(dset, args=None):
 # %% ../../nbs/87_labs.doctor.ipynb #aa2f3e35
 ADVICE = { # question to what helps in general
     '10 % accuracy': [
-        'give --data: labels, normalisation and factor are compared with real images',
-        '`dreamplus evaluate RUN --rows distilled,random,full` shows whether networks learn real images'],
+        'for a set without a run folder, give --data: labels, normalisation and factor are compared with real images',
+        '`dreamplus evaluate RUN --rows distilled,random,full`: if the row full is low too, the data or the protocol is '
+        'wrong; otherwise the set is'],
     'out of memory': [
-        'compare classes in smaller parts: --set chunk=1, or --set class_batch=N for some classes in each iteration',
+        'compare fewer classes at a time: --set chunk=1, or --set class_batch=N for some classes in each iteration',
         'use fewer real images: --set batch_real=32; choose among fewer: --set candidates=500',
         'use a smaller --ipc, --factor, --width or --size; `dreamplus plan` measures the peak before a run'],
     'images look like noise': [
@@ -161,8 +162,8 @@ ADVICE = { # question to what helps in general
         'the standard deviation over networks is often 0.5 points and more: use --nets 5 and several seeds'],
     'it is slow': [
         '`dreamplus plan` says which part takes the time, and what makes it cheaper',
-        'use --method best: it trains networks once and matches under a network bank',
-        '--compiled pays after a minute or two; a budget is --minutes 10']}
+        'use --method best: it trains the matching networks once and stores them in a network bank',
+        '--compiled shortens runs of more than 1 to 2 minutes; --minutes 10 limits the time']}
 
 # %% ../../nbs/87_labs.doctor.ipynb #ee0c226d
 def read_case(
