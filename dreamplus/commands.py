@@ -234,6 +234,7 @@ def doctor(
     "Check the installation, a run or a set, and say what to do; exit status 1 if there are findings"
     from dreamplus.judge.sets import open_set
     from dreamplus.labs.doctor import doctor as doctor_, format_diagnosis
+    if set and not run: raise ValueError(f'--set {set[0]} is for a set of another program; give the set too')
     if how := overrides(set): run, data = open_set(run, named_data(data, levels, root=root), how)
     found = doctor_(run, data, why, root=root, device=device, levels=read_levels(levels))
     print(format_diagnosis(found))

@@ -255,7 +255,7 @@ def test_doctor(finished, here):
     assert '1. factor: the run has factor=1, but the set says 2' in run('doctor', 'run', '--data', 'digits').out
     write_json('run/distilled.json', made)
     ended = run('doctor', 'run', '--why', 'memory')
-    assert ended.status == 1 and 'batch_real=8' in ended.out and '* compare classes in smaller parts' in ended.out
+    assert ended.status == 1 and 'batch_real=8' in ended.out and '* compare fewer classes at a time' in ended.out
     (finished/'run.json').unlink(), (finished/'result.json').unlink() # a set alone
     ended = run('doctor', 'run')
     assert ended.status == 0 and 'not checked without --data: classes, labels\n' in ended.out

@@ -291,21 +291,19 @@ def _record(path):
 
 def is_current(run: str | Path) -> bool: # A run folder
     "False if the run has other images than those whose accuracies are in `result.json`"
-    tested = _record(Path(run)/'result.json').get('images')
     try: dset = load_distilled(run)
     except ValueError: return True # there are no images to compare with
-    return tested in (None, fingerprint(dset.pixels, dset.y))
+    return _record(Path(run)/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
 
 def read_result(
     run: str | Path, # A run folder that was evaluated
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
     "The content of result.json; `ValueError` if it is missing, damaged, or of images that the run has replaced"
-    shape, remedy = RESULT | dict(rows=[row]), f'`dreamplus evaluate {run}` writes it again'
-    result = read_checked(Path(run)/'result.json', shape, remedy)
-    if not is_current(run): raise ValueError(
-        f'{Path(run)/"result.json"} has the accuracies of images that the run has replaced since; {remedy}')
-    return result
+    file, remedy = Path(run)/'result.json', f'`dreamplus evaluate {run}` writes it again'
+    result = read_checked(file, RESULT | dict(rows=[row]), remedy)
+    if is_current(run): return result
+    raise ValueError(f'{file} has the accuracies of images that the run has replaced since; {remedy}')
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
@@ -317,8 +315,7 @@ def next_use(run: str | Path) -> int: # A run folder
 
 def label_of(protocol: str, changes: dict) -> str:
     "The name of a protocol in records, with the changed arguments"
-    changes = {k: v for k, v in sorted(changes.items()) if v is not None and v is not False}
-    return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
+    return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"

@@ -145,9 +145,10 @@ def _most_memory(dset, args=None):
 # %% ../../nbs/87_labs.doctor.ipynb #aa2f3e35
 ADVICE = { # question to what helps in general
     '10 % accuracy': [
-        'for a set without a run folder, give --data: labels, normalisation and factor are compared with real images',
-        '`dreamplus evaluate RUN --rows distilled,random,full`: if the row full is low too, the data or the protocol is '
-        'wrong; otherwise the set is'],
+        'for a set without a run folder, give --data: labels, normalisation and factor are compared with real '
+        'images',
+        '`dreamplus evaluate RUN --rows distilled,random,full`: if the row full is low too, the data or the '
+        'protocol is wrong; otherwise the set is'],
     'out of memory': [
         'compare fewer classes at a time: --set chunk=1, or --set class_batch=N for some classes in each iteration',
         'use fewer real images: --set batch_real=32; choose among fewer: --set candidates=500',
@@ -187,7 +188,7 @@ def read_case(
         for key, name, f in files:
             if (path/name).exists(): read(key, f, 'restore the file')
     if path and case.get('done', True):
-        read('dset', lambda: load_distilled(path), 'save or export the set again')
+        read('dset', lambda: load_distilled(path), 'give what is missing by --set, or save or export the set again')
     if isinstance(data, ImageData): case['data'] = data
     elif 'run' in case:
         try: case['data'] = run_data(path, case['run'], data, root)

@@ -275,7 +275,7 @@ def process_seconds(
     parts: list, # Of a plan: part, seconds
     jobs: dict, # Part to the number of equal jobs that can be distributed; '': of all other parts
     counts: tuple = (1, 2, 4, 8), # Numbers of processes, each with cores or a GPU of its own
-) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the fraction not distributed
+) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the part not distributed
     "How the seconds of a plan fall with the number of processes"
     def part(name, seconds, count):
         n = jobs.get(name, jobs[''])
