@@ -97,7 +97,7 @@ class RandomSampler(Sampler):
     "Random images of each class, without replacement within a pass (IDC 2022)"
     def __init__(self,
                  data: ImageData,
-                 batch_real: Count = 64): # Real images of each class; a smaller one repeats its own
+                 batch_real: Count = 64): # Real images of each class; a class with fewer repeats them
         if batch_real < 1: raise ValueError(f'{batch_real=} must be at least 1')
         self.place, self.mask = class_table(data.train)
         self.order, self.batch_real = self.place.clone(), batch_real
