@@ -56,7 +56,7 @@ def _from_folder(start) -> DistilledSet:
     try: return load_distilled(start)
     except ValueError as e:
         if 'to import this set' not in str(e): raise
-        raise ValueError(f'start: {e} to `dreamplus export {start} --data NAME --to npz --out FOLDER`, '
+        raise ValueError(f'start: {e}; give it to `dreamplus export {start} --data NAME --to npz --out FOLDER`, '
                          'and start from FOLDER') from None
 
 def as_set(
