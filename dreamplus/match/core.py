@@ -245,7 +245,7 @@ def _chunks(counts, chunk):
             first = i
 
 def by_class(
-    loss: Callable, # (parts, slice of classes) -> (c,); a part is an input of c classes (c,M,...)
+    loss: Callable, # (inputs of c classes (c,M,...), slice of these classes) -> losses (c,)
     inputs: tuple, # Tensors (n,...), sorted by class: synthetic images, and soft labels if any
     counts: list, # Number of images of each class, integers
     chunk: int = 1, # Maximum number of classes in one pass
