@@ -64,7 +64,7 @@ class Target:
 class MatchLoss:
     "Loss between the synthetic and the chosen real images of a batch of classes, summed over the classes"
     def __init__(self, data, matcher, augment,
-                 chunk: Natural | None = None, # Classes in one pass; 0: all; None: the fastest (batch norm: the paper's)
+                 chunk: Natural | None = None, # Classes in a pass; 0: all; None: the fastest (batch norm: the paper's)
                  shared_draw: bool = True): # One augmentation for the images of a class; False: one for each image
         if not shared_draw and matcher.needs_real: raise ValueError(
             f'{shared_draw=} is for matchers without real images; remove it')
