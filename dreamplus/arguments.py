@@ -34,7 +34,7 @@ Momentum = Annotated[float, Bounds(0, 1, True)] # at least 0, below 1
 Folder = Annotated[str, 'folder'] # a path
 
 # %% ../nbs/02_arguments.ipynb #a09188b4
-def brief(value, most: int = 60) -> str: # Most characters
+def brief(value, most: int = 60) -> str: # Of at most that many characters
     "The `repr` of a value in one short line, for messages"
     try: text = ' '.join(repr(value).split())
     except RecursionError: text = f'a {type(value).__name__} that is nested too deeply'

@@ -34,7 +34,7 @@ def rng_state() -> dict: # uint8 tensors: cpu, and cuda if CUDA is in use
 
 # %% ../nbs/00_core.ipynb #a6b3ed11
 def set_rng_state(state: dict): # A state that rng_state returned
-    "Set torch's generators back to `state`; a machine without CUDA ignores its part"
+    "Set torch's generators back to `state`; without CUDA, the CUDA state is ignored"
     torch.set_rng_state(state['cpu'].cpu())
     if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'].cpu())
 
@@ -74,7 +74,7 @@ class Key:
         return int.from_bytes(hashlib.sha256(text).digest()[:8], 'little') >> 1
 
     def at(self, *purpose, rows=None):
-        "The key of a part of this purpose, or of other rows"
+        "The key with more words of purpose, or with other rows"
         return Key(self.seed, *self.purpose, *purpose, rows=self.rows if rows is None else rows)
 
     def seeded(self):
@@ -82,7 +82,7 @@ class Key:
         return nullcontext() if self.seed is None else seeded(self.number)
 
     def part(self, rows: slice):
-        "The key of some of the rows; their numbers are the same if nothing has been drawn yet"
+        "The key of some of the rows, with nothing drawn from it; without row ids, this key"
         return self if self.rows is None else Key(self.seed, *self.purpose, rows=self.rows[rows])
 
 # %% ../nbs/00_core.ipynb #ff46d3a9
@@ -96,7 +96,7 @@ def _columns(self: Key, n, start, device):
 
 @patch
 def rand(self: Key, *shape, device='cpu') -> torch.Tensor: # float32 in [0,1)
-    "Uniform numbers; with row ids, `shape[0]` is their number and the device is theirs"
+    "Uniform numbers; with row ids, `shape[0]` must be the number of ids, and their device is used"
     if self.seed is None: return torch.rand(shape, device=device)
     n = math.prod(shape[1:] if self.rows is not None else shape)
     if self.block is None: self.block = self._columns(64, 0, device) # most purposes need no more
@@ -124,7 +124,7 @@ _now = dict(writes=True)
 
 @contextmanager
 def writing(on: bool): # False: inside the block, writers leave all files as they are
-    "Whether this process writes; of several processes that do the same, one does"
+    "Turn writing of files on or off inside the block; in a group, only one process writes"
     before, _now['writes'] = _now['writes'], on
     try: yield
     finally: _now['writes'] = before
@@ -137,7 +137,7 @@ def temporary_folder(parent: str | Path) -> Path: # With mode 0700
 
 @contextmanager
 def atomic(path: str | Path): # The file to write; its folder must exist
-    "A temporary path: renamed to `path` when the block succeeds, removed when it raises, or outside of `writing`"
+    "A temporary path: renamed to `path` at the end, removed if the block raises or inside `writing(False)`"
     path = Path(path)
     if not is_writing():
         with tempfile.TemporaryDirectory() as nowhere: yield Path(nowhere)/path.name
@@ -168,14 +168,14 @@ def remove_leftovers(folder: str | Path): # A folder that this package made
         names[:] = [name for name in names if name[0] != '.']
 
 # %% ../nbs/00_core.ipynb #03d5da17
-def not_a_link(path: str | Path) -> Path: # As given
+def not_a_link(path: str | Path) -> Path: # The path, unchanged
     "The path; `ValueError` if it is a link, which would lead a writer out of its folder"
     if Path(path).is_symlink():
         raise ValueError(f'{path} is a link to {os.readlink(path)}, and links are not written through; '
                          'replace it with what it leads to')
     return Path(path)
 
-def not_a_pipe(path: str | Path) -> Path: # As given
+def not_a_pipe(path: str | Path) -> Path: # The path, unchanged
     "The path; `ValueError` for a FIFO, a socket or a device, from which reading may never end"
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():

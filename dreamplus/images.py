@@ -34,7 +34,7 @@ def _damaged(path, e):
     "The error for a file that cannot be decoded"
     return ValueError(f'{path} cannot be decoded ({shorten(str(e), 80)}); replace or remove it')
 
-def open_image(path: str | Path, # A regular file; for messages only if there is `content`
+def open_image(path: str | Path, # A regular file; with `content`, only the name for messages
                content: bytes | None = None): # Of the file
     "Open an image of `FORMATS` by Pillow, without decoding it; `ValueError` for other files"
     from PIL import Image, UnidentifiedImageError
@@ -75,7 +75,9 @@ def eight_bits(
                          'levels=(low, high), the values of black and white')
     (low, high), x = levels or own, x if x.is_floating_point() else x.double()
     least, most = x.aminmax()
-    if not (least >= low and most <= high if not levels else x.isfinite().all()): # NaN is neither
+    if levels and not x.isfinite().all():
+        raise ValueError('images have values that are NaN or infinite; replace them, as by x.nan_to_num()')
+    if not levels and not (least >= low and most <= high): # or NaN
         raise ValueError(f'float images must lie in [0, 1], these go from {least:g} to {most:g}; '
                          'scale them to [0, 1], or give levels=(low, high); dreamplus normalises them')
     return (((x - low)/(high - low)).clamp(0, 1)*255).round().to(torch.uint8)
@@ -136,6 +138,6 @@ def read_image(
 
 # %% ../nbs/09_images.ipynb #44cf4c0b
 def decoder() -> list: # Versions
-    "What decoded pixels depend on beside the content of files"
+    "What decoded pixels depend on, besides the content of files"
     import PIL
     return [__version__, PIL.__version__, torch.__version__]

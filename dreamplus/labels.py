@@ -47,7 +47,7 @@ def part_roles(
     names, # Of the parts
     where: str, # What holds the parts, for messages
 ) -> dict: # train, valid, test -> name
-    "The role of each part; `ValueError` if a name has no meaning, two names have the same, or train is missing"
+    "The role of each part; `ValueError` if a name has no role, two names have the same role, or train is missing"
     found = {name: role_of(name) for name in names}
     roles = {role: name for name, (role, _) in found.items()}
     if '' in roles or 'train' not in roles or len(roles) < len(found) or len({rest for _, rest in found.values()}) > 1:
@@ -212,7 +212,7 @@ _ARRAYS = {word: kind for kind, words in dict(
 def array_keys(
     keys, # Names of arrays
 ) -> dict: # Name of each part -> kind (images, labels or names) -> key
-    "Which array is what; empty if no key names labels; `ValueError` if two arrays are the same"
+    "The part and kind of each array; empty if no key names labels; `ValueError` if a part has two of a kind"
     found = {}
     for key in keys:
         kinds = [kind for kind in _ARRAYS.values() if kind in {_ARRAYS.get(w) for w in _words(key)}]
@@ -232,7 +232,7 @@ _JUNK = {'__MACOSX', '@eaDir', '$RECYCLE.BIN',
 def is_junk(
     name: str, # Of a file or a folder
 ) -> bool:
-    "Whether the system made it: hidden, or as __MACOSX beside the content of an archive"
+    "Whether a file or folder is hidden, or made by the operating system, such as __MACOSX"
     return name[0] == '.' or name in _JUNK
 
 def class_list(folders: list, classes: list) -> dict: # The content of CLASSES_FILE, for write_json

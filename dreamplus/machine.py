@@ -84,7 +84,7 @@ def keep_memory() -> bool: # False if the C library is not glibc
 
 # %% ../nbs/04_machine.ipynb #35b9db81
 def cache_folder() -> Path: # $DREAMPLUS_CACHE, or dreamplus/ in $XDG_CACHE_HOME or in ~/.cache
-    "The folder of downloads, decoded images and other files that can be made again"
+    "The folder of downloads, decoded image files and other files that can be computed again"
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     return Path(os.environ.get('DREAMPLUS_CACHE') or Path(home)/'dreamplus').expanduser()
 

@@ -30,7 +30,7 @@ from .machine import versions
 class Group:
     "The processes that share one piece of work; this one works alone"
     rank, world, restarted = 0, 1, False # its number, how many there are, whether torchrun has started it again
-    beside = False # whether others, which do other jobs, write to the same folders
+    beside = False # whether other processes write to the same folders at the same time
     first = property(lambda self: self.rank == 0)
 
     def everyone(self, value) -> list: return [value] # The values of all ranks, on every rank
@@ -38,7 +38,7 @@ class Group:
     def agree(self, value): return value # The value of rank 0
     def wait(self): "Wait until all ranks are here"
     def share(self, tensors): "Copy the values of tensors from rank 0 to the others"
-    def log_in(self, folder): "Keep the text of each rank in a folder"
+    def log_in(self, folder): "Write the text of each rank to a log file in this folder"
     def check_device(self, device): "Raise `ValueError` if there are more processes than GPUs"
     def keep(self, name, value): "Remember a text for the time after a restart"
     def kept(self, name): "A text from before a restart, or None"
@@ -111,7 +111,7 @@ class Lost(ValueError):
 
 @contextmanager
 def _together():
-    "What torch raises if a process is gone, as `Lost`"
+    "Raise `Lost` in place of torch's `RuntimeError` for a process that is gone"
     try: yield
     except RuntimeError: raise Lost from None
 
@@ -168,7 +168,7 @@ def errors(self: JoinedGroup, stream): return stream if self.first else _Voice(s
 
 @patch
 def note(self: JoinedGroup, text: str):
-    "Keep text in the log, or until there is one"
+    "Write text to the log; keep it in memory until the log exists"
     if self.log: self.log.write(text)
     else: self.text.append(text)
 
@@ -190,7 +190,7 @@ def check_device(self: JoinedGroup, device: torch.device):
 def _is_started() -> bool: return all(os.environ.get(name) for name in _FROM)
 
 def says_why() -> bool:
-    "Whether this process says why all of them end: the one that met an error first"
+    "Whether this process prints the error that ends all of them: the first that failed does"
     if _now['says'] is None: return os.environ.get('RANK', '0') == '0' or not _is_started() # before they joined
     return _now['says']
 
@@ -216,7 +216,7 @@ def _join(seconds: float) -> JoinedGroup:
     return JoinedGroup(rank, world, local, store, lasting, restart > 0)
 
 def _end(store, rank: int, world: int, failed: bool):
-    "Leave the group; rank 0, which may hold the store, is the last. If it failed, the first that comes here says why"
+    "Leave the group, rank 0 last, which may hold the store; if it failed, the first rank here prints the error"
     others = [f'gone/{r}' for r in range(1, world)]
     with suppress(RuntimeError):
         if failed: _now['says'] = True # if rank 0 was killed, nobody else does
@@ -232,7 +232,7 @@ def _end(store, rank: int, world: int, failed: bool):
 # %% ../nbs/06_processes.ipynb #1075a700
 @contextmanager
 def joined(
-    seconds: float = 120., # For which the others are waited for
+    seconds: float = 120., # How long to wait for the others
 ) -> Iterator: # The `Group`
     "Inside the block, this process shares work with those that were started with it"
     if not _is_started() or this_group().world > 1 or dist.is_initialized():

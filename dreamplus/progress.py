@@ -37,7 +37,7 @@ def say(*text):
     print(*text)
 
 def _new_bar(total):
-    "A bar of fastprogress, which imports for a moment"
+    "A bar of fastprogress, which is imported here because that is slow"
     from fastprogress import progress_bar
     bar = progress_bar(None, total='noinfer' if total is None else total, leave=False)
     return bar.on_iter_begin() or bar
@@ -45,16 +45,17 @@ def _new_bar(total):
 # %% ../nbs/05_progress.ipynb #e05e0284
 class Bar:
     "A progress bar for work of more than a second; to be used in a `with` block"
-    every = .2 # least seconds between two pictures of it
-    def __init__(self, total: int | None, text: str = '', # How many pieces, None: unknown; what is done
-                 show: bool | None = None, # None: after a second, if somebody can see it
+    every = .2 # minimum seconds between two redraws
+    def __init__(self, total: int | None, # Number of pieces; None: unknown
+                 text: str = '', # Label of the work
+                 show: bool | None = None, # None: after 1 s, in a notebook or a terminal
                  first: int = 0): # Pieces that were done before
         self.total, self.text, self.first, self.bar, self.drawn = total, text, first, None, 0.
         self.show, self.after = is_watched() if show is None else show, 1 if show is None else 0
         self.begun = self.moved = time.monotonic()
 
     def __enter__(self):
-        "Show this bar, unless another one has moved within 10 seconds"
+        "Show this bar, unless another one was updated in the last 10 s"
         self.outer = _now['bar']
         other = self.outer and self.outer()
         if other and time.monotonic() - other.moved < 10: self.show = False
@@ -102,8 +103,8 @@ def watch(
             bar.update(done)
 
 @contextmanager
-def working(text: str): # What is done; the block, or the decorated function, does it
-    "Show a text while work of unknown length is done"
+def working(text: str): # Label of the work in the block, or in the decorated function
+    "Show a text at once, while work of unknown length is done"
     with Bar(None, text) as bar:
         bar.draw()
         yield

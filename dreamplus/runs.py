@@ -66,12 +66,12 @@ def wait(self: RunFolder):
     finally: self.lock.release() # it was taken twice
 
 # %% ../nbs/08_runs.ipynb #5c4d6b33
-def others_in(path: Path) -> list: # Of paths; [] for what is no folder
+def others_in(path: Path) -> list: # Paths; empty if path is not a folder
     "What a folder holds, except what a killed process leaves: the lock and temporary folders"
     if not path.is_dir(): return []
     return [p for p in path.iterdir() if p.name not in ('.lock', '.lock-records') and not is_leftover(p)]
 
-def check_new_folder(path: Path, kind: str): # kind: what will be in it, as in 'of a run'
+def check_new_folder(path: Path, kind: str): # kind: whose files it will hold, as in 'of a run'
     "Raise `ValueError` unless `path` can become a new folder: it is absent or empty, and can be written"
     if path.exists() and not path.is_dir(): raise ValueError(f'{path} is a file; give a folder')
     if path.is_symlink() and not path.exists():
@@ -124,7 +124,7 @@ def new_run(
 
 # %% ../nbs/08_runs.ipynb #3c25c2c5
 RUN = dict(versions=dict(dreamplus=str), method=str, ipc=(Count, [Count]), seed=Natural, device=str, args=dict,
-           data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the shape of run.json
+           data=dict(name=str, digest=str, held=([float], None), origin=dict | None)) # the schema of run.json
 RUN |= {'budget?': {'steps': Count | None, 'minutes': float | None}, 'group?': Count} # since 0.2
 
 def open_run(
@@ -163,7 +163,7 @@ def append_record(
     path: str | Path, # A file of records; made if absent, in a folder that exists
     record: dict, # JSON values
 ):
-    "Add one JSON line to a file and wait until it is on the disk; for one writer at a time, or for dealt jobs"
+    "Add one JSON line and wait until it is on the disk; for one writer at a time, and for the jobs of `dealt`"
     if not is_writing(): return
     line = json.dumps(record, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
     lock = FileLock(Path(path).with_name('.lock-records')) if this_group().beside else nullcontext()
@@ -205,7 +205,7 @@ def begin_records(
     shape=dict, first=dict, # Of each record, and of the header, as in `check_shape`
     free: tuple = ('command', 'threads', 'versions'), # Entries that may differ
 ) -> dict: # The entries that differ, which new records must state themselves
-    "Write the header of a file, or compare with the one that is there; `ValueError` if an entry is another"
+    "Write the header of a file, or compare with the one there; `ValueError` if an entry outside `free` differs"
     path, head = Path(path), json.loads(json.dumps(head)) # as JSON returns it
     if not (path.exists() and read_records(path)): append_record(path, head)
     there = read_records(path, shape, first)[0]

@@ -58,7 +58,7 @@ def test_dc_dsa_dm(tmp_path, x):
     assert (dset.provenance['method'], dset.counts) == ('dc', [2]*C)
     assert dset.mean == pytest.approx([.4914, .4822, .4465])
     assert not load_distilled(vico(tmp_path, x), experiment=0).pixels.eq(dset.pixels).all()
-    assert 'experiment 1 of 2 (experiment= selects another)' in dset.provenance['assumed']
+    assert 'experiment=1 (0 to 1 exist; experiment= selects another)' in dset.provenance['assumed']
 
 def test_a_name_that_says_nothing_asks_for_constants(tmp_path, x):
     path = vico(tmp_path, x, 'mine.pt')

@@ -59,8 +59,8 @@ def picture(
     x: list, # Images in [0, 1] of each class: (n,ch,h,w) each, or one tensor (C,n,ch,h,w)
     classes: list, # Class names
     cell: int = 64, # Approximate size of an image in pixels
-    across: int = 10, # Most images in a row
-    most: int | None = None, # Most images of a class; None: all
+    across: int = 10, # Maximum number of images in a row
+    most: int | None = None, # Maximum number of images of a class; None: all
 ) -> Image.Image:
     "All images of all classes, each class under its name"
     for name, value in dict(cell=cell, across=across, most=most).items():
@@ -93,7 +93,7 @@ def shown(image: Image.Image) -> Image.Image: # The same, which a notebook does 
 
 # %% ../../nbs/11_data.core.ipynb #673371ee
 def _find_device(device):
-    "A device of this machine, or meta, which holds no values; types of numbers are returned as they are"
+    "A device of this machine, or meta, which holds no values; a dtype is returned unchanged"
     if isinstance(device, torch.dtype): return device
     return torch.device('meta') if str(device) == 'meta' else pick_device(device)
 
@@ -250,7 +250,7 @@ class ImageData(Movable):
 @checked
 def show(self: ImageData,
          n: Count = 5, # Images of each class
-         classes: Count = 20, # Most classes
+         classes: Count = 20, # Maximum number of classes
          **kw # Arguments of picture
         ) -> Image.Image:
     "Display the first training images of the first classes, also in the middle of a notebook cell"

@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
     resize: str = 'crop' # How images of other sizes are resized: crop or squash
     subset: tuple = () # Its classes: positions among ImageNet's sorted class folders, or names; (): all
     mirror: bool = True # A mirrored image still shows its class
-    large: bool = False # Photographs of ImageNet: recipes and protocols for large images apply
+    large: bool = False # ImageNet or some of its classes: recipes and protocols for large images apply
     like: str = '' # The dataset whose published arguments apply; known() fills it in
 
 # %% ../../nbs/10_data.datasets.ipynb #d204d58f

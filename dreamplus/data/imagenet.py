@@ -52,7 +52,7 @@ class PreparedSet:
         "The content of `set.json`; empty if nothing is prepared, or the file is unusable"
         return read_cache(self.folder/'set.json', self.shape) or {}
 
-    def is_whole(self, stamp: str) -> bool:
+    def is_whole(self, stamp: str) -> bool: # stamp: fingerprint of name, size and times of all files
         "Whether all parts are complete and `stamp` has not changed since they were prepared"
         state = self.state
         if state.get('stamp') != stamp or not {'counts', 'digest'} <= {*state}: return False
@@ -77,7 +77,7 @@ def _mark(paths):
 def append(self: PreparedSet,
            part: str, # train or val
            files: list, # As image_files lists them
-           progress: bool | None = None): # Show a bar; None: in a terminal only
+           progress: bool | None = None): # Show a bar; None: in a notebook or a terminal
     "Decode the missing images of a part; the file is renamed to its final name when it is complete"
     blocks = [files[i:i + self.block] for i in range(0, len(files), self.block)]
     paths, state, done = [[path for path, *_ in block] for block in blocks], self.state, 0 # blocks done
@@ -120,7 +120,7 @@ def prepare(self: PreparedSet, trees: dict, stamp: str, progress: bool | None = 
 @patch
 def load(self: PreparedSet,
          trees, # Function that lists the files: () -> part -> class name -> files
-         progress: bool | None = None, # Show a bar; None: in a terminal only
+         progress: bool | None = None, # Show a bar; None: in a notebook or a terminal
         ) -> tuple[list, str]: # [train, val], each images, labels and class names; and the digest
     "The images, decoded now if necessary; `ValueError` for a folder that cannot be read or written"
     try:
@@ -177,7 +177,7 @@ def from_imagenet(
     name: str, # imagenet or one of its subsets: a key of DATASETS
     root: str | Path | None, # A folder with train and val, or with imagenet/ in it
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
 ) -> tuple[list, str]: # As PreparedSet.load returns them
     "ImageNet, or some of its classes"
     row = DATASETS[name]
@@ -214,7 +214,7 @@ _TINY = 'tinyimagenet.pt, or train/<wnid>/images/*.JPEG and val with class folde
 def from_tinyimagenet(
     root: str | Path | None, # A folder with tinyimagenet.pt, train and val, or tiny-imagenet-200/
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
 ) -> tuple[list, str | None]: # As PreparedSet.load returns them; no digest for a file
     "TinyImageNet, in any of its forms"
     if root and (file := Path(root)/'tinyimagenet.pt').is_file(): return _from_file(file, fit), None

@@ -125,7 +125,7 @@ def assemble(
     parts: list, # [train] or [train, test], each (images, labels, class names)
     fraction: float = .3, seed: int = 0, # Of the test split, if there is one part only
     stats=None, # As in with_stats; None: the constants of own if they fit, else measured
-    own: str | None = None, # A key of DATASETS
+    own: str | None = None, # The dataset whose constants apply: a key of DATASETS
     digest: str | None = None, # The digest, if known; otherwise it is computed when needed
     origin: dict | None = None, # Arguments of load_data
 ) -> ImageData:
@@ -160,7 +160,7 @@ def class_folders(folder: str | Path) -> dict: # Name to path, in the order of t
 def image_files(
     folder: str | Path,
     others: list | None = None, # Receives the paths of files that are not images
-): # Yields path, size in bytes, times (ns) of the last change of its content and of its entry
+): # Yields path, size in bytes, mtime and ctime in ns
     "List the images in `folder` and its subfolders; nothing is opened"
     for e in _scan(folder):
         if e.is_symlink() and Path(folder).resolve().is_relative_to(Path(e.path).resolve()):
@@ -212,7 +212,7 @@ def file_digests(paths: list) -> list: # 16 hex digits each
 def with_bar(
     items, # Any iterable
     total: int, # Number of items
-    progress: bool | None, # None shows the bar in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
 ):
     "Yield the items while a bar counts them"
     return watch(items, total, 'reading images', progress)
@@ -220,7 +220,7 @@ def with_bar(
 def stack_images(
     images, # Yields uint8 images (ch,h,w)
     names: list, # One for each image, for error messages
-    progress: bool | None = None, # Show a bar; None: in a terminal only
+    progress: bool | None = None, # Show a bar; None: in a notebook or a terminal
 ) -> torch.Tensor: # uint8 (N,ch,h,w)
     "Stack images from an iterable into one tensor; `ValueError` if their shapes differ"
     out = None
@@ -247,7 +247,7 @@ def _asked(data, ask, what):
 def from_dataset(
     data, # Items are (image, label): a Pillow image, or an array or tensor
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
     names: dict | None = None, # Label -> class name, if the dataset has no names
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]: # As from_arrays returns it
     "All items of a map-style dataset"
@@ -394,7 +394,7 @@ def _cached(folder, trees, fit, progress):
 def from_folder(
     folder: Path,
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
 ) -> list: # [train] or [train, test], each as from_arrays returns it
     "The images of a folder of class folders"
     try:

@@ -72,7 +72,7 @@ def read_named(
     name: str, # A key of DATASETS that has a reader
     root: str | Path | None, # Folder of its files, also for downloads; None: in the cache folder
     fit: Fit, # The shape that images get
-    progress: bool | None = None, # Show a bar; None: in a terminal only
+    progress: bool | None = None, # Show a bar; None: in a notebook or a terminal
     fraction: float = .3, seed: int = 0, # Of the test split of the digits
 ) -> tuple[list, str | None]: # [train, test], each (images, labels, class names); the digest, if known
     "Read a named dataset; `ValueError` that says how to get it if its files are missing"
@@ -103,7 +103,7 @@ def load_arrays(
 def from_mapping(
     source: Mapping, # Name -> part, or name -> array
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
     where: str = 'the dictionary', # For messages
 ) -> list: # [train] or [train, test], each as from_arrays returns it
     "Read a dictionary of parts or of named arrays; `ValueError` with the names if it is not clear what they are"
@@ -128,7 +128,7 @@ def from_mapping(
 def from_memory(
     source, # Arrays (x, y), a dictionary, DataLoaders, or a map-style dataset
     fit: Fit, # The shape that images get
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
     names: dict | None = None, # Label -> class name, if the source has no names
 ) -> list: # [train] or [train, test], each as from_arrays returns it
     "Read an object in memory; `ValueError` if it is not a source"
@@ -152,7 +152,7 @@ def read_source(
     source, # As in load_data
     root: str | Path | None, # Folder of named datasets; relative paths start there
     fit: Fit, # Size and channels to use; None: those of the dataset
-    progress: bool | None, # Show a bar; None: in a terminal only
+    progress: bool | None, # Show a bar; None: in a notebook or a terminal
     fraction: float, seed: int, # Of the test split of the digits
     names: dict | None = None, # Label -> class name, for data in memory that have no names
 ) -> tuple[list, str | None]: # [train] or [train, test], as read_named returns them; the digest, if known
@@ -237,13 +237,13 @@ def load_data(
     root: str | Path | None = None, # Folder of named datasets, also for downloads; relative paths start there
     test=None, # The test split, any kind of source; None: the source's own, or one that is set aside
     size: int | None = None, # Height and width in pixels; None: the dataset's, or the images'
-    channels: int | None = None, # 1 for grey, 3 for colour; None: what the images have
+    channels: int | None = None, # 1 for grey, 3 for colour; None: the dataset's, or the images'
     seed: int = 0, # Seed of the test and validation splits
     fraction: float = .3, # Fraction of each class that is set aside for testing, if there is no test split
     stats=None, # (mean, std), or a dataset's name; None: the dataset's own, or measured on train
     valid: float = 0., # Fraction of each class of train for the validation split; 0: none
     resize: str | None = None, # crop or squash, as Fit says; None: the dataset's way, or crop
-    progress: bool | None = None, # Show a bar if images are read one by one; None: in a terminal only
+    progress: bool | None = None, # Show a bar if images are read one by one; None: in a notebook or a terminal
     levels: tuple | None = None, # Values that become black and white, if images have more than 8 bits
 ) -> ImageData: # On the CPU
     "Load labelled images from any source; `ValueError` if they cannot be used for training"

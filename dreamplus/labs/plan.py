@@ -118,11 +118,11 @@ def _selection_work(learn, inner): # inner: inner iterations under one network
     yield 'k-means, new', lambda: kmeans(x, k, mask), (choices - again)*share
     if again: yield 'k-means, again', lambda: kmeans(x, k, mask, **warm), again*share
 
-def _training_work(learn, inner):
+def _training_work(learn, inner, warm): # warm: steps of warming
     "(name, function, times) of training the matching network"
     nets, s = learn.network_cb, learn.network_cb.schedule
     step = lambda: s.train(s.data.batch, s.stream, 1)
-    if steps := getattr(s, 'warm_steps', 0): yield 'warming the network', step, steps
+    if warm: yield 'warming the network', step, warm
     after, times = lambda: s.after_update(nets.images, Key(0)), inner - 1
     if hasattr(s, 'steps'): after, times = step, s.steps*times
     if times and getattr(s, 'epochs', 1): yield 'training the network', after, times
@@ -157,8 +157,9 @@ class _KeepCB(LoopCB):
     def before_batch(self): self.kept = self.learn.xb, self.learn.yb
 
 def iteration_costs(
-    learn, # The result of make_learner for 2 inner iterations
+    learn, # The result of make_learner for 2 inner iterations, without warming
     inner: int, # Inner iterations of an outer iteration
+    warm: int = 0, # Steps of warming each network
     stages: int = 1, # Stages of each network, with a network bank
 ) -> dict: # Name of a part to its Cost
     "The costs of an outer iteration"
@@ -169,7 +170,7 @@ def iteration_costs(
     once = cost(call, device)
     step, teacher = once*inner, {name: c*inner for name, c in _teacher_cost(learn, call, once, stages).items()}
     if not loss.match: return {'matching': step}
-    work, shown = [*_training_work(learn, inner)], learn.model(*xb)
+    work, shown = [*_training_work(learn, inner, warm)], learn.model(*xb)
     if target.real is not None: work += _selection_work(learn, inner)
     alike = torch.is_tensor(shown) and len({*target.counts}) == 1 and not loss.whole
     divided = alike and target.real is not None
@@ -308,16 +309,18 @@ def plan(
     with seeded(0), TemporaryDirectory() as folder:
         bank = 'bank_folder' in args
         few = (stand_in(args, folder) if bank else args) | dict(outer=1, inner=2, report=2)
+        if 'warm_epochs' in few: few['warm_epochs'] = 0. # its steps are counted, and not made
         learn = make_learner(data, job | dict(args=few))
         data, loss = learn.data, learn.loss_func
-        if loss.match: # the first network, without warming
+        if loss.match: # the first network
             s = learn.network_cb.schedule
-            warm, s.warm_steps = getattr(s, 'warm_steps', 0), 0
             learn.network_cb.begin(0)
-            s.warm_steps = warm
+        epochs = args.get('warm_epochs', 0)
+        warm = math.ceil(epochs*len(data.train)/s.stream.size) if epochs else 0
         learn.model.pixels.data.uniform_()
         begin = Cost(time.perf_counter() - began, 0., 0.) # the first optimiser imports modules for seconds
-        parts = iteration_costs(learn, args['inner'], len(parse_stages(args['bank_stages'])) if bank else 1)
+        stages = len(parse_stages(args['bank_stages'])) if bank else 1
+        parts = iteration_costs(learn, args['inner'], warm, stages)
         net = loss.whole[0][1].start_net() if loss.whole else s.net
         begin += start_cost(data, args['start'], max(learn.model.earlier.missing)*args['factor']**2, net,
                             args.get('start_candidates'))

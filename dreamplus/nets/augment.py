@@ -38,11 +38,11 @@ class Draw:
         "Uniform numbers in [0,1), (n,*shape)"
         return self.key.rand(self.n, *shape, device=self.device)
 
-    def uniform(self, on, low, high, neutral):
+    def uniform(self, on, low, high, neutral): # on: mask (n,), the rows with the operation
         "Uniform numbers (n,) in [low,high), `neutral` where not `on` (n,)"
         return torch.where(on, self.rand()*(high - low) + low, neutral)
 
-    def whole(self, on, low, high, neutral):
+    def whole(self, on, low, high, neutral): # As for `uniform`
         "Whole numbers (n,) from low to high, both included"
         return torch.where(on, self.key.randint(low, high + 1, self.n, device=self.device), neutral)
 
@@ -187,7 +187,7 @@ class Augment:
     @checked
     def __init__(self,
         ops: str = 'color_crop_cutout', # Operations joined by _; '' leaves images as they are
-        pick: str = 'stack', # stack: all, but one of crop, scale, rotate, ...; one: one of all
+        pick: str = 'stack', # stack: all, but only one of crop, scale, rotate, stretch and turn; one: one operation
         stats: tuple | None = None, # Mean and std (3,1,1), for jitter and light; None: ImageNet's
     ):
         if ops == 'imagenet': ops = 'zoom_flip_jitter_light'
@@ -253,7 +253,7 @@ def __call__(self: Augment,
 # %% ../../nbs/24_nets.augment.ipynb #a0a66096
 def augmentation(
     augment: str = 'color_crop_cutout', # Operations that real and synthetic images share, joined by _
-    pick: Pick = 'stack', # stack: all, but one of crop, scale, rotate, ...; one: one of all
+    pick: Pick = 'stack', # stack: all, but only one of crop, scale, rotate, stretch and turn; one: one operation
 ) -> Augment:
     "The augmentation under which images are matched"
     return Augment(augment, pick)

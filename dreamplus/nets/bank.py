@@ -132,7 +132,9 @@ class Trainee:
 # %% ../../nbs/27_nets.bank.ipynb #eee90820
 class Bank:
     "The networks in a folder; `ValueError` if it holds none"
-    def __init__(self, path: str | Path, nets: int | None = None, stages: list | None = None): # Some of them; None: all
+    def __init__(self, path: str | Path,
+                 nets: int | None = None, # Only the first so many networks; None: all
+                 stages: list | None = None): # Only these stages; None: all
         self.path, self.seconds, self.nets = Path(path).expanduser(), 0., []
         if not (self.path/'bank.json').exists():
             raise ValueError(f'{self.path} holds no network bank; `dreamplus bank` makes one')
@@ -168,11 +170,11 @@ class Bank:
         return max(j for j, m in enumerate(self.members) if m.net == self.members[i].net)
 
     def next(self, i: int) -> int: # Index of a member
-        "Index of the same network's next stage; the last stage is its own next"
+        "Index of the same network's next stage, or `i` if it is the last"
         return min(i + 1, self.last(i))
 
     def summary(self) -> dict: # JSON values
-        "The record of a bank in a run: stages, training accuracies, seconds of training in all, and of this process"
+        "The record of a bank; `trained`: seconds of training in total, `seconds`: in this process"
         ends = [m for i, m in enumerate(self.members) if self.last(i) == i]
         about = dict(nets=len(ends), stages=[m.stage for m in self.members if m.net == 0],
                      trained=round(sum(m.seconds for m in ends), 1))
@@ -180,7 +182,7 @@ class Bank:
                             seconds=round(self.seconds, 1))
 
 # %% ../../nbs/27_nets.bank.ipynb #cea69ad5
-MOST_STEPS = 20_000 # of training to an accuracy
+MOST_STEPS = 20_000 # maximum number of steps to reach an accuracy
 
 def _reach(trainee, stage, log):
     "Train to a stage; `ValueError` for an accuracy that is not reached"
@@ -228,7 +230,7 @@ def find_bank(
     data: ImageData, make: Callable, how: BankTraining, # As for `Trainee`
     folder: str | None = None, # None: in the cache
 ) -> tuple[Path, dict]: # The folder, and what its `bank.json` says
-    "Where the bank of a training is or will be"
+    "The folder of the bank for these data, network and training; it may not exist yet"
     with Key(0).seeded():
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
     if folder: return Path(folder).expanduser(), facts

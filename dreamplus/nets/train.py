@@ -88,7 +88,7 @@ def load_momentum(opt: torch.optim.SGD, state: dict): # The result of momentum_s
 def fast_call(
     net: Callable, # A network, or a method of one
     bf16: bool = False, # Products and convolutions in bfloat16
-    compiled: bool = False, # Fuse the other operations (torch.compile)
+    compiled: bool = False, # Fuse operations by torch.compile
     sizes: set | None = None, # Batch sizes to compile for, as each needs its own code; None: all
 ) -> Callable: # Normalised images (B,ch,h,w) -> the output of net, float32
     "A function that calls `net` faster, with the same parameters"
