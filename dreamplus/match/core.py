@@ -31,10 +31,11 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
                 nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 @contextmanager
-def _calls(net, kinds):
+def _calls(net, kinds, others=()): # others: modules of net
     "A list that records (module, input, output) of each call while `net` runs"
     seen, note = [], lambda module, args, out: seen.append((module, args[0], out))
-    hooks = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, kinds)]
+    modules = *(m for m in net.modules() if isinstance(m, kinds)), *others
+    hooks = [m.register_forward_hook(note) for m in modules]
     try: yield seen
     finally:
         for h in hooks: h.remove()
@@ -50,15 +51,20 @@ class View:
         self.net, self.x, self.y, self.graph, self.record = net, x, y, graph, graph or backward
         self.labels = y[:, None].expand(x.shape[:2]) if targets is None else targets
 
+    @property
+    def _blocks(self):
+        "The blocks of a `Net`; of another network, ()"
+        return [*getattr(self.net, 'blocks', ())]
+
     def _split(self, t):
         "(C*N,...) as (C,N,...); without a graph for real images"
         return (t if self.graph else t.detach()).unflatten(0, self.x.shape[:2])
 
     @cached_property
     def _forward(self):
-        "Embeddings (C*N,D) with their graph, and the calls of activations and layers"
+        "Embeddings (C*N,D) with their graph, and the calls of activations, layers and blocks"
         kinds = _ACTIVATIONS + (_LAYERS if self.record else ())
-        with _calls(self.net, kinds) as seen, torch.set_grad_enabled(self.record):
+        with _calls(self.net, kinds, self._blocks) as seen, torch.set_grad_enabled(self.record):
             return self.net.embed(self.x.flatten(0, 1)), seen
 
     @property
@@ -75,7 +81,9 @@ class View:
     @cached_property
     def features(self) -> list: # (C,N,ch,h,w) for each block
         "Output of each block"
-        return [self._split(f) for f in self.net.features(self.x.flatten(0, 1))]
+        calls, blocks = self._forward[1], self._blocks
+        outputs = [out for m, _, out in calls if any(m is b for b in blocks)]
+        return [*map(self._split, outputs or self.net.features(self.x.flatten(0, 1)))]
 
 # %% ../../nbs/40_match.core.ipynb #b6e73223
 def _by_loop(view, logits, weights):
