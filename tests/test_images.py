@@ -145,7 +145,8 @@ def test_arrays_with_levels():
     x = torch.tensor([[-1024, 0], [0, 1024]]).expand(4, 2, 2)
     with pytest.raises(ValueError, match='torch.int64; convert them to uint8.*levels'): load_data((x, [0, 0, 1, 1]))
     same(load_data((x, [0, 0, 1, 1]), levels=(-1024, 1024)).train.x[0], np.array([[[0, 128], [128, 255]]]))
-    with pytest.raises(ValueError, match='NaN or infinite; replace them'): eight_bits(torch.tensor([0., torch.nan]), levels=(0, 1))
+    with pytest.raises(ValueError, match='NaN or infinite; replace them'):
+        eight_bits(torch.tensor([0., torch.nan]), levels=(0, 1))
 
 # Which files are opened
 
