@@ -25,7 +25,7 @@ from ..arguments import Registry, build
 from ..machine import to_device
 from ..nets.zoo import has_batch_norm
 
-# %% ../../nbs/40_match.core.ipynb #2388ea50
+# %% ../../nbs/40_match.core.ipynb #84560aa1
 _LAYERS = nn.Conv2d, nn.Linear
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
                 nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
@@ -40,6 +40,7 @@ def _calls(net, kinds, others=()): # others: modules of net
     finally:
         for h in hooks: h.remove()
 
+# %% ../../nbs/40_match.core.ipynb #2388ea50
 class View:
     "Embeddings, activations, features and weight gradients of `net` on images `x`"
     def __init__(self, net: nn.Module, # The matching network: has embed, features and logits
