@@ -271,7 +271,7 @@ def test_resume_with_more_iterations_and_data_elsewhere(here):
     refused('resume', 'run', says=['--data FOLDER'])
     write_json('run/run.json', read_json('run/run.json') | dict(device='cuda:1'))
     said = done('resume', 'run', '--data', 'moved', '--outer', 3, '--nets', 0)
-    assert f'goes on with device: cuda:1 then, {pick_device()} now' in said
+    assert f'resumed under other conditions (device: cuda:1 then, {pick_device()} now' in said
     assert read_json('run/distilled.json')['provenance']['steps'] == 6
     done(*TINY, 'moved', '--channels', 3, '--start', 'run', '--ipc', 2, '--out', 'next')
     assert read_json('next/run.json')['earlier'] == str(here/'run')

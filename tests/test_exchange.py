@@ -86,7 +86,7 @@ def test_mtt_normalises_cifar100_as_cifar10(tmp_path, x):
 
 def test_whitened_images(tmp_path, x, data):
     mtt(tmp_path, whitened(data).normalize(x), lr=.03)
-    with pytest.raises(ValueError, match='whitened images need their real data'):
+    with pytest.raises(ValueError, match='whitening is inverted with the real images'):
         load_distilled(tmp_path, values='whitened')
     dset = load_distilled(tmp_path, data, values='whitened')
     torch.testing.assert_close(dset.pixels, x, atol=1e-3, rtol=0)

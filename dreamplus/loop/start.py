@@ -22,7 +22,7 @@ from ..synthetic import STARTS, decode, mosaic
 def split_start(
     overrides: dict, # Arguments of `distill`
 ) -> tuple: # The arguments of the recipe, and the start if it is not a name: an absolute path, a set or a tensor
-    "Separate a start of one's own from the other arguments; `ValueError` for a folder that does not exist"
+    "Separate images of the user from the other arguments; `ValueError` for a folder that does not exist"
     start = overrides.get('start')
     if isinstance(start, (str, os.PathLike)):
         path = Path(start).expanduser()
@@ -108,7 +108,7 @@ class EarlierImages:
         self.pixels = [part if c in ids else part[:0] for c, part in enumerate(self.pixels)]
         self.missing = [n if c in ids else 0 for c, n in enumerate(self.missing)]
 
-    def warn(self, clamp: bool, learns_labels: bool): # Of the new run
+    def warn(self, clamp: bool, learns_labels: bool): # Does the new run clamp; does it learn labels?
         "Warn if pixels will be clamped, or if soft labels cannot be used"
         if self.set is None: return
         x = torch.cat(self.pixels)
