@@ -155,7 +155,7 @@ def show(
 ):
     "Write the picture of a set, and say what is in the run"
     from dreamplus.core import atomic
-    from dreamplus.judge.evaluate import format_row, read_result
+    from dreamplus.judge.evaluate import format_row, is_current, read_result
     from dreamplus.judge.sets import open_set
     from dreamplus.runs import RunFolder
     dset, _ = open_set(run, named_data(data, levels, root=root, size=size), overrides(set), need=False)
@@ -165,8 +165,10 @@ def show(
     with RunFolder(run).wait() if is_run and out.parent == run else nullcontext(), atomic(out) as tmp:
         dset.grid(decoded).save(tmp, format='png')
     print(f'{dset}\n{out}')
-    result = read_result(run) if (run/'result.json').exists() else {}
+    tested, current = (run/'result.json').exists(), is_current(run)
+    result = read_result(run) if tested and current else {}
     if result: print(_result_head(result), *map(format_row, result['rows']), sep='\n')
+    elif tested: print(f'these images were not evaluated yet; `dreamplus evaluate {run}` does it')
     return dict(run=str(run), picture=str(out), provenance=dset.provenance, result=result)
 
 # %% ../nbs/95_commands.ipynb #f712d6b9
@@ -227,9 +229,13 @@ def doctor(
     levels: str = None, # as in `distill`
     why: str = None, # a question, or a word of it: accuracy, memory, noise, paper, slow
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
+    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
 ):
     "Check the installation, a run or a set, and say what to do; exit status 1 if there are findings"
+    from dreamplus.judge.sets import open_set
     from dreamplus.labs.doctor import doctor as doctor_, format_diagnosis
+    if set and not run: raise ValueError(f'--set {set[0]} is for a set of another program; give the set too')
+    if how := overrides(set): run, data = open_set(run, named_data(data, levels, root=root), how)
     found = doctor_(run, data, why, root=root, device=device, levels=read_levels(levels))
     print(format_diagnosis(found))
     findings = [finding._asdict() for finding in found.findings]

@@ -73,7 +73,7 @@ class DistilledSet:
         self.pixels, self.y = x, y
 
 # %% ../nbs/52_distilled.ipynb #70270fe3
-DistilledSet.__init__ = checked(DistilledSet.__init__) # or the error of the first tensor operation
+DistilledSet.__init__ = checked(DistilledSet.__init__) # raises TypeError for a value of a wrong type
 
 # %% ../nbs/52_distilled.ipynb #932442d6
 @patch(as_prop=True)
@@ -195,7 +195,7 @@ def dataset(self: DistilledSet,
 class ImageLoaders(DataLoaders):
     "fastai DataLoaders of normalised images that know their classes, mean and standard deviation"
     def show_batch(self,
-                   max_n: int = 16, # Most images
+                   max_n: int = 16, # Maximum number of images
                    **kw # Arguments of picture
                   ) -> Image.Image:
         "Display training images of one batch under their labels; a soft label counts for its most probable class"
@@ -224,7 +224,7 @@ def dls(self: DistilledSet,
 @patch
 def grid(self: DistilledSet,
          decoded: bool = False, # Decoded images, as networks train on; False: stored images
-         classes: int | None = None, # Most classes; None: all
+         classes: int | None = None, # Maximum number of classes; None: all
          **kw # Arguments of picture
         ) -> Image.Image:
     "A picture of the stored or the decoded images"
@@ -283,7 +283,7 @@ def _move(pairs):
 @contextmanager
 def new_content(
     path: Path, # A folder; made if it does not exist
-    old: list = (), # Paths in it that make room
+    old: list = (), # Paths in it that the new content replaces
 ):
     "A temporary folder whose content moves to `path` when the block succeeds; `ValueError` if other files are there"
     _check_empty(path, old)

@@ -23,22 +23,22 @@ def group_size(
     counts: list, # Stored images of each class
     args: dict, # All arguments of the method
 ) -> int:
-    "Classes in a group: those of a pass; `chunk` if it is given, and 1 if passes could not follow groups"
+    "Classes in a class group: 1 for unequal counts or `class_batch`, else `chunk`, else classes//64, at least 1"
     if len({*counts}) > 1 or args.get('class_batch'): return 1
     return args.get('chunk') or max(1, classes//64)
 
 class Deal:
-    "The classes of each process of a group"
+    "The classes of each process"
     def __init__(self, counts: list, # Stored images of each class
                  size: int | None = None, # Classes that are computed together; None: as many as there are
-                 group: Group | None = None): # None: the current one
+                 group: Group | None = None): # The processes; None: those that this one has joined
         self.group, self.every, self.exact = group or this_group(), counts, size is not None
         C, world, rank = len(counts), self.group.world, self.group.rank
         self.size = size or (C if world == 1 else 1)
         if world > -(-C//self.size): raise ValueError(
             f'{world} processes are more than the {C} classes; start at most {C}' if self.size == 1 else
-            f'{world} processes are more than the {-(-C//self.size)} groups of chunk={self.size} classes that are '
-            'computed together; use a smaller chunk, or fewer processes')
+            f'{world} processes are more than the {-(-C//self.size)} class groups of chunk={self.size} classes that '
+            'are computed together; use a smaller chunk, or fewer processes')
         self.ids = tuple(c for c in range(C) if self.owner(c) == rank)
         self.counts = [n if self.owner(c) == rank else 0 for c, n in enumerate(counts)]
         self.meetings = Meetings(self.group)
@@ -78,15 +78,15 @@ def check_dealt(
     whole: list, # Matchers of the whole set
     net: nn.Module | None = None, # A network of the run; its batch norms are looked at
 ):
-    "Raise `ValueError`, with the reason, for a loss that cannot be dealt over processes"
+    "Raise `ValueError`, with the reason, for a loss that cannot be distributed over processes"
     instead = 'distil in one process; several can share experts, evaluations and whole runs (compare)'
-    if whole: raise ValueError(f'{type(whole[0]).__name__} trains on all classes at once, so it cannot be dealt over '
-                               f'processes; {instead}')
+    if whole: raise ValueError(f'{type(whole[0]).__name__} trains on all classes at once, so it cannot be distributed '
+                               f'over processes; {instead}')
     if not match.matcher.separable: raise ValueError(
-        f'{type(match.matcher).__name__} compares classes with each other, so it cannot be dealt over processes; '
-        f'{instead}')
+        f'{type(match.matcher).__name__} compares classes with each other, so it cannot be distributed over '
+        f'processes; {instead}')
     if net is not None and has_batch_norm(net) and match.chunk != 1: raise ValueError(
-        'batch norm uses the statistics of all classes, so they cannot be dealt over processes; '
+        'batch norm uses the statistics of all classes, so they cannot be distributed over processes; '
         f"use norm='instance' or chunk=1, or {instead}")
 
 def check_same_run(group: Group, job: dict, digest: str): # The job of a run; the fingerprint of its data
@@ -97,12 +97,12 @@ def check_same_run(group: Group, job: dict, digest: str): # The job of a run; th
     check_alike(group.everyone({'the digest of the data': digest} | asked))
 
 def set_chunk(match, deal: Deal, net: nn.Module): # A `MatchLoss` that has settled the chunk; a network of the run
-    "Let passes follow the groups, so that their size does not depend on the number of processes"
+    "Set the chunk size to that of a class group, or to 1 if it is smaller, for any number of processes"
     if not deal.exact or has_batch_norm(net): return
     match.chunk = deal.size if match.chunk >= deal.size else 1
 
 # %% ../nbs/58_parallel.ipynb #8d41fde5
-def whole_set(model: SyntheticSet) -> SyntheticSet: # The same if its classes are not dealt
+def whole_set(model: SyntheticSet) -> SyntheticSet: # The same if its classes are not distributed
     "The set with the images of all classes, on every rank"
     if (deal := model.deal) is None or deal.group.world == 1: return model
     own = {k: None if t is None else t.detach().cpu() for k, t in (('pixels', model.pixels), ('logits', model.logits))}

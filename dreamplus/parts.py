@@ -34,13 +34,14 @@ from .nets.zoo import has_batch_norm, network
 from .synthetic import STARTS, SyntheticSet
 
 # %% ../nbs/54_parts.ipynb #ef22164f
-@dataclass
 class Iterations:
     "Outer iterations (one matching network each) of inner iterations (one update of the pixels each)"
-    outer: Count = 2000 # Matching networks
-    inner: Count = 100 # Inner iterations under each
-    report: Count | None = None # Inner iterations between two reports; None: 20 reports in a run
-    class_batch: Count | None = None # Classes in an inner iteration, drawn in turn; None: all
+    def __init__(self,
+                 outer: Count = 2000, # Matching networks
+                 inner: Count = 100, # Inner iterations under each
+                 report: Count | None = None, # Inner iterations between two reports; None: 20 reports in a run
+                 class_batch: Count | None = None): # Classes in an inner iteration, drawn in turn; None: all
+        self.outer, self.inner, self.report, self.class_batch = outer, inner, report, class_batch
 
     @property
     def total(self) -> int:
@@ -63,7 +64,7 @@ class Target:
 class MatchLoss:
     "Loss between the synthetic and the chosen real images of a batch of classes, summed over the classes"
     def __init__(self, data, matcher, augment,
-                 chunk: Natural | None = None, # Classes in one pass; 0: all; None: what is fastest
+                 chunk: Natural | None = None, # Classes in a pass; 0: all; None: the fastest (batch norm: the paper's)
                  shared_draw: bool = True): # One augmentation for the images of a class; False: one for each image
         if not shared_draw and matcher.needs_real: raise ValueError(
             f'{shared_draw=} is for matchers without real images; remove it')
@@ -85,7 +86,7 @@ class MatchLoss:
         "Set the chunk size if it was not given: with batch norm that of the matcher's paper, otherwise the fastest"
         if self.chunk is not None: return
         chunk = self.data.n_classes
-        few = 2**16//(batch*self.data.size**2) # classes of 65,536 pixels in all
+        few = 2**16//(batch*self.data.size**2) # classes whose real images have 65,536 pixels together
         if has_batch_norm(net): chunk = chunk if self.matcher.joint else 1
         elif self.data.device.type == 'cpu': chunk = min(few, chunk) if few >= 8 else 1
         self.chunk = chunk
@@ -101,7 +102,7 @@ class MatchLoss:
 def compare(self: MatchLoss,
             parts, # Images (c,M,ch,h,w), and soft labels (c,M,K) if there are any
             target, some): # Which classes
-    "Losses (c,) of the classes `some`, or one loss () of a coupled matcher"
+    "Losses (c,) of the classes `some`, or one loss () of a matcher with `separable=False`"
     images, *soft = parts
     y, real, rows, lead = target.classes.index[some], None, some, images.shape[:1]
     if not self.shared: # a row for each image
@@ -199,8 +200,8 @@ class PixelSGD(PixelOptimiser):
     def __init__(self, data, ipc, classes, # Classes in an inner iteration
                  lr: NonNegative = 5e-3, # Learning rate of the pixels
                  lr_base: Annotated[float, Bounds(1)] | None = 32, # Image size that lr is for; None: do not scale lr
-                 momentum: Momentum = .5, # Momentum of one step of the reference
-                 per_class_steps: bool = True, # One step for each class, as in the reference; False: one joint step
+                 momentum: Momentum = .5, # Momentum of a step; with per_class_steps, of the step for one class
+                 per_class_steps: bool = True, # One step for each class, as IDC's code; False: one joint step
                  **kwargs):
         super().__init__(**kwargs)
         scale = 1 if lr_base is None else ipc/10*(data.size/lr_base)**2
@@ -257,7 +258,7 @@ def prepare_data(data, device,
     return whitened(data) if zca else data
 
 def evaluation(arch, width, norm, depth, zca, paper, # paper: the published evaluation protocol
-               eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation of the result's training
+               eval_augment: str = 'color_crop_flip_scale_rotate', # Augmentation when networks are trained on the set
                eval_mix: Share = .5, # Probability of CutMix in that training
               ) -> dict:
     "The evaluation that a distilled set records: network, augmentation, CutMix"

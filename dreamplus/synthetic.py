@@ -39,7 +39,7 @@ def cuts(
     n: int, # Stored images of a class
     factor: int = 1,
     mode: str = 'single', # single, multi or bound
-    limit: int = 128, # Most decoded images in mode bound
+    limit: int = 128, # Maximum number of decoded images in mode bound
 ) -> list: # (g, first image, last image + 1): these images are decoded with factor g
     "How the stored images of a class are decoded"
     if mode == 'single' or factor == 1: return [(factor, 0, n)]
@@ -180,13 +180,13 @@ def start_pixels(
 class SyntheticSet(nn.Module):
     "Learnable images in [0, 1] with labels; `ValueError` for unsorted labels or a wrong way to decode"
     batch = None # the ClassBatch of the next call, if known
-    deal = None # how the classes are dealt over processes; None: they are not
+    deal = None # which process computes which classes; None: one computes all
     def __init__(self,
                  pixels: torch.Tensor, # Stored images (N,ch,h,w) sorted by class, or (C,n,ch,h,w)
-                 labels, # (N,) int64, (N,C) probabilities, images of each class [n], or None: pixels are (C,n,ch,h,w)
+                 labels, # (N,) int64, (N,C) probabilities, list: images of each class; None: pixels are (C,n,ch,h,w)
                  *, factor: Count = 1, # A stored image decodes to factor*factor images
                  decode: Literal['single', 'multi', 'bound'] = 'single', # How stored images are decoded
-                 limit: Count = 128, # Most decoded images of a class in an inner iteration (a random subset)
+                 limit: Count = 128, # Maximum of decoded images of a class in an inner iteration (random ones)
                  label_lr: NonNegative | None = None): # Learning rate of soft labels; None: labels are not learned
         super().__init__()
         if labels is None:

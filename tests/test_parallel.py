@@ -137,7 +137,7 @@ def stopped(tmp_path_factory):
 def test_stopped_in_two_and_resumed_in_another_number(tmp_path, stopped, whole, world):
     out = shutil.copytree(stopped, tmp_path/'run')
     if world == 1: assert Process(go_on, out).end()[1] == 0 # alone, without a group
-    else: assert not [line for lines in answers(start(world, go_on, out)) for line in lines if 'goes on' in line]
+    else: assert not [line for lines in answers(start(world, go_on, out)) for line in lines if 'resumed' in line]
     assert torch.equal(pixels(out), pixels(whole))
     assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
 
@@ -174,8 +174,8 @@ ERRORS = { # name to world, what a rank does, and what it says
     'ranks': (3, 'dm', dict(classes=[0, 1]), '3 processes are more than the 2 classes; start at most 2'),
     'data': (2, 'dm', dict(differ=True), 'the digest of the data is'),
     'arguments': (2, 'dm', dict(seeds=True), 'seed is 0 in process 0, but 1 in process 1; start all'),
-    'batch norm': (2, 'datadam-code', {}, "batch norm uses the statistics of all classes, so they cannot be dealt"),
-    'coupled': (2, 'dm', dict(coupled=True), 'Coupled compares classes with each other, so it cannot be dealt')}
+    'batch norm': (2, 'datadam-code', {}, 'batch norm uses the statistics of all classes, so they cannot'),
+    'coupled': (2, 'dm', dict(coupled=True), 'Coupled compares classes with each other, so it cannot be distributed')}
 
 def wrong(method, how):
     MATCHERS['coupled'] = type('Coupled', (EmbeddingMatcher,), dict(separable=False))

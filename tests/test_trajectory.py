@@ -353,5 +353,5 @@ def test_experts_of_a_changed_network_are_refused(tmp_path, monkeypatch):
     train().check(data)
     monkeypatch.setattr(Scaled, 'scale', 2)
     for again in train, lambda: Experts(tmp_path/'experts').check(data):
-        with pytest.raises(ValueError, match='weights of another network.*or it computed something else then'):
+        with pytest.raises(ValueError, match='weights of another network.*or the code of this network has changed'):
             again()

@@ -85,7 +85,7 @@ def gradient_norms(
     x: torch.Tensor, # Normalised images (N,ch,h,w)
     y: torch.Tensor, # Labels (N,)
 ) -> torch.Tensor: # (N,)
-    "Norm of the gradient of the cross-entropy of each image; needs memory for N gradients"
+    "Norm of the weight gradient of the cross-entropy of each image; needs memory for N gradients"
     weights = {n: p.detach() for n, p in net.named_parameters()}
     loss = lambda w, x, y: F.cross_entropy(torch.func.functional_call(net, w, (x[None],)), y[None])
     grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, y)

@@ -58,7 +58,7 @@ class Clusters(NamedTuple):
     centres: torch.Tensor # (C,k,D)
     labels: torch.Tensor # (C,N): the centre of each point
     distance: torch.Tensor # (C,N): squared, to that centre
-    rounds: int # Rounds of the class that needed most
+    rounds: int # Rounds until all classes had converged; on a GPU rounded up to a multiple of 5
 
 def _means(x, mask, label, k):
     "Mean of the points of each centre (C,k,D) and their number (C,k,1)"
@@ -120,7 +120,7 @@ def kmeans(
     start: str | torch.Tensor = 'sample', # sample, ++, or labels (C,N) of an earlier clustering
     max_iter: int = 100, # Maximum number of rounds
     tol: float = 1e-4, # Stop when the sum of squared movements of a class's centres is at most this
-    chunk: int | None = None, # Classes at a time; None: one on a CPU, 1 GiB of distances on a GPU
+    chunk: int | None = None, # Classes in one pass; None: 1 on a CPU, on a GPU 1 GiB of distances
     key: Key = None, # A key with one row for each class; None: torch's generator
 ) -> Clusters:
     "Batched k-means over classes; `ValueError` for an unknown start or `k` below 1"

@@ -45,7 +45,7 @@ def embed_classes(
     raw: bool = False, # Pixels in [0, 1] as in the released DREAM code; False: normalised ones
     batch: int | None = None, # Batch size; None: 128 on a CPU (compiled: 32), 2048 on a GPU
     compiled: bool = False, # Use compiled code
-    table: tuple | None = None, # Positions and mask (c,N) of the images to embed; None: all images
+    table: tuple | None = None, # Positions and mask (c,N), in place of classes; None: all images
 ) -> tuple[torch.Tensor, torch.Tensor]: # Embeddings (c,N,D), mask (c,N)
     "Embeddings of training images of each class"
     (place, mask), cpu = table or class_table(data.train, classes), data.device.type == 'cpu'
@@ -97,7 +97,7 @@ class RandomSampler(Sampler):
     "Random images of each class, without replacement within a pass (IDC 2022)"
     def __init__(self,
                  data: ImageData,
-                 batch_real: Count = 64): # Real images of each class; a smaller one repeats its own
+                 batch_real: Count = 64): # Real images of each class; a class with fewer repeats them
         if batch_real < 1: raise ValueError(f'{batch_real=} must be at least 1')
         self.place, self.mask = class_table(data.train)
         self.order, self.batch_real = self.place.clone(), batch_real
@@ -130,12 +130,12 @@ class RepresentativeSampler(Sampler):
                  data: ImageData,
                  batch_real: Count = 64, # Real images of each class
                  interval: Count = 10, # Inner iterations between two choices
-                 rule: Literal['nearest', 'tiny'] = 'nearest', # As in representatives
+                 rule: Literal['nearest', 'tiny'] = 'nearest', # Images nearest to each centre; tiny: to any centre
                  subsample: Count = 1, # Picks for each centre
-                 raw_features: bool = False, # Embed pixels in [0, 1], as the released code
-                 warm_rounds: Natural = 10, # Rounds from the last clusters; 0: from new points, as released
+                 raw_features: bool = False, # Embed pixels in [0, 1], as DREAM's released code does
+                 warm_rounds: Natural = 10, # Most rounds from the last clusters; 0: new points, as DREAM's code
                  compiled: bool = False, # Embed by compiled code
-                 candidates: Count | None = None): # Images of each class to look at; None: all
+                 candidates: Count | None = None): # Random images of each class to embed; None: all
         if batch_real % subsample: raise ValueError(
             f'{batch_real=} is not a multiple of {subsample=}, the picks for each centre; use a multiple')
         check_picks(batch_real, rule, subsample)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LEGACY', 'ROW', 'RESULT', 'check_baselines', 'possible_rows', 'remember', 'Bench', 'Scores', 'score',
-           'format_row', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run', 'results_table']
+           'format_row', 'is_current', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run',
+           'results_table']
 
 # %% ../../nbs/72_judge.evaluate.ipynb #ea6dfedd
 import hashlib
@@ -284,17 +285,25 @@ RESULT = {'dataset': str, 'method': str, 'ipc': float, 'factor': Count, 'arch': 
           'protocol': str, 'seed': Natural, 'rows': [ROW], 'seconds': {'distill': float | None},
           'training?': dict, 'network?': str, 'images?': str} # the shape of result.json
 
+def _record(path):
+    "The content of a record; {} if it is missing or damaged"
+    return read_cache(path, {'test_uses?': Natural} | (RESULT if Path(path).name == 'result.json' else {})) or {}
+
+def is_current(run: str | Path) -> bool: # A run folder
+    "False if the run has other images than those whose accuracies are in `result.json`"
+    try: dset = load_distilled(run)
+    except ValueError: return True # there are no images to compare with
+    return _record(Path(run)/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
+
 def read_result(
     run: str | Path, # A run folder that was evaluated
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
-    "The content of result.json; `ValueError` if it is missing or damaged"
-    shape = RESULT | dict(rows=[row])
-    return read_checked(Path(run)/'result.json', shape, f'`dreamplus evaluate {run}` writes it again')
-
-def _record(path):
-    "The content of a record; {} if it is missing or damaged"
-    return read_cache(path, {'test_uses?': Natural} | (RESULT if Path(path).name == 'result.json' else {})) or {}
+    "The content of result.json; `ValueError` if it is missing, damaged, or of images that the run has replaced"
+    file, remedy = Path(run)/'result.json', f'`dreamplus evaluate {run}` writes it again'
+    result = read_checked(file, RESULT | dict(rows=[row]), remedy)
+    if is_current(run): return result
+    raise ValueError(f'{file} has the accuracies of images that the run has replaced since; {remedy}')
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
@@ -306,8 +315,7 @@ def next_use(run: str | Path) -> int: # A run folder
 
 def label_of(protocol: str, changes: dict) -> str:
     "The name of a protocol in records, with the changed arguments"
-    changes = {k: v for k, v in sorted(changes.items()) if v is not None and v is not False}
-    return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
+    return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"

@@ -261,7 +261,7 @@ def record(self: Comparison, run: Run) -> dict:
     found = json.loads(json.dumps(self.now | found))
     line = {k: v for k, v in found.items() if self.head.get(k, ...) != v}
     append_record(self.file, line)
-    said = found['failed'] if 'failed' in found else mean_std(found['rows'][0]['accs'])
+    said = found['failed'] if 'failed' in found else f'accuracy {mean_std(found["rows"][0]["accs"])} %'
     if self.log: self.log(f'{run.name}: {said}')
     return self.head | line
 

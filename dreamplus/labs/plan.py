@@ -274,9 +274,9 @@ _WHOLE = 'training the network', 'warming the network' # in every process
 
 def process_seconds(
     parts: list, # Of a plan: part, seconds
-    jobs: dict, # Part to the number of equal jobs into which it can be divided; '': all other parts
+    jobs: dict, # Part to the number of equal jobs that can be distributed; '': of all other parts
     counts: tuple = (1, 2, 4, 8), # Numbers of processes, each with cores or a GPU of its own
-) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the fraction not divided
+) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the part not distributed
     "How the seconds of a plan fall with the number of processes"
     def part(name, seconds, count):
         n = jobs.get(name, jobs[''])
@@ -287,7 +287,7 @@ def process_seconds(
     return dict(rows=rows, most=total(1)/total(10**9), whole=fixed/total(1))
 
 def _dealt_plan(learn, rows, jobs):
-    "As `process_seconds`, or the reason why a run cannot be divided"
+    "As `process_seconds`, or the reason why a run cannot be distributed"
     loss = learn.loss_func
     try: check_dealt(loss.match, [m for _, m in loss.whole], loss.match and learn.network_cb.schedule.net)
     except ValueError as e: return dict(rows=[], why=str(e))
@@ -366,8 +366,8 @@ def _processes_text(p) -> str: # `processes` of a plan
     if not p['rows']: return f'several processes: {p["why"]}'
     each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)'
                      for r in p['rows'][1:])
-    limit = (f'; any number: at most {p["most"]:.1f} times as fast, with {100*p["whole"]:.0f} % for training of the '
-             'matching network, which is not divided')
+    limit = (f'; any number: at most {p["most"]:.1f} times as fast, because training of the matching network '
+             f'({100*p["whole"]:.0f} %) is not distributed, and a class or a training is not divided')
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'
 
 def format_plan(p: dict, # The result of plan

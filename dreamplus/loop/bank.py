@@ -24,6 +24,6 @@ def bank_is_incomplete(args, data, make) -> bool: # As in `make_bank`
     return any(stage for _, stage in missing) # stage 0 needs no training
 
 def stand_in(args: dict, folder: str) -> dict: # All arguments of a method; an empty folder
-    "Arguments with which an untrained network replaces those of a bank"
+    "The arguments with a bank of one untrained network"
     few = dict(stat_images=2) if 'stat_images' in args else {}
     return args | dict(bank_folder=folder, bank_nets=1, bank_stages='0') | few

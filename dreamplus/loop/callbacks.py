@@ -85,7 +85,7 @@ class ValidLoader(ClassLoader):
         index, counts = self.data.class_batch().index, torch.tensor(self.shown, device=self.device)
         return index, index.repeat_interleave(counts)
 
-    def show_results(self, b, out, max_n=9, show=True, **kw): # A batch, the output of the model, most images
+    def show_results(self, b, out, max_n=9, show=True, **kw): # A batch, the output of the model, most images to show
         "Show synthetic images with their class names, or return them for fastai's loggers"
         x, y = (t[:max_n].cpu() for t in (out[0] if isinstance(out, tuple) else out, b[1]))
         images, names = TensorImage(x.clamp(0, 1)), L(TitledStr(self.data.classes[c]) for c in y)
@@ -100,7 +100,7 @@ class DistillLoaders(DataLoaders):
                          ValidLoader(data, validates, shown), device=data.device)
 
     def new_empty(self): return DataLoaders() # for Learner.export
-    def show_batch(self, max_n=8, **kw): # max_n: most images of each class; kw: arguments of picture
+    def show_batch(self, max_n=8, **kw): # max_n: maximum number of images of each class; kw: arguments of picture
         "A picture of real images of each class"
         real = self.train.data.train
         x = [to_float(real.x[i:i + min(n, max_n)]) for i, n in zip(real.starts, real.counts)]
@@ -227,7 +227,7 @@ class IdleCB(LoopCB):
 
 # %% ../../nbs/60_loop.callbacks.ipynb #28bd29e2
 class ClampCB(LoopCB):
-    "Clamps the pixels to [0, 1] at the start of each outer iteration, as in the reference"
+    "Clamps the pixels to [0, 1] at the start of each outer iteration, as IDC's code does"
     order = -16 # also before a step without classes
     def __init__(self, inner: int): self.inner = inner
     def before_batch(self):
@@ -254,16 +254,20 @@ class Diverged(ValueError):
 class GuardCB(LoopCB):
     "Stops the run on a non-finite loss"
     run_valid = True # after_epoch follows validation
-    def before_fit(self): self.bad = torch.zeros((), dtype=torch.bool, device=self.dls.device)
+    def before_fit(self): self.bad = torch.zeros((), dtype=torch.int64, device=self.dls.device)
     def after_loss(self):
         if not self.training: return
-        self.bad |= ~torch.isfinite(self.loss.detach()).all()
+        self.note()
         if self.dls.device.type == 'cpu': self.check()
+    def note(self):
+        "Remember the first inner iteration with a loss that is not finite"
+        first = (self.bad == 0) & ~torch.isfinite(self.loss.detach()).all()
+        self.bad += first*self.dls.train.at
     def after_epoch(self): self.check()
     def check(self):
         "Raise `Diverged` if any loss so far, or a pixel, is not finite"
         if self.bad.item() or not self.model.pixels.isfinite().all():
-            raise Diverged(self.dls.train.at)
+            raise Diverged(self.bad.item() or self.dls.train.at)
 
 # %% ../../nbs/60_loop.callbacks.ipynb #99caa76f
 def run_state(learn) -> dict: # Nested; leaves are tensors and JSON values

@@ -27,10 +27,10 @@ _STATE = {'at': Natural, 'model': dict(pixels=TensorOf(4)), 'rng': dict(cpu=Tens
           'callbacks?': {str: dict}, 'opt?': {str: dict}, 'matchers?': {str: dict}} # the shape of a checkpoint
 
 class CheckpointCB(LoopCB):
-    "Saves the state in `checkpoint/`: at the start, every `checkpoint_seconds`, at the end, and before it stops"
+    "Saves the state in `checkpoint/`: at the start, every `checkpoint_seconds`, at the end, and on an interrupt"
     order, run_valid = 100, True
     def __init__(self, path: Path, # The run folder
-                 checkpoint_seconds: NonNegative = 15.): # Between two checkpoints; before that, one at each report
+                 checkpoint_seconds: NonNegative = 15.): # Between two; in the first such period also at each report
         arguments(CheckpointCB)['checkpoint_seconds'].check(checkpoint_seconds)
         self.file, self.seconds = Path(path)/'checkpoint'/'state.safetensors', checkpoint_seconds
         self.stop, self.begun, self.saved = False, 0., 0.
@@ -67,7 +67,7 @@ class CheckpointCB(LoopCB):
     def after_epoch(self): # after the report
         self.save_if_due(report=time.monotonic() - self.begun < self.seconds)
     def save_if_due(self, report=False):
-        "Write the state if it is time, at an early report, at the end of the run, or before it stops"
+        "Write the state if it is time, at an early report, at the end of the run, or on an interrupt"
         if hasattr(self.learn, 'lr_finder'): return
         over, group = self.dls.train.at >= self.dls.train.total, self.dls.deal.group
         self.stop = any(group.everyone(self.stop)) # a signal to one process stops all

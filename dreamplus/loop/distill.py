@@ -55,7 +55,7 @@ def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
     overrides: dict, # Any argument of the parts
     steps: int | None = None, minutes: float | None = None, # As `distill`
-) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and a start of one's own
+) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and images of the user
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
@@ -92,8 +92,8 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
     if isinstance(ipc, int): return {ipc: [*range(classes)]}
     return {n: [c for c in range(classes) if ipc[c] == n] for n in sorted({*ipc})}
 
-def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start: one's own, as in `EarlierImages`
-    "The synthetic set with blank pixels, and with `earlier`; `ValueError` if its initialisation is not possible"
+def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start: as in `EarlierImages`
+    "The synthetic set with blank pixels; `earlier` holds images of the user. `ValueError` if it cannot be initialised"
     counts = image_counts(ipc, data.n_classes)
     earlier = EarlierImages(start, data, counts, args['factor'])
     for n, ids in _same_counts(earlier.missing, data.n_classes).items():
@@ -186,7 +186,7 @@ def make_learner(
     job: dict, # Of `make_job`
     cbs=(), metrics=(), log=None, # As in `distill`
     path: Path | None = None, checkpoint_seconds: float = 15., # The run folder, None keeps nothing; as in `distill`
-) -> Learner: # With `data`, as prepared, `evaluation`, what the set will say of its training, `job`
+) -> Learner: # Has the attributes data (prepared), job, bank and evaluation (recorded in the set)
     "The Learner of a job, with blank pixels; `ValueError` for a job that cannot run"
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules before the clock starts
     args, seed, method = job['args'], job['seed'], METHODS.get(job['method'], Method())
@@ -200,7 +200,7 @@ def make_learner(
                     classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
-    for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # or its error
+    for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # raises ValueError for a wrong one
     if bank_is_incomplete(args, data, make): rehearse(given, job) # before minutes of training
     supplied['bank'] = make_bank(args, data, make, log)
     loss = make_loss(args, data, **supplied)
@@ -209,7 +209,7 @@ def make_learner(
     check_network(loss, loop, data, model)
     steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
     report = [ClockCB(), BudgetCB(steps, (minutes or 0)*60), HistoryCB(path), ProgressCB(log)]
-    checkpoint = CheckpointCB(path or '', checkpoint_seconds) # or its error, without a folder too
+    checkpoint = CheckpointCB(path or '', checkpoint_seconds) # raises ValueError for wrong seconds
     keep = [checkpoint, ShowCB(path, data.classes)] if path else []
     rates = dict(pixels=optimiser.lr, logits=model.label_lr, lr=args.get('lr_lr'))
     dls = DistillLoaders(data, iterations, seed, bool(metrics), model.shown(range(data.n_classes)), deal)
@@ -257,17 +257,17 @@ def distill(
     data: ImageData, # What `load_data` gives
     method: str = 'best', # A key of `METHODS`
     ipc: int | list = 1, # Stored images per class; or a list with one number for each class
-    factor: int | None = None, # A stored image decodes to factor*factor; None: the recipe's
+    factor: int | None = None, # A stored image decodes to factor*factor images; None: the recipe's
     *, seed: int = 0, # Of everything random
     device: str | None = None, # None: the best one here
     out: str | Path | None = None, # Run folder: checkpoints, history, result; None keeps nothing
     steps: int | None = None, # Budget in inner iterations; None: the recipe's
     minutes: float | None = None, # Budget in minutes of distilling, in place of the recipe's outer iterations
-    cbs=(), # More callbacks
+    cbs=(), # Additional callbacks
     metrics=(), # `ValidAccuracy()` measures the accuracy on the validation split at each report
     log: Callable | None = print, # Where report lines go; None for silence
-    checkpoint_seconds: float = 15., # Between two checkpoints in `out`; until then, each report has one
-    processes: int | None = None, # Of this machine, started for this run; None: this one, and those that it has joined
+    checkpoint_seconds: float = 15., # Between two checkpoints; in the first such period also one at each report
+    processes: int | None = None, # Number to start on this machine; None: this one, or all of torchrun's
     **overrides # Any argument of the parts; see `arguments_text(all_parts())`. `start` may also be a folder or pixels
 ) -> DistilledSet:
     "Distil `data` with a method; `ValueError`, before any work, for wrong arguments"
@@ -345,7 +345,7 @@ def result_of(
 @checked
 def resume(
     out: str | Path, # A run folder
-    data: ImageData | str | Path | None = None, # Or where they are now; needed if they came from Python objects
+    data: ImageData | str | Path | None = None, # The data, or their folder; needed if they came from Python objects
     cbs=(), metrics=(), # The callbacks and metrics that the run was started with
     log: Callable | None = print,
     *, device: str | None = None, # None: that of the run, or the best one here if it is missing
@@ -361,7 +361,7 @@ def resume(
         data = run_data(out, info, data, root)
         job, changed = continued(info, out, steps_done(run), device, outer, **folders)
         check_same_run(this_group(), job, data.digest)
-        if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes dealt over processes']
+        if this_group().world > 1 and 'group' not in job: changed = [*changed, 'classes distributed over processes']
         own = dict(earlier=str(run/'earlier')) if 'earlier' in job else {}
         if own and not (run/'earlier'/'distilled.json').exists(): raise ValueError(
             f'{out} was killed before its first images were kept; start it again with another --out')
@@ -371,8 +371,8 @@ def resume(
         if learn.bank: learn.bank.seconds += info.get('bank_seconds', 0.)
         if changed:
             if learn.loss_func.match: learn.network_cb.schedule.moved = True
-            say(f'goes on with {"; ".join(changed)}: the pixels may differ by rounding from those of a run that '
-                'was never stopped')
+            say(f'resumed under other conditions ({"; ".join(changed)}): the pixels may differ by rounding from '
+                'those of a run that was never stopped')
         if job['args']['outer'] != info['args']['outer'] and job['args']['lr_schedule'] != 'constant':
             say('lr_schedule follows the new number of outer iterations, so the learning rate rises now')
         if job_record(learn) != info: write_json(run/'run.json', job_record(learn))

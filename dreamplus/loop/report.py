@@ -80,7 +80,7 @@ def check_observers(
 
 # %% ../../nbs/62_loop.report.ipynb #03201bb5
 class ClockCB(LoopCB):
-    "Counts the seconds of distillation since its creation, over all sessions of a run, without validation"
+    "Counts the seconds of distillation, without validation, and with the time before a resume"
     order, run_valid = -100, True
     def __init__(self):
         self.past, self.begun, self.validating, self.entered = 0., time.monotonic(), 0., None
@@ -107,7 +107,7 @@ class ClockCB(LoopCB):
 
 # %% ../../nbs/62_loop.report.ipynb #f4edc48b
 class BudgetCB(LoopCB):
-    "Ends a run after `steps` inner iterations, or after `seconds` of distillation with 10 reports"
+    "Ends a run after `steps` inner iterations, or after `seconds` of distillation with at most 10 reports"
     order = 110 # after the checkpoint
     def __init__(self, steps: int | None = None, seconds: float | None = None):
         self.steps, self.seconds = steps, seconds

@@ -22,7 +22,7 @@ from ..synthetic import STARTS, decode, mosaic
 def split_start(
     overrides: dict, # Arguments of `distill`
 ) -> tuple: # The arguments of the recipe, and the start if it is not a name: an absolute path, a set or a tensor
-    "Separate a start of one's own from the other arguments; `ValueError` for a folder that does not exist"
+    "Separate images of the user from the other arguments; `ValueError` for a folder that does not exist"
     start = overrides.get('start')
     if isinstance(start, (str, os.PathLike)):
         path = Path(start).expanduser()
@@ -51,13 +51,21 @@ def _from_tensor(start, data, factor) -> DistilledSet:
     x = x.float().unflatten(0, (C, -1)) if x.ndim == 4 else x.float()
     return DistilledSet(x, data.classes, mean, std, factor=factor)
 
+def _from_folder(start) -> DistilledSet:
+    "The set in a folder; `ValueError`, with the command that helps, for one that needs options such as `values`"
+    try: return load_distilled(start)
+    except ValueError as e:
+        if 'to import this set' not in str(e): raise
+        raise ValueError(f'start: {e}; give it to `dreamplus export {start} --data NAME --to npz --out FOLDER`, '
+                         'and start from FOLDER') from None
+
 def as_set(
     start, # A folder, a `DistilledSet`, or pixels as a tensor or an array
     data: ImageData, # The data to distil
     factor: int = 1, # Of pixels; a set has its own
 ) -> DistilledSet: # With the classes of the data
     "A start as a set; `ValueError` if it does not fit the data"
-    if isinstance(start, (str, os.PathLike)): found, of = load_distilled(start), str(start)
+    if isinstance(start, (str, os.PathLike)): found, of = _from_folder(start), str(start)
     elif isinstance(start, DistilledSet): found, of = start, repr(start)
     else: found, of = _from_tensor(start, data, factor), 'the given tensor'
     if found.pixels.shape[1:] != data.train.x.shape[1:]: raise ValueError(
@@ -100,7 +108,7 @@ class EarlierImages:
         self.pixels = [part if c in ids else part[:0] for c, part in enumerate(self.pixels)]
         self.missing = [n if c in ids else 0 for c, n in enumerate(self.missing)]
 
-    def warn(self, clamp: bool, learns_labels: bool): # Of the new run
+    def warn(self, clamp: bool, learns_labels: bool): # Does the new run clamp; does it learn labels?
         "Warn if pixels will be clamped, or if soft labels cannot be used"
         if self.set is None: return
         x = torch.cat(self.pixels)

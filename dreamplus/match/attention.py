@@ -19,7 +19,7 @@ from .distribution import EmbeddingMatcher
 _SILENT = 1e-3 # activations below this are noise
 
 def _unit_map(f, p, dims):
-    "Sums of powers over `dims` (C,N,rest), scaled to length 1"
+    "Sums of powers over `dims` (C,N,rest), scaled to Euclidean norm 1"
     largest = f.detach().abs().flatten(2).amax(2).clamp_min(_SILENT)[..., None, None, None]
     f = f/largest
     powers = f.square().square() if p == 4 else f.abs().pow(p) # pow(4) is far slower
@@ -29,14 +29,14 @@ def _unit_map(f, p, dims):
 def spatial_map(
     f: torch.Tensor, # Output of an activation (C,N,ch,h,w)
     p: float = 4., # Power, at least 1; larger powers give strong channels more weight
-) -> torch.Tensor: # (C,N,h*w), length 1
+) -> torch.Tensor: # (C,N,h*w), with Euclidean norm 1
     "Where a layer is active (DataDAM, ICCV 2023)"
     return _unit_map(f, p, 2)
 
 def channel_map(
     f: torch.Tensor, # Output of an activation (C,N,ch,h,w)
     p: float = 4., # Power, at least 1; larger powers give strong pixels more weight
-) -> torch.Tensor: # (C,N,ch), length 1
+) -> torch.Tensor: # (C,N,ch), with Euclidean norm 1
     "Which channels of a layer are active (ATOM, 2024)"
     return _unit_map(f, p, (3, 4))
 
@@ -76,10 +76,10 @@ MATCHERS['attention'] = AttentionMatcher
 class AttentionMixer(Sum):
     "Spatial and channel attention, and mean embeddings (ATOM 2024, from the paper's description)"
     def __init__(self,
-                 p: Power = 4., # Power of the spatial maps: 4 in the paper, 1 in the released code
+                 p: Power = 4., # Power of the spatial maps
                  p_channel: Power | None = None, # Power of the channel maps; None: p
                  channel: Weight = 1., # Weight of the channel maps beside the spatial ones
-                 balance: Weight = .01): # Weight of the embedding; the paper has .02 above 64 pixels
+                 balance: Weight = .01): # Weight of the embedding
         channels = MapMatcher('channel', channel_map, p if p_channel is None else p_channel)
         super().__init__((1., AttentionMatcher(p, balance)), (_WEIGHT*channel, channels))
 

@@ -12,8 +12,8 @@ from .gradient import GradientMatcher
 
 # %% ../../nbs/49_match.bidirectional.ipynb #cfedfced
 class Bidirectional(Sum):
-    "Gradients backward plus embeddings forward, by the same distance (DREAM+ 2023)"
-    def __init__(self, distance: Distance = 'mse'): # Distance of both directions
+    "Gradients backward plus embeddings forward (DREAM+ 2023)"
+    def __init__(self, distance: Distance = 'mse'): # Of both directions; with cos, embeddings are compared by mse
         super().__init__((1., GradientMatcher(distance)), (1., EmbeddingMatcher(distance)))
 
 MATCHERS['bidirectional'] = Bidirectional

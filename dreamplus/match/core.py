@@ -25,7 +25,7 @@ from ..arguments import Registry, build
 from ..machine import to_device
 from ..nets.zoo import has_batch_norm
 
-# %% ../../nbs/40_match.core.ipynb #2388ea50
+# %% ../../nbs/40_match.core.ipynb #84560aa1
 _LAYERS = nn.Conv2d, nn.Linear
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
                 nn.Hardswish, nn.Mish, nn.Sigmoid, nn.Tanh)
@@ -40,6 +40,7 @@ def _calls(net, kinds, others=()): # others: modules of net
     finally:
         for h in hooks: h.remove()
 
+# %% ../../nbs/40_match.core.ipynb #2388ea50
 class View:
     "Embeddings, activations, features and weight gradients of `net` on images `x`"
     def __init__(self, net: nn.Module, # The matching network: has embed, features and logits
@@ -253,7 +254,7 @@ def _chunks(counts, chunk):
             first = i
 
 def by_class(
-    loss: Callable, # (parts, slice of classes) -> (c,); a part is an input of c classes (c,M,...)
+    loss: Callable, # (inputs of c classes (c,M,...), slice of these classes) -> losses (c,)
     inputs: tuple, # Tensors (n,...), sorted by class: synthetic images, and soft labels if any
     counts: list, # Number of images of each class, integers
     chunk: int = 1, # Maximum number of classes in one pass

@@ -74,9 +74,9 @@ _INFO = dict(data=dict(digest=str, held=([float], None), whitened=bool, mean=[fl
 _AGAIN = 'remove it and run `dreamplus experts` again' # the remedy for a damaged file
 
 class Experts:
-    "The trajectories in a folder; `ValueError` if it holds none"
+    "The trajectories in a folder; `ValueError` if it has no `experts.json`"
     def __init__(self, path: str | Path, # A folder that train_experts wrote
-                 info: dict | None = None): # What experts.json will say, before it is written; None: read it
+                 info: dict | None = None): # Content of an experts.json to be written; None: read the file
         self.path, self.files, self.planned = Path(path).expanduser(), [], info is not None
         if info is None:
             if not (self.path/'experts.json').exists():
@@ -117,7 +117,7 @@ class Experts:
 @patch
 def check(self: Experts,
           data: ImageData, # The data to distil
-          net: nn.Module | None = None, # The student, made under seed 0
+          net: nn.Module | None = None, # The network of the run, made under seed 0; None: not compared
           **training): # Arguments of train_experts
     "Raise `ValueError` if the experts were trained with other data, network or arguments"
     with seeded(0): own = self.make()
@@ -129,8 +129,8 @@ def check(self: Experts,
     facts = network_facts(own)
     used = [self.info.get('network', facts), *[network_facts(net)]*(net is not None)]
     if any(other != facts for other in used):
-        raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}, or it computed '
-                         'something else then; use this network, or other experts')
+        raise ValueError(f'{self.path} holds weights of another network, {self.info["net"]}, or the code '
+                         'of this network has changed; use this network, or other experts')
     for part, given in dict(data=data_facts(data), training=training).items():
         for key, value in given.items():
             if (used := self.info[part].get(key)) != value:

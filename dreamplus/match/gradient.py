@@ -14,7 +14,7 @@ from .core import DISTANCES, MATCHERS, Distance, Matcher
 # %% ../../nbs/42_match.gradient.ipynb #7e25dd75
 def matched_weights(
     net: nn.Module,
-    bias: bool = False, # Include vectors: biases, and scales and shifts of norms
+    bias: bool = False, # Include vectors: biases and normalisation layers
     fc: bool = False, # Include matrices: the classifier
 ) -> dict: # Name to parameter
     "The trained parameters whose gradients are compared; `ValueError` if there are none"
@@ -31,9 +31,9 @@ class GradientMatcher(Matcher):
     backward = True
     def __init__(self,
                  distance: Distance = 'mse', # Distance of gradients; DC and DSA use cos with fc
-                 bias: bool = False, # Match biases and norms too
+                 bias: bool = False, # Match biases and normalisation layers too
                  fc: bool = False, # Match the classifier too
-                 flat: bool = False): # One distance over all layers in a row, not one for each layer
+                 flat: bool = False): # Compare all layers as one vector, not layer by layer
         self.distance, self.bias, self.fc, self.flat = DISTANCES.find(distance), bias, fc, flat
 
     def gradients(self, view) -> dict: # Name to (C,...)

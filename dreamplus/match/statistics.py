@@ -96,7 +96,7 @@ def _shape(net, data, statistic):
 def bank_statistics(
     bank: Bank, # Loaded
     data: ImageData, # On the device
-    augment: Augment, # Of the updates
+    augment: Augment, # Of the inner iterations
     n: int, # Real images of each class
     log: Callable | None = None, # Receives a line; None for silence
     statistic: Statistic = 'embedding',

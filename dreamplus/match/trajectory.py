@@ -112,14 +112,14 @@ class TrajectoryMatcher(Matcher):
     def __init__(self,
                  data: ImageData, # On the device, with the normalisation of the experts
                  make: Callable, # () -> a network of the experts' kind, on the device
-                 experts: Folder | None = None, # Folder of experts, made by dreamplus experts
+                 experts: Folder | None = None, # Folder of experts, made by dreamplus experts; required
                  syn_steps: Count = 20, # Steps of the student
                  batch_syn: Count | None = None, # Synthetic images in a step; None: all
-                 form: Literal[tuple(FORMS)] = 'rebuilt', # How the gradient is computed
+                 form: Literal[tuple(FORMS)] = 'rebuilt', # Exact: rebuilt, plain; approximate: tesla, tesla-code
                  expert_epochs: Count = 3, # Epochs of the expert between start and target
                  max_start: Count = 25, # The start epoch is below this number
                  augment: str = 'color_crop_cutout', # One of these operations for each step
-                 syn_lr: NonNegative | None = None, # Initial learning rate of the student
+                 syn_lr: NonNegative | None = None, # Initial learning rate of the student; required
                  lr_lr: NonNegative = 0.): # Learning rate of the student's learning rate
         if experts is None:
             raise ValueError('experts=None: give a folder of experts; `dreamplus experts` trains them')
