@@ -333,7 +333,7 @@ def records(self: Course, chains: list,
             known: dict, # Chain to its record, for chains that have one
             own: dict, # As in record
            ) -> list: # One record for each chain, in their order
-    "The records of chains, which are divided between processes"
+    "The records of chains, which are distributed over processes"
     each = lambda some: [self.record(c, known.get(c), own) for c in some]
     parts = apart(chains) if this_group().world > 1 else [chains]
     made = zip(parts, dealt([partial(each, part) for part in parts]))
