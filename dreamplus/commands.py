@@ -363,7 +363,7 @@ def bank(
 # %% ../nbs/95_commands.ipynb #e4c825a1
 def compare(
     data: str = 'digits', # as in `distill`
-    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # by commas; default: without best, mtt and tesla, which train networks first
+    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # default: without best, mtt, tesla (they train networks)
     ipc: str = '1,10', # images per class, separated by commas
     seeds: str = '0', # separated by commas
     steps: int = None, # budget of each run in inner iterations; give this or --minutes
