@@ -145,12 +145,14 @@ def test_folders_of_rded_and_sre2l(tmp_path, data, form):
     with pytest.raises(ValueError, match='one row for each of the 24 images'): load_distilled(tmp_path, data)
 
 def relabelled(root, labels, mix=None, epochs=6, batch=7, each=None):
-    "As SRe2L's relabelling of 24 images; the labels of each image, by hand. `each`: permutations of an epoch in old PyTorch"
+    "As SRe2L's relabelling; the labels of each image, by hand. `each`: permutations of an epoch in old PyTorch"
     for c in range(MANY):
         (root/str(c)).mkdir(parents=True)
         for i in range(ipc): Image.new('RGB', (8, 8), (20*c, 0, i)).save(root/str(c)/f'{i}.png')
-    images, generator, crops = ImageFolder(root, is_valid_file=lambda path: path.endswith('.png')), torch.Generator().manual_seed(42), {}
-    teacher = torch.randn(len(images), MANY) + 6*torch.eye(MANY)[[int(Path(path).parent.name) for path, _ in images.samples]]
+    images = ImageFolder(root, is_valid_file=lambda path: path.endswith('.png'))
+    generator, crops = torch.Generator().manual_seed(42), {}
+    classes = [int(Path(path).parent.name) for path, _ in images.samples]
+    teacher = torch.randn(len(images), MANY) + 6*torch.eye(MANY)[classes]
     loader = DataLoader(range(len(images)), batch, sampler=RandomSampler(images, generator=generator))
     old = lambda: torch.randperm(len(images), generator=generator).split(batch)
     for epoch in range(epochs):
@@ -167,9 +169,10 @@ def relabelled(root, labels, mix=None, epochs=6, batch=7, each=None):
                 if lam >= .75 or other[i] == i: crops.setdefault(images.samples[ids[i]][0], []).append(label)
     return {path: torch.stack(rows).mean(0) for path, rows in crops.items()}
 
-@pytest.mark.parametrize(('mix', 'each', 'place'), [(None, None, '.'), ('cutmix', None, 'FKD'), ('mixup', None, '../FKD'), ('cutmix', 1, 'FKD')])
+@pytest.mark.parametrize(('mix', 'each', 'place'), [
+    (None, None, '.'), ('cutmix', None, 'FKD'), ('mixup', None, '../FKD'), ('cutmix', 1, 'FKD')])
 def test_means_of_the_labels_of_crops(tmp_path, data, mix, each, place):
-    "Of SRe2L: in the order of ImageFolder (10 before 2) and seed 42, by either rule of RandomSampler; crops of two images are left out"
+    "Of SRe2L: in the order of ImageFolder (10 before 2), by either rule of RandomSampler; without crops of two images"
     root = tmp_path/'images'
     expected = relabelled(root, tmp_path/'apart', mix, each=each, epochs=12 if mix else 2)
     (root/place).mkdir(exist_ok=True)
@@ -183,7 +186,8 @@ def test_means_of_the_labels_of_crops(tmp_path, data, mix, each, place):
     said = ' '.join(dset.provenance['assumed'])
     assert 'labels are means over crops' in said and '--fkd-seed 42' in said
     if place != '../FKD':
-        with pytest.raises(ValueError, match='labels of the random crops .*; give soft=crops .*move it elsewhere'): load_distilled(root, data)
+        with pytest.raises(ValueError, match='labels of the random crops .*; give soft=crops .*move it elsewhere'):
+            load_distilled(root, data)
 
 @pytest.mark.parametrize(('spoil', 'said'), [
     (lambda root, fkd: (root/'3'/'1.png').unlink(), 'labels of 24 crops, but there are 23 images; give'),
@@ -191,7 +195,8 @@ def test_means_of_the_labels_of_crops(tmp_path, data, mix, each, place):
     (lambda root, fkd: (fkd/'epoch_1'/'batch_3.tar').unlink(), 'epoch_1 holds labels of 21 crops'),
     (lambda root, fkd: (fkd/'epoch_0'/'batch_0.tar').unlink(), 'batch_0.tar is missing'),
     (lambda root, fkd: torch.save([Path('x')], fkd/'epoch_1'/'batch_0.tar'), 'only runs as code'),
-    (lambda root, fkd: [(fkd/f'epoch_{a}').rename(fkd/f'epoch_{b}') for a, b in ((0, 2), (1, 0), (2, 1))], 'does not fit these images .*; give'),
+    (lambda root, fkd: [(fkd/f'epoch_{a}').rename(fkd/f'epoch_{b}') for a, b in ((0, 2), (1, 0), (2, 1))],
+     'does not fit these images .*; give'),
     (lambda root, fkd: shutil.rmtree(fkd), 'no labels of crops.*leave out soft=crops')])
 def test_labels_of_crops_that_do_not_fit(tmp_path, data, spoil, said):
     "Damaged, missing, made of other images, or not there: one line"
