@@ -255,7 +255,7 @@ def test_doctor(finished, here):
     assert '1. factor: the run has factor=1, but the set says 2' in run('doctor', 'run', '--data', 'digits').out
     write_json('run/distilled.json', made)
     ended = run('doctor', 'run', '--why', 'memory')
-    assert ended.status == 1 and 'batch_real=8' in ended.out and '* compare classes in smaller parts' in ended.out
+    assert ended.status == 1 and 'batch_real=8' in ended.out and '* compare fewer classes at a time' in ended.out
     (finished/'run.json').unlink(), (finished/'result.json').unlink() # a set alone
     ended = run('doctor', 'run')
     assert ended.status == 0 and 'not checked without --data: classes, labels\n' in ended.out
@@ -285,6 +285,15 @@ def test_show(finished):
     assert Image.open('decoded.png').size == grid.size # factor 1
     (finished/'result.json').unlink()
     assert 'distilled ' not in done('show', 'run')
+
+def test_accuracies_of_replaced_images_are_not_shown(finished):
+    "A run that continues after its evaluation has other images"
+    done('resume', 'run', '--outer', 2, '--nets', 0)
+    assert done('show', 'run').endswith('were not evaluated yet; `dreamplus evaluate run` does it\n')
+    assert 'not checked without `dreamplus evaluate RUN`' in run('doctor', 'run').out
+    refused('leaderboard', 'run', says=['run was evaluated before its images were replaced'])
+    done('evaluate', 'run', '--rows', 'distilled', '--nets', 1)
+    assert 'distilled ' in done('show', 'run') and 'dream+' in done('leaderboard', 'run')
 
 def test_show_decoded():
     done(*TINY, '--factor', 2, '--out', 'run')

@@ -422,6 +422,9 @@ def test_show_and_scores_of_a_set_of_another_program(tmp_path, capsys, monkeypat
     def done(*argv): assert main([*argv]) == 0, capsys.readouterr().err
     done('show', 'data.pt', *how[:-3])
     assert Image.open('data.pt-grid.png').size[0] > 8 and main(['show', 'data.pt']) == 2
+    for options, unread in (how[:-5], True), (how[:-3], False):
+        main(['doctor', 'data.pt', *options])
+        assert ('readable: data.pt' in capsys.readouterr().out) == unread
     done('evaluate', 'data.pt', '--nets', '1', '--rows', 'distilled', *how, 'theirs.json')
     done('scores', 'data.pt', '--nets', '1', '--archs', 'convnet', *how, 'theirs.json')
     [line] = [line for line in leaderboard('theirs.json')[0]['lines'] if not line['baseline']]

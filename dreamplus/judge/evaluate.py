@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LEGACY', 'ROW', 'RESULT', 'check_baselines', 'possible_rows', 'remember', 'Bench', 'Scores', 'score',
-           'format_row', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run', 'results_table']
+           'format_row', 'is_current', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run',
+           'results_table']
 
 # %% ../../nbs/72_judge.evaluate.ipynb #ea6dfedd
 import hashlib
@@ -88,7 +89,7 @@ def _real_positions(
     net=None, # Choose by the embeddings of this network; None: by pixels
     key: Key | None = None, # Source of random numbers; None: torch's generator
 ) -> torch.Tensor: # Positions (N,) in the training split, class after class
-    "Real images of each class, chosen by a coreset"
+    "Real images of each class, chosen by a coreset method"
     if len({*counts}) == 1: return coreset(name, data, counts[0], net, key=key).flatten()
     chosen = {}
     for n in {*counts} - {0}:
@@ -165,7 +166,7 @@ class Bench:
 
     @cached_property
     def chooser(self):
-        "A network trained on all real images; it chooses coresets and gives soft labels"
+        "A network trained on all real images, for the embedding of coreset methods and for soft labels"
         train, p, e = self.data.train, self.chooser_args, self.evaluation
         key = self.key(chooser=p, seed=self.seed)
         compute = lambda: train_fresh(train.x, train.y, self.data, e, p, self.seed).state_dict()
@@ -284,17 +285,25 @@ RESULT = {'dataset': str, 'method': str, 'ipc': float, 'factor': Count, 'arch': 
           'protocol': str, 'seed': Natural, 'rows': [ROW], 'seconds': {'distill': float | None},
           'training?': dict, 'network?': str, 'images?': str} # the shape of result.json
 
+def _record(path):
+    "The content of a record; {} if it is missing or damaged"
+    return read_cache(path, {'test_uses?': Natural} | (RESULT if Path(path).name == 'result.json' else {})) or {}
+
+def is_current(run: str | Path) -> bool: # A run folder
+    "False if the run has other images than those whose accuracies are in `result.json`"
+    try: dset = load_distilled(run)
+    except ValueError: return True # there are no images to compare with
+    return _record(Path(run)/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
+
 def read_result(
     run: str | Path, # A run folder that was evaluated
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
-    "The content of result.json; `ValueError` if it is missing or damaged"
-    shape = RESULT | dict(rows=[row])
-    return read_checked(Path(run)/'result.json', shape, f'`dreamplus evaluate {run}` writes it again')
-
-def _record(path):
-    "The content of a record; {} if it is missing or damaged"
-    return read_cache(path, {'test_uses?': Natural} | (RESULT if Path(path).name == 'result.json' else {})) or {}
+    "The content of result.json; `ValueError` if it is missing, damaged, or of images that the run has replaced"
+    file, remedy = Path(run)/'result.json', f'`dreamplus evaluate {run}` writes it again'
+    result = read_checked(file, RESULT | dict(rows=[row]), remedy)
+    if is_current(run): return result
+    raise ValueError(f'{file} has the accuracies of images that the run has replaced since; {remedy}')
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
@@ -306,8 +315,7 @@ def next_use(run: str | Path) -> int: # A run folder
 
 def label_of(protocol: str, changes: dict) -> str:
     "The name of a protocol in records, with the changed arguments"
-    changes = {k: v for k, v in sorted(changes.items()) if v is not None and v is not False}
-    return ', '.join([protocol, *(f'{k}={v}' for k, v in changes.items())])
+    return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"
@@ -321,14 +329,14 @@ def record_of(
     dset: DistilledSet, data: ImageData, # Its real data
     results: list, # What score returned
     protocol: str, changes: dict, # As in score
-    seconds: float, # That it took
+    seconds: float, # Seconds of the evaluation
     device: torch.device,
 ) -> dict: # JSON values
     "The record of an evaluation"
     e, made, C = evaluation_of(dset), dset.provenance, len(dset.classes)
     p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
     took = dict(distill=made.get('seconds'), evaluate=seconds)
-    if bank := made.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
+    if bank := made.get('bank'): # seconds that this run spent on the bank; and of its whole training
         took |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
     return dict(dataset=data.name, method=made.get('method'), ipc=dset.ipc, factor=dset.factor,
                 arch=e.get('arch', 'convnet'), width=e.get('width'), network=network_text(e),
@@ -354,7 +362,7 @@ def evaluate_run(
     device, file = pick_device(device or info['device']), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
     label, seed = label_of(protocol, changes), 1000*info['seed']
-    images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
+    images = fingerprint(dset.pixels, dset.y) # they change if the run is continued
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
         begun, last = time.monotonic(), {} if again else _record(run/'result.json')

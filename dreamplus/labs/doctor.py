@@ -23,7 +23,7 @@ from ..data.core import ImageData
 from ..data.sources import load_data
 from ..distilled import DistilledSet, load_distilled
 from .checks import CHECKS, Finding, check, examine, recipe_of
-from ..judge.evaluate import read_result
+from ..judge.evaluate import is_current, read_result
 from ..loop.elsewhere import run_data
 from ..loop.report import read_history
 from ..machine import cache_folder, hardware, pick_device, versions
@@ -87,7 +87,7 @@ def _allocator(facts):
     if facts['system'] == 'Linux' and facts['allocator'] != 'glibc' and facts['device'] == 'cpu':
         return (
         f'the C library is {facts["allocator"]}, so freed memory is returned at each iteration',
-        'use a system with glibc, on which training takes up to half the time')
+        'use a system with glibc, which can halve the time of training')
 
 @check('it is slow', asked=True)
 def _compiler(facts):
@@ -145,10 +145,12 @@ def _most_memory(dset, args=None):
 # %% ../../nbs/87_labs.doctor.ipynb #aa2f3e35
 ADVICE = { # question to what helps in general
     '10 % accuracy': [
-        'give --data: labels, normalisation and factor are compared with real images',
-        '`dreamplus evaluate RUN --rows distilled,random,full` shows whether networks learn real images'],
+        'for a set without a run folder, give --data: labels, normalisation and factor are compared with real '
+        'images',
+        '`dreamplus evaluate RUN --rows distilled,random,full`: if the row full is low too, the data or the '
+        'protocol is wrong; otherwise the set is'],
     'out of memory': [
-        'compare classes in smaller parts: --set chunk=1, or --set class_batch=N for some classes in each iteration',
+        'compare fewer classes at a time: --set chunk=1, or --set class_batch=N for some classes in each iteration',
         'use fewer real images: --set batch_real=32; choose among fewer: --set candidates=500',
         'use a smaller --ipc, --factor, --width or --size; `dreamplus plan` measures the peak before a run'],
     'images look like noise': [
@@ -161,8 +163,8 @@ ADVICE = { # question to what helps in general
         'the standard deviation over networks is often 0.5 points and more: use --nets 5 and several seeds'],
     'it is slow': [
         '`dreamplus plan` says which part takes the time, and what makes it cheaper',
-        'use --method best: it trains networks once and matches under a network bank',
-        '--compiled pays after a minute or two; a budget is --minutes 10']}
+        'use --method best: it trains the matching networks once and stores them in a network bank',
+        '--compiled shortens runs of more than 1 to 2 minutes; --minutes 10 limits the time']}
 
 # %% ../../nbs/87_labs.doctor.ipynb #ee0c226d
 def read_case(
@@ -181,11 +183,12 @@ def read_case(
         read('run', lambda: open_run(path)[1], 'restore the file')
         if 'run' in case:
             case |= dict(args=case['run'].get('args', {}), done=(path/'distilled.json').exists())
-        for key, name, f in (('history', 'history.csv', lambda: read_history(path)),
-                             ('result', 'result.json', lambda: read_result(path))):
+        files = [('history', 'history.csv', lambda: read_history(path))]
+        if is_current(path): files.append(('result', 'result.json', lambda: read_result(path)))
+        for key, name, f in files:
             if (path/name).exists(): read(key, f, 'restore the file')
     if path and case.get('done', True):
-        read('dset', lambda: load_distilled(path), 'save or export the set again')
+        read('dset', lambda: load_distilled(path), 'give what is missing by --set, or save or export the set again')
     if isinstance(data, ImageData): case['data'] = data
     elif 'run' in case:
         try: case['data'] = run_data(path, case['run'], data, root)
@@ -212,6 +215,10 @@ def _question(why) -> str | None:
         raise ValueError(f'{why=} is not a question; use words of one of: {"; ".join(ADVICE)}')
     return found[0]
 
+def _explained(facts):
+    "The fact whose value needs words"
+    return dict(error=f'{facts["error"]:.1e} in a float32 convolution (normal: below 1e-2)')
+
 @checked
 def doctor(
     what: str | Path | DistilledSet | None = None, # A run folder or a saved set; None: the installation
@@ -227,7 +234,7 @@ def doctor(
     found, skipped = examine(case, why)
     if what is None:
         skipped = {}
-        about = '\n'.join(f'{k:12} {v}' for k, v in case['facts'].items())
+        about = '\n'.join(f'{k:12} {v}' for k, v in (case['facts'] | _explained(case['facts'])).items())
     else: about = f'{case.get("dset", what)}' + (f'\n{case["data"]}' if 'data' in case else '')
     skipped = {name: lacks for name, lacks in skipped.items() if lacks != ['facts']}
     return Diagnosis(about, bad + found, skipped, ADVICE.get(why, []))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..arguments import NonNegative, Share, brief
 from ..core import read_json
 from ..files import Positive, check_shape, read_checked
-from ..judge.evaluate import RESULT, ROWS
+from ..judge.evaluate import RESULT, ROWS, is_current
 from ..judge.protocols import network_text
 from .compare import Run, load_comparison
 from ..runs import read_records
@@ -57,7 +57,7 @@ def check_record(
 class Entry(NamedTuple):
     "A record and where it is from"
     place: str # A file or a folder; records of one place, method and arguments are one line
-    name: str # For people
+    name: str # Displayed in the column from
     record: dict
 
 def _scored(record, run):
@@ -69,9 +69,12 @@ def _scored(record, run):
     same = scores['protocol'] == record.get('protocol') and len(images) < 2
     return record | dict(robust=scores['robust']) if same else record
 
+_REPLACED = '{0} was evaluated before its images were replaced; `dreamplus evaluate {0}` evaluates the new ones'
+
 def _of_run(run):
     "The record of a run folder, with the arguments of the run"
     record, file = read_checked(run/'result.json', dict, f'`dreamplus evaluate {run}` writes it'), run/'run.json'
+    if not is_current(run): raise ValueError(_REPLACED.format(run))
     if file.exists(): record['args'] = read_checked(file, dict(args=dict), 'restore the file')['args']
     return _scored(record, run)
 
@@ -88,7 +91,8 @@ def _inside(folder):
     "The folders and JSON files in a folder that may have records, and what is left out"
     found, left_out = [], []
     for p in sorted(folder.iterdir()):
-        if (p/'result.json').exists() or (p/'records.jsonl').exists() or p.suffix in ('.json', '.jsonl'):
+        if (p/'result.json').exists() and not is_current(p): left_out.append(_REPLACED.format(p))
+        elif (p/'result.json').exists() or (p/'records.jsonl').exists() or p.suffix in ('.json', '.jsonl'):
             found.append(p)
         elif (p/'run.json').exists():
             left_out.append(f'{p} was not evaluated; `dreamplus evaluate {p}` does')

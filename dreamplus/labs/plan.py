@@ -144,7 +144,7 @@ def _matching_shares(learn, shown, target, step): # Images and target of an inne
     return {f'matching: {name}': share(part) for name, part in parts.items()}
 
 def _teacher_cost(learn, call, step, stages): # One inner iteration, its cost, the stages of a network in the bank
-    "Name to cost of a later stage as teacher: one more pass, except under the last stage of a network"
+    "The cost of a teacher: one more pass, except where the matching network is its own teacher"
     match = learn.loss_func.match
     teach = [m for m in match.matcher.modules() if isinstance(m, TeachMatcher) and m.teachers] if match else []
     if not teach or stages == 1: return {}
@@ -206,7 +206,7 @@ def evaluation_cost(
     chosen = [r for r in rows if r in ('k-means', 'herding', 'k-center')]
     sizes = [images.get(r, len(dset.pixels)) for r in rows]*nets
     if (chosen or 'random-soft' in rows) and not ('full' in rows and protocol == 'quick'):
-        sizes.append(every) # the network that chooses coresets
+        sizes.append(every) # the network whose embedding coreset methods use
     def network(k): # the cost of one network, trained on k images and tested
         p = protocol_args(protocol, e, data.name, k/C, C)
         x, some = data.train.x[:k], data.test.x[:512]
@@ -274,9 +274,9 @@ _WHOLE = 'training the network', 'warming the network' # in every process
 
 def process_seconds(
     parts: list, # Of a plan: part, seconds
-    jobs: dict, # Part to the number of equal jobs that can be dealt; '': of all other parts
+    jobs: dict, # Part to the number of equal jobs that can be distributed; '': of all other parts
     counts: tuple = (1, 2, 4, 8), # Numbers of processes, each with cores or a GPU of its own
-) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the fraction not dealt
+) -> dict: # seconds and speedup of each number of processes; most, the largest speedup; whole, the part not distributed
     "How the seconds of a plan fall with the number of processes"
     def part(name, seconds, count):
         n = jobs.get(name, jobs[''])
@@ -287,7 +287,7 @@ def process_seconds(
     return dict(rows=rows, most=total(1)/total(10**9), whole=fixed/total(1))
 
 def _dealt_plan(learn, rows, jobs):
-    "As `process_seconds`, or the reason why a run cannot be dealt"
+    "As `process_seconds`, or the reason why a run cannot be distributed"
     loss = learn.loss_func
     try: check_dealt(loss.match, [m for _, m in loss.whole], loss.match and learn.network_cb.schedule.net)
     except ValueError as e: return dict(rows=[], why=str(e))
@@ -300,7 +300,7 @@ def plan(
     *, protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in evaluate_run; nets=0: no table
     device: str | None = None, # None: the best device of this machine
     **overrides # Any argument of the parts
-) -> dict: # outer, seconds (outer, distill, evaluate), peak_mib, disk_mib, peak_gflops, reached, turn, parts, processes
+) -> dict: # outer, seconds (outer, distill, evaluate, bank), peak_mib, ..., turn (what saves most), parts
     "Estimate the cost of `distill` and its table; `ValueError` as in `distill`"
     if nets < 0: raise ValueError(f'{nets=} must be at least 0; with 0 there is no table')
     check_baselines(rows, nets or 1), check_protocol(protocol, {})
@@ -366,8 +366,8 @@ def _processes_text(p) -> str: # `processes` of a plan
     if not p['rows']: return f'several processes: {p["why"]}'
     each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)'
                      for r in p['rows'][1:])
-    limit = (f'; any number: at most {p["most"]:.1f} times as fast, with {100*p["whole"]:.0f} % for training of the '
-             'matching network, which is not dealt')
+    limit = (f'; any number: at most {p["most"]:.1f} times as fast, because training of the matching network '
+             f'({100*p["whole"]:.0f} %) is not distributed, and a class or a training is not divided')
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'
 
 def format_plan(p: dict, # The result of plan

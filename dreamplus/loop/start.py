@@ -51,13 +51,21 @@ def _from_tensor(start, data, factor) -> DistilledSet:
     x = x.float().unflatten(0, (C, -1)) if x.ndim == 4 else x.float()
     return DistilledSet(x, data.classes, mean, std, factor=factor)
 
+def _from_folder(start) -> DistilledSet:
+    "The set in a folder; `ValueError`, with the command that helps, for one that needs options such as `values`"
+    try: return load_distilled(start)
+    except ValueError as e:
+        if 'to import this set' not in str(e): raise
+        raise ValueError(f'start: {e}; give it to `dreamplus export {start} --data NAME --to npz --out FOLDER`, '
+                         'and start from FOLDER') from None
+
 def as_set(
     start, # A folder, a `DistilledSet`, or pixels as a tensor or an array
     data: ImageData, # The data to distil
     factor: int = 1, # Of pixels; a set has its own
 ) -> DistilledSet: # With the classes of the data
     "A start as a set; `ValueError` if it does not fit the data"
-    if isinstance(start, (str, os.PathLike)): found, of = load_distilled(start), str(start)
+    if isinstance(start, (str, os.PathLike)): found, of = _from_folder(start), str(start)
     elif isinstance(start, DistilledSet): found, of = start, repr(start)
     else: found, of = _from_tensor(start, data, factor), 'the given tensor'
     if found.pixels.shape[1:] != data.train.x.shape[1:]: raise ValueError(
