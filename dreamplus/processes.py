@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 
-from .core import not_a_link, writing
+from .core import not_a_link, temporary_folder, writing
 from .machine import versions
 
 # %% ../nbs/06_processes.ipynb #5a64bfcb
@@ -38,6 +38,7 @@ class Group:
     def agree(self, value): return value # The value of rank 0
     def wait(self): "Wait until all ranks are here"
     def share(self, tensors): "Copy the values of tensors from rank 0 to the others"
+    def check_shared(self, folder): "Raise `ValueError` unless all ranks see this folder of rank 0"
     def log_in(self, folder): "Write the text of each rank to a log file in this folder"
     def check_device(self, device): "Raise `ValueError` if there are more processes than GPUs"
     def keep(self, name, value): "Remember a text for the time after a restart"
@@ -117,6 +118,7 @@ def _together():
 
 class JoinedGroup(Group):
     "A group of several processes, of which this is one"
+    patience = 10. # seconds: a network disk may show new files late
     def __init__(self, rank, world, local, store, lasting, restarted):
         self.rank, self.world, self.local, self.store, self.lasting = rank, world, local, store, lasting
         self.restarted, self.log, self.text = restarted, None, []
@@ -171,6 +173,16 @@ def note(self: JoinedGroup, text: str):
     "Write text to the log; keep it in memory until the log exists"
     if self.log: self.log.write(text)
     else: self.text.append(text)
+
+@patch
+def check_shared(self: JoinedGroup, folder: Path): # It exists on rank 0
+    mark = folder/self.agree(temporary_folder(folder).name if self.first else None)
+    until = time.monotonic() + self.patience
+    while not mark.exists() and time.monotonic() < until: time.sleep(.1)
+    seen = self.everyone(mark.exists())
+    if self.first: mark.rmdir()
+    if not all(seen): raise ValueError(
+        f'process {seen.index(False)} does not see {folder} of process 0; give a folder on a disk that all machines share')
 
 @patch
 def log_in(self: JoinedGroup, folder: Path): # Of a run

@@ -41,6 +41,7 @@ class RunFolder:
         group = this_group()
         with first_alone():
             if group.first: self.take()
+        group.check_shared(self.path)
         group.log_in(self.path)
         return self
 
@@ -92,10 +93,10 @@ def locked_folder(path: Path, # Made if absent
         return
     made = [p for p in (path, *path.absolute().parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    with RunFolder(path).acquire() as run:
-        try: yield run
+    with RunFolder(path) as run:
+        try: yield run.acquire()
         finally:
-            if not keeps():
+            if run.lock.is_locked and not keeps(): # otherwise it belongs to another process
                 (path/'.lock').unlink(missing_ok=True)
                 for p in made:
                     if not any(p.iterdir()): p.rmdir()

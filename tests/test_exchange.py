@@ -2,6 +2,7 @@
 import io
 import json
 import re
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 
 from dreamplus.cli import main
@@ -142,14 +144,65 @@ def test_folders_of_rded_and_sre2l(tmp_path, data, form):
     torch.save(soft[1:], tmp_path/'labels.pt')
     with pytest.raises(ValueError, match='one row for each of the 24 images'): load_distilled(tmp_path, data)
 
-@pytest.mark.parametrize('inside', ['', 'FKD_cutmix_fp16'])
-def test_labels_of_crops_are_refused(tmp_path, data, inside):
-    "They belong to the random crops of an epoch, as SRe2L's relabelling stores them, and not to images"
-    (tmp_path/inside/'epoch_0').mkdir(parents=True)
-    torch.save([torch.rand(4, 4), None], tmp_path/inside/'epoch_0'/'batch_0.tar')
-    (tmp_path/'00000').mkdir(), Image.new('RGB', (8, 8)).save(tmp_path/'00000'/'0.png')
-    with pytest.raises(ValueError, match='labels of the random crops .*; move it elsewhere'):
-        load_distilled(tmp_path, data)
+def relabelled(root, labels, mix=None, epochs=6, batch=7, each=None):
+    "As SRe2L's relabelling; the labels of each image, by hand. `each`: permutations of an epoch in old PyTorch"
+    for c in range(MANY):
+        (root/str(c)).mkdir(parents=True)
+        for i in range(ipc): Image.new('RGB', (8, 8), (20*c, 0, i)).save(root/str(c)/f'{i}.png')
+    images = ImageFolder(root, is_valid_file=lambda path: path.endswith('.png'))
+    generator, crops = torch.Generator().manual_seed(42), {}
+    classes = [int(Path(path).parent.name) for path, _ in images.samples]
+    teacher = torch.randn(len(images), MANY) + 6*torch.eye(MANY)[classes]
+    loader = DataLoader(range(len(images)), batch, sampler=RandomSampler(images, generator=generator))
+    old = lambda: torch.randperm(len(images), generator=generator).split(batch)
+    for epoch in range(epochs):
+        (labels/f'epoch_{epoch}').mkdir(parents=True)
+        for at, ids in enumerate(old() if each else loader):
+            b, lam = len(ids), np.random.default_rng(epoch).beta(1, 1) if mix else 1.
+            other = torch.randperm(b) if mix else None
+            box = [np.int64(v) for v in (0, 1, 5, 6)] if mix == 'cutmix' else None
+            z = teacher[ids] + torch.randn(b, MANY)/2
+            if mix: z = lam*z + (1 - lam)*teacher[ids[other]]
+            parts = [torch.rand(b, 4), torch.rand(b) < .5, other, np.float64(lam) if mix else None, box, z.half()]
+            torch.save(parts, labels/f'epoch_{epoch}'/f'batch_{at}.tar')
+            for i, label in enumerate(z.half().float().softmax(1)):
+                if lam >= .75 or other[i] == i: crops.setdefault(images.samples[ids[i]][0], []).append(label)
+    return {path: torch.stack(rows).mean(0) for path, rows in crops.items()}
+
+@pytest.mark.parametrize(('mix', 'each', 'place'), [
+    (None, None, '.'), ('cutmix', None, 'FKD'), ('mixup', None, '../FKD'), ('cutmix', 1, 'FKD')])
+def test_means_of_the_labels_of_crops(tmp_path, data, mix, each, place):
+    "Of SRe2L: in the order of ImageFolder (10 before 2), by either rule of RandomSampler; without crops of two images"
+    root = tmp_path/'images'
+    expected = relabelled(root, tmp_path/'apart', mix, each=each, epochs=12 if mix else 2)
+    (root/place).mkdir(exist_ok=True)
+    for epoch in (tmp_path/'apart').iterdir(): epoch.rename(root/place/epoch.name)
+    dset = load_distilled(root, data, soft='crops')
+    files = [str(root/str(c)/f'{i}.png') for c in sorted(range(MANY), key=str) for i in range(ipc)]
+    rows = torch.tensor([int((pixels*255).round()) for pixels in dset.pixels[:, 0, 0, 0]])//20*ipc
+    rows = rows + (dset.pixels[:, 2, 0, 0]*255).round().long() # class and number of each image, by its colours
+    by_number = torch.stack([expected[path] for path in sorted(files, key=lambda p: (int(Path(p).parent.name), p))])
+    torch.testing.assert_close(dset.y, by_number[rows])
+    said = ' '.join(dset.provenance['assumed'])
+    assert 'labels are means over crops' in said and '--fkd-seed 42' in said
+    if place != '../FKD':
+        with pytest.raises(ValueError, match='labels of the random crops .*; give soft=crops .*move it elsewhere'):
+            load_distilled(root, data)
+
+@pytest.mark.parametrize(('spoil', 'said'), [
+    (lambda root, fkd: (root/'3'/'1.png').unlink(), 'labels of 24 crops, but there are 23 images; give'),
+    (lambda root, fkd: (fkd/'epoch_1'/'batch_2.tar').write_bytes(b'PK00'), 'batch_2.tar is damaged.*; copy it again'),
+    (lambda root, fkd: (fkd/'epoch_1'/'batch_3.tar').unlink(), 'epoch_1 holds labels of 21 crops'),
+    (lambda root, fkd: (fkd/'epoch_0'/'batch_0.tar').unlink(), 'batch_0.tar is missing'),
+    (lambda root, fkd: torch.save([Path('x')], fkd/'epoch_1'/'batch_0.tar'), 'only runs as code'),
+    (lambda root, fkd: [(fkd/f'epoch_{a}').rename(fkd/f'epoch_{b}') for a, b in ((0, 2), (1, 0), (2, 1))],
+     'does not fit these images .*; give'),
+    (lambda root, fkd: shutil.rmtree(fkd), 'no labels of crops.*leave out soft=crops')])
+def test_labels_of_crops_that_do_not_fit(tmp_path, data, spoil, said):
+    "Damaged, missing, made of other images, or not there: one line"
+    root, fkd = tmp_path/'images', tmp_path/'images'/'FKD'
+    relabelled(root, fkd, epochs=2), spoil(root, fkd)
+    with pytest.raises(ValueError, match=said): load_distilled(root, data, soft='crops')
 
 def test_folders_with_names_follow_the_data(tmp_path):
     for c, name in enumerate(['b', 'a']):

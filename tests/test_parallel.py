@@ -26,7 +26,7 @@ from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
 from dreamplus.parallel import SharedNetworks
-from dreamplus.processes import joined, says_why, this_group
+from dreamplus.processes import JoinedGroup, joined, says_why, this_group
 
 # Processes of one group, as a scheduler would start them
 
@@ -191,6 +191,22 @@ def test_refused_in_one_line(name):
     said = answers(start(world, wrong, method, how))
     assert all(says in line for line in said), said
     assert sum(line.startswith('error') for line in said) == 1
+
+def apart(folder, method, how):
+    "As on machines without a common disk"
+    os.chdir(own := folder/str(this_group().rank))
+    os.environ['DREAMPLUS_CACHE'], JoinedGroup.patience = str(own/'cache'), .2
+    distill(load_data('digits').select(range(5)), method, **how)
+
+@pytest.mark.parametrize(('method', 'how', 'left'), [('dm', ONCE | dict(out='run'), []), ('best', BANK, ['cache'])])
+def test_a_folder_that_is_not_shared(tmp_path, method, how, left):
+    "A run folder, or the cache of the network bank: one line, and no files"
+    for rank in '01': (tmp_path/rank).mkdir()
+    (tmp_path/'1'/'run').mkdir() # one of the same name is not the same
+    said = answers(start(2, apart, tmp_path, method, how))
+    assert all('process 1 does not see' in line and 'a disk that all machines share' in line for line in said), said
+    assert sum(line.startswith('error') for line in said) == 1
+    assert [p.name for p in (tmp_path/'0').iterdir()] == left
 
 def test_a_rank_that_does_not_come_and_a_port_that_is_taken():
     assert answers(start(2, begin, None, ranks=[0], WAIT='.3')) == [

@@ -233,8 +233,8 @@ def _check_how(data, values, soft, factor, decode, unknown):
     check_decode(1 if factor is None else factor, decode or 'single')
     if values not in (None, *VALUES):
         raise ValueError(f'{values=} is unknown; use one of {", ".join(VALUES)}')
-    if soft not in (None, 'logits', 'probabilities'):
-        raise ValueError(f'{soft=} is unknown; use logits or probabilities')
+    if soft not in (None, 'logits', 'probabilities', 'crops'):
+        raise ValueError(f'{soft=} is unknown; use logits, probabilities or crops')
     if isinstance(data, str) and data not in DATASETS:
         raise ValueError(
             f'{data=} is not a dataset name ({", ".join(DATASETS)}); give a name, or loaded data')
@@ -246,7 +246,7 @@ def read_set(
     values: str | None = None, # unit, normalised or whitened; None: as the file says
     factor: int | None = None, # A stored image decodes to factor*factor images
     decode: str | None = None, # single, multi or bound
-    soft: str | None = None, # What scores are: logits or probabilities
+    soft: str | None = None, # What scores are: logits or probabilities; crops: means over labels of random crops
     stats=None, # Constants of the normalisation: (mean, std), or the name of a dataset
     classes: int | None = None, # Number of classes
     experiment: int = -1, # Index in a file with several experiments; -1: the last
@@ -259,7 +259,9 @@ def read_set(
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f'{path} does not exist; give a run folder, or a set of another program')
-    with _naming(path): format, found = find(path, dict(experiment=experiment))
+    with _naming(path): format, found = find(path, dict(experiment=experiment, soft=soft))
+    if soft == 'crops' != found.soft: raise ValueError(
+        f'{path} has no labels of crops, as epoch_0/batch_0.tar in a folder in it or beside it; put them there, or leave out soft=crops')
     if values: found.values = values
     if factor is not None: found.factor = factor
     with _naming(path, f'to import this set ({format}): '):

@@ -271,12 +271,16 @@ def network_bank(
     path, facts = find_bank(data, make, bank_training, bank_folder)
     this_group().wait() # all see the same files
     if path.is_file(): raise ValueError(f'bank_folder={bank_folder!r} is a file; give a folder')
-    if not missing_members(path, bank_nets, stages): # nothing is written
+    missing = this_group().everyone(missing_members(path, bank_nets, stages))
+    if missing.count(missing[0]) < len(missing): raise ValueError(
+        f'{path} is not the same for all processes; set DREAMPLUS_CACHE to a folder on a disk that all machines share')
+    if not missing[0]: # nothing is written
         check_facts(path, facts)
         return Bank(path, bank_nets, stages).load(make)
     if not (path/'bank.json').exists() and others_in(path):
         raise ValueError(f'{path} holds other files and no network bank; use another folder')
     path.mkdir(parents=True, exist_ok=True)
+    this_group().check_shared(path)
     with FileLock(not_a_link(path/'.lock')) if is_writing() else nullcontext(): # a second run waits for the first
         remove_leftovers(path)
         if not (path/'bank.json').exists():
