@@ -35,7 +35,7 @@ def _group():
     return joined()
 
 def _says_why() -> bool:
-    "Whether this process, of those that were started with it, says why they end"
+    "Whether this process prints the error of the group"
     if 'WORLD_SIZE' not in os.environ: return True
     from dreamplus.processes import says_why
     return says_why()
@@ -72,7 +72,7 @@ def _run(argv: list, err, held: list) -> int: # What the shell passed; where its
 def main(
     argv: list | None = None, # None: what the shell passed
 ) -> int: # Exit status
-    "Run one command, whatever its output can show"
+    "Run one command, also with an output that is closed, full or cannot show all characters"
     os.environ.setdefault('GOMP_SPINCOUNT', '1000') # waiting threads sleep soon; read by torch's import
     if 'WORLD_SIZE' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # not each lost connection
     with suppress(ValueError): # which another thread than the main one gets

@@ -51,18 +51,18 @@ def distill(
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     steps: int = None, # budget in inner iterations; default: the recipe's
     minutes: float = None, # budget in minutes of distilling, in place of the recipe's outer iterations
-    set: list = None, # any argument of a part, as lr=0.1; can be repeated
+    set: list = None, # any argument of a part, for example lr=0.1; can be repeated
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
-    levels: str = None, # values of black and white of images with more than 8 bits, as 0,4095
+    levels: str = None, # values of black and white of images with more than 8 bits, for example 0,4095
     valid: float = 0., # fraction of train held out as validation split; its accuracy is shown at each report
     protocol: str = 'quick', # how sets are evaluated at the end: quick, dcbench or paper
     nets: int = 3, # networks for each accuracy of the final table; 0 skips it
-    seed: int = 0, # of everything random
+    seed: int = 0, # seed of all random numbers
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
     out: str = None, # run folder; default: a new one under runs/
-    checkpoint_seconds: float = 15., # between two checkpoints; until then, each report has one
+    checkpoint_seconds: float = 15., # least seconds between two checkpoints; before, each report writes one
     **given # arguments of the parts
 ):
     "Distil DATA into a few images per class, and evaluate them"
@@ -114,9 +114,9 @@ def evaluate(
     run: str, # a run folder, or a set of another program
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each row
-    rows: str = None, # which sets to train on, as distilled,random,full; default: all that can be made
+    rows: str = None, # which sets to train on, for example distilled,random,full; default: all that can be made
     bf16: bool = False, # train in bfloat16, where the processor is faster in it
-    compiled: bool = False, # compile the networks' training, which pays after a minute or two
+    compiled: bool = False, # compile the networks' training; faster for trainings of more than 1 to 2 minutes
     device: str = None, # default: the run's
     *, data: str = None, # real data: a name or a folder; default: the run's
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
@@ -145,13 +145,13 @@ def evaluate(
 # %% ../nbs/95_commands.ipynb #11d27224
 def show(
     run: str, # a run folder, or a set of another program
-    decoded: bool = False, # what the stored images decode to, not what is stored
+    decoded: bool = False, # draw the decoded images, on which networks are trained
     out: str = None, # where to write the picture; default: RUN/grid.png, RUN/decoded.png, or SET-grid.png
     *, data: str = None, # real data of a set of another program: a name or a folder
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the real images to this many pixels
     levels: str = None, # as in `distill`
-    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
+    set: list = None, # how to read a set of another program, for example values=normalised; can be repeated
 ):
     "Write the picture of a set, and say what is in the run"
     from dreamplus.core import atomic
@@ -175,12 +175,12 @@ def show(
 def export(
     run: str, # a run folder, or a set of another program
     to: str = 'imagefolder', # imagefolder, npz, pt, huggingface, webdataset or ddranking
-    decoded: bool = False, # the images that stored images decode to, as networks train on
+    decoded: bool = False, # write the decoded images, on which networks are trained
     *, data: str = None, # real data: a name or a folder; default: the run's
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the real images to this many pixels
     levels: str = None, # as in `distill`
-    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
+    set: list = None, # how to read a set of another program, for example values=normalised; can be repeated
     out: str = None, # a new folder; default: RUN-TO
 ):
     "Write a set for another program, with code to train on it"
@@ -203,7 +203,7 @@ def resume(
     data: str = None, # the run's data, if they moved: a name or a folder
     root: str = None, # folder with the run's data, if they moved
     experts: str = None, # folder of experts, if it moved
-    set: list = None, # another folder that moved, as bank_folder=BANKS; can be repeated
+    set: list = None, # another folder that moved, for example bank_folder=BANKS; can be repeated
     device: str = None, # default: the run's, or the best one here if it is missing
     checkpoint_seconds: float = 15., # as in `distill`
 ):
@@ -244,8 +244,8 @@ def doctor(
 # %% ../nbs/95_commands.ipynb #08490d00
 def scores(
     runs: str, # run folders of one dataset, separated by commas; or sets of other programs
-    archs: str = None, # networks, separated by commas; default: eight, or those of them that can see such images
-    soft: str = None, # a teacher's labels too: kl, sce or mse
+    archs: str = None, # networks, separated by commas; default: those of 8 that can be trained on such images
+    soft: str = None, # also score labels of a teacher: kl, sce or mse
     protocol: str = 'quick', # quick, dcbench or paper
     nets: int = 3, # fresh networks for each accuracy
     *, data: str = None, # real data: a name or a folder; default: the run's
@@ -253,7 +253,7 @@ def scores(
     size: int = None, # resize the real images of a set of another program to this many pixels
     levels: str = None, # as in `distill`
     device: str = None, # default: the run's
-    set: list = None, # how to read a set of another program, as values=normalised; can be repeated
+    set: list = None, # how to read a set of another program, for example values=normalised; can be repeated
     out: str = None, # for a set of another program: the file that `dreamplus evaluate SET --out FILE` wrote
 ):
     "Train other networks on sets and score their robustness; a run gets scores.json"
@@ -285,12 +285,12 @@ def scores(
 def experts(
     data: str = 'digits', # as in `dreamplus distill`
     out: str = None, # folder; default: experts/ and the name of the data. Those already in it are kept
-    n: int = 100, # how many
-    epochs: int = 50, # for each
-    batch: int = 256, # images in a step
+    n: int = 100, # number of experts
+    epochs: int = 50, # epochs of each expert
+    batch: int = 256, # batch size
     lr: float = .01, # learning rate
     augment: str = None, # of the images; default: that of MTT's recipe for them
-    arch: str = 'convnet', # network, as the method's recipe has it
+    arch: str = 'convnet', # network; use that of the method's recipe
     width: int = None, # its width
     norm: str = None, # its norm
     zca: bool = False, # whiten the data, as MTT's recipes for CIFAR do
@@ -300,8 +300,8 @@ def experts(
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     resize: str = None, # crop or squash images that are not square; default: the dataset's
     levels: str = None, # as in `distill`
-    valid: float = 0., # fraction of train held out, as in the run that will use them
-    seed: int = 0, # of the first
+    valid: float = 0., # fraction of train held out; use the same fraction as in the runs that will use the experts
+    seed: int = 0, # seed of the first expert
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
 ):
     "Train networks on DATA and keep their trajectories, for trajectory matching"
@@ -323,8 +323,8 @@ def experts(
 def bank(
     data: str = 'digits', # as in `dreamplus distill`
     out: str = None, # folder; default: in the cache, where `distill` looks for it
-    nets: int = None, # how many networks; default: the recipe's. Those already there are kept
-    stages: str = None, # training steps, as in 450,1500, or training accuracies, as in .5,.7; default: the recipe's
+    nets: int = None, # number of networks; default: the recipe's. Those already there are kept
+    stages: str = None, # training steps (450,1500) or training accuracies (.5,.7); default: the recipe's
     ipc: int = 1, # images per class of the recipe
     list: bool = False, # list the banks in the cache, and make none
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
@@ -332,10 +332,10 @@ def bank(
     channels: int = None, # 1 or 3: read the images of a folder as grey or as colour
     resize: str = None, # crop or squash images that are not square; default: the dataset's
     levels: str = None, # as in `distill`
-    valid: float = 0., # fraction of train held out, as in the run that will use them
-    seed: int = 0, # of the split of data, as in `distill`; --set bank_seed=1 is that of the networks
+    valid: float = 0., # fraction of train held out; use the same fraction as in the runs that will use the bank
+    seed: int = 0, # seed of the split of data, as in `distill`; --set bank_seed=1 is that of the networks
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
-    set: list = None, # any argument of a part, as bank_lr=.02; can be repeated
+    set: list = None, # any argument of a part, for example bank_lr=.02; can be repeated
     **given
 ):
     "Train, extend or list the network bank that `best` draws from"
@@ -363,14 +363,14 @@ def bank(
 # %% ../nbs/95_commands.ipynb #e4c825a1
 def compare(
     data: str = 'digits', # as in `distill`
-    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # separated by commas
+    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # by commas; best, mtt and tesla train networks first
     ipc: str = '1,10', # images per class, separated by commas
     seeds: str = '0', # separated by commas
-    steps: int = None, # budget of each run in inner iterations, or
-    minutes: float = None, # ... in minutes of distilling; neither: 2 minutes
-    valid: float = 0., # fraction of train held out, to draw its accuracy; each report then trains a network
-    set: list = None, # any other argument of a part, for all methods, as lr=0.1; can be repeated
-    experts: list = None, # for mtt and tesla: how to train experts, as n=10 or epochs=50; can be repeated
+    steps: int = None, # budget of each run in inner iterations; default: --minutes
+    minutes: float = None, # budget of each run in minutes of distilling; default: 2, or --steps
+    valid: float = 0., # fraction of train held out to draw validation accuracy; one network is trained at each report
+    set: list = None, # any other argument of a part, for all methods, for example lr=0.1; can be repeated
+    experts: list = None, # for mtt and tesla: how to train experts, for example n=10; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
@@ -382,7 +382,7 @@ def compare(
     out: str = None, # folder; the same command continues what is in it; default: one under comparisons/
     **given # arguments of the parts, for all methods
 ):
-    "Distil DATA by several methods under one budget; draw table and figures; run again, it continues"
+    "Distil DATA by several methods under one budget; draw table and figures"
     names, ipc, seeds = methods.split(','), read_numbers(ipc), read_numbers(seeds)
     for method in names: check_request(method, min(ipc), nets, protocol)
     from dreamplus.labs import compare as c
@@ -414,25 +414,25 @@ def leaderboard(
 
 # %% ../nbs/95_commands.ipynb #642f524f
 def study(
-    what: str, # iterations
+    what: str, # the study: only `iterations`
     data: str = 'digits', # as in `distill`
     out: str = None, # folder of the records; default: one under studies/
-    seeds: str = '0,1,2', # of what is held out, of the starts, of everything random
+    seeds: str = '0,1,2', # seeds of the runs, one run for each
     outer: int = 20, # outer iterations of each run
     every: int = 2, # outer iterations between two reports
-    starts: str = 'random,k-means', # where the images begin
+    starts: str = 'random,k-means', # initialisations
     samplers: str = 'random,representative', # how real images are chosen
     matches: str = 'gradient,bidirectional', # what is compared
-    warms: str = '0,1,3', # epochs on real data that each network gets first; bank: a network bank
+    warms: str = '0,1,3', # epochs of warming of each network; bank: a network bank
     ipc: int = 1, # images per class
     factor: int = None, # a stored image decodes to FACTOR*FACTOR; default: the recipe's
     nets: int = 2, # fresh networks at each report
-    steps: int = 200, # SGD steps of each
+    steps: int = 200, # SGD steps of each network
     valid: float = .2, # fraction of train held out
-    images: int = None, # of each class of train that take part; default: all
+    images: int = None, # training images of each class to use; default: all
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     levels: str = None, # as in `distill`
-    set: list = None, # any other argument of the recipe of DREAM+, as width=64; can be repeated
+    set: list = None, # any other argument of the recipe of DREAM+, for example width=64; can be repeated
     device: str = None, # default: the best one here
 ):
     "Run each combination of start, sampler, matching and warming once, and print the effect of each"
@@ -450,15 +450,15 @@ def study(
 
 # %% ../nbs/95_commands.ipynb #a614fa27
 def reproduce(
-    name: str = None, # a published setting, as dream+/cifar10/ipc10; with --list: a part of the names
+    name: str = None, # a published setting such as dream+/cifar10/ipc10; with --list: a part of the names
     data: str = None, # another dataset in its place; default: the setting's own
-    list: bool = False, # show the settings with NAME in their name, the cheapest first, and what they cost here
+    list: bool = False, # show the settings with NAME in their name and their cost here, the cheapest first
     out: str = None, # folder; default: one under reproduced/
-    seeds: str = '0', # one distilled set for each
+    seeds: str = '0', # seeds of the distilled sets, one set for each
     nets: int = 5, # fresh networks for each set
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     levels: str = None, # as in `distill`
-    set: list = None, # any argument of a part, as experts=FOLDER; can be repeated
+    set: list = None, # any argument of a part, for example experts=FOLDER; can be repeated
     device: str = None, # default: the best one here
 ):
     "Run or resume a published setting and compare accuracies; exit status 1 if it is not reproduced"

@@ -97,7 +97,7 @@ def _add_common(parser):
 
 def make_parser(
     commands: dict, # Name to function: arguments without a default are positional, comments become help
-    wanted: str | None = None, # The command that is asked for: only it gets its options; None: all, but none of parts
+    wanted: str | None = None, # Add options for this command only; None: for all, without those of parts
 ) -> argparse.ArgumentParser:
     "A parser with one sub-command for each function"
     about = 'A few synthetic images per class on which a fresh network trains almost as well.'
@@ -188,7 +188,10 @@ def read_epochs(text: str):
     if text == 'bank': return text
     return int(value) if (value := float(text)).is_integer() else value
 
-def overrides(pairs, of=None) -> dict: # Texts NAME=VALUE; the function that they are for
+def overrides(
+    pairs, # Texts NAME=VALUE; None: none
+    of=None, # The function that they are for, whose own arguments are refused
+) -> dict:
     "The arguments of parts in `--set NAME=VALUE` options"
     out = {}
     for pair in pairs or []:

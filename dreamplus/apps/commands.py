@@ -16,15 +16,15 @@ def continual(
     steps: int = 5, # the classes are split into this number of steps
     ipc: str = None, # images of each class in the memory, separated by commas; default: 20, or --memory
     memory: str = None, # images of all classes together, separated by commas
-    methods: str = 'random,herding,k-means,dm,dream+,best,full', # memories; joint adds METHOD-joint of each method
+    methods: str = 'random,herding,k-means,dm,dream+,best,full', # memories; joint adds METHOD-joint for each method
     orders: int = 5, # class orders
     nets: int = 3, # networks for each class order
     protocol: str = 'quick', # quick, gdumb or finetune-kd
-    training: list = None, # any argument of its training, as epochs=100; can be repeated
-    iterations: int = None, # budget of each run in inner iterations, or
-    minutes: float = None, # ... in minutes of distilling; neither: the recipe's length
-    set: list = None, # any argument of a part, for all methods, as lr=0.1; can be repeated
-    experts: list = None, # for mtt and tesla: how to train experts, as n=10; can be repeated
+    training: list = None, # any argument of the networks' training, for example epochs=100; can be repeated
+    iterations: int = None, # budget of each run in inner iterations; default: --minutes, or the recipe's length
+    minutes: float = None, # budget of each run in minutes of distilling; default: --iterations
+    set: list = None, # any argument of a part, for all methods, for example lr=0.1; can be repeated
+    experts: list = None, # for mtt and tesla: how to train experts, for example n=10; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
@@ -34,7 +34,7 @@ def continual(
     out: str = None, # folder; the same command continues what is in it; default: one under continual/
     **given # arguments of the parts, for all methods
 ):
-    "Learn the classes of DATA in steps, with memories of distilled or real images; run again, it continues"
+    "Learn the classes of DATA in steps, with memories of distilled or real images"
     from dreamplus.apps import continual as c
     from dreamplus.machine import keep_memory
     sizes = [None if text is None else read_numbers(text) for text in (ipc, memory)]
@@ -56,13 +56,13 @@ def nas(
     *, sets: str = None, # run folders or other sets to train on, separated by commas
     space: str = 'convnets', # convnets, small, or a JSON file with a list of specifications
     sample: int = 48, # networks, a stratified sample of the space; 0: all
-    protocol: str = 'quick', # how networks are trained: quick or paper
+    protocol: str = 'quick', # how networks are trained: quick or paper (not those of evaluate)
     steps: int = None, # SGD steps of a network on each set; default: those of the protocol
     full: int = None, # SGD steps of a network on all real images; default: those of the protocol
     baselines: str = 'random,k-means,early', # any of random, k-means, early, again; none: no baseline
-    valid: float = .2, # fraction of train held out, on which all networks are measured; as in the run of each set
+    valid: float = .2, # fraction of train held out to measure networks; as in the runs of the sets
     seed: int = 0, # of the sample, the baselines and the networks
-    set: list = None, # any other argument of the trainings, as batch=32 or lr=.02; can be repeated
+    set: list = None, # any other argument of the trainings, for example batch=32; can be repeated
     root: str = None, # folder with, or for, downloaded datasets; default: a cache folder
     size: int = None, # resize the images to this many pixels
     resize: str = None, # crop or squash images that are not square; default: the dataset's
@@ -71,7 +71,7 @@ def nas(
     device: str = None, # default: the best one here
     out: str = None, # folder; the same command continues what is in it; default: one under searches/
 ):
-    "Rank networks by short trainings on sets, and compare with full training; run again, it continues"
+    "Rank networks by short trainings on sets, and compare with full training"
     if not sets: raise ValueError('nas needs sets to train on; give --sets RUN,RUN')
     from dreamplus.apps import nas as a
     from dreamplus.machine import keep_memory

@@ -42,13 +42,13 @@ from ..runs import append_record, begin_records, check_new_folder, locked_folder
 from ..tables import interval, markdown_table, mean_std
 
 # %% ../../nbs/92_apps.continual.ipynb #d4442ed0
-CHOOSER = dict(epochs=0, steps=100, batch=32) # the training of the network that chooses real images
+CHOOSER = dict(epochs=0, steps=100, batch=32) # the training of the network in whose embedding real images are chosen
 
 class Chain(NamedTuple):
     "One network that learns all steps of a class order"
     method: str # A method, METHOD-joint, a coreset, or full
-    ipc: int | None # Images of each class, or
-    memory: int | None # ... of all classes; neither for full
+    ipc: int | None # Images of each class; None: memory is given, or the method is full
+    memory: int | None # Images of all classes; None: ipc is given, or the method is full
     order: int # Number of the class order, and seed of its runs
     net: int # Number of the network
 
@@ -84,7 +84,7 @@ class Course:
         return alone(self.data, range(self.data.n_classes))
 
     def make_chooser(self, order: int, t: int) -> tuple:
-        "The network that chooses real images of a step, and the seconds of its training"
+        "The network in whose embedding real images of a step are chosen, and the seconds of its training"
         begun = time.monotonic()
         data = self.new(order, t).to(self.device)
         p = protocol_args('quick', self.learner, data.name, **CHOOSER)
@@ -278,7 +278,7 @@ def continual(
     data: ImageData, # On the CPU
     methods: list, # Keys of METHODS and CORESETS; METHOD-joint, joint for all of them, full
     steps: int = 5, # The classes are split into this number of steps
-    ipc: tuple | None = None, # Images of each class in the memory; 20 if neither is given
+    ipc: tuple | None = None, # Images of each class in the memory; 20 if neither ipc nor memory is given
     memory: tuple | None = None, # Images of all classes together
     *, out: str | Path, # A folder; finished runs and chains in it are reused, others are continued
     orders: int = 5, # Class orders
@@ -286,7 +286,7 @@ def continual(
     protocol: str = 'quick', # A key of CONTINUAL
     training: dict | None = None, # Changes of the training, as in score
     iterations: int | None = None, # Budget of each run in inner iterations
-    minutes: float | None = None, # Budget of each run in minutes of distillation; neither: the recipe's length
+    minutes: float | None = None, # Budget of each run in minutes; without both budgets, the recipe's length
     experts: dict | None = None, # Arguments of train_experts, as in compare
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = print, # Called with lines of text; None: no output
@@ -316,7 +316,7 @@ def continual(
 def record(self: Course, chain: Chain, last: dict | None,
            own: dict, # Entries that differ from the header
           ) -> dict:
-    "The record of a chain, which is trained now if it has none or if it failed"
+    "The record of a chain; trains the chain if it has no record, or if it failed"
     if last and 'failed' not in last: return last
     try: found = self.chain(chain)
     except OSError: raise
@@ -329,8 +329,11 @@ def record(self: Course, chain: Chain, last: dict | None,
     return read_records(file)[0] | line
 
 @patch
-def records(self: Course, chains: list, known: dict, own: dict) -> list: # Chain to its record, if there is one
-    "The records of chains; several processes deal them"
+def records(self: Course, chains: list,
+            known: dict, # Chain to its record, for chains that have one
+            own: dict, # As in record
+           ) -> list: # One record for each chain, in their order
+    "The records of chains, which are distributed over processes"
     each = lambda some: [self.record(c, known.get(c), own) for c in some]
     parts = apart(chains) if this_group().world > 1 else [chains]
     made = zip(parts, dealt([partial(each, part) for part in parts]))

@@ -39,7 +39,7 @@ from ..runs import append_record, begin_records, check_new_folder, locked_folder
 from ..tables import markdown_table
 
 # %% ../../nbs/91_apps.nas.ipynb #9dc43b49
-TRAININGS = Registry('protocol')
+TRAININGS = Registry('protocol') # not those of judge.protocols
 TRAININGS['quick'] = dict(base='quick', set=dict(epochs=0, steps=100), real=dict(epochs=0, steps=500))
 TRAININGS['paper'] = dict(base='dcbench', set=dict(epochs=200), real=dict(epochs=200))
 
@@ -295,8 +295,8 @@ def search_table(
     out = None if isinstance(records, list) else Path(records).expanduser()
     records = load_search(out) if out else records
     report, share = search_report(records, top), f'best {100*top:g} %'
-    head = ['trained on', 'Spearman (95 %)', f'of the {share}', 'Kendall (95 %)', f'of the {share}', 'regret, points',
-            'training, s', 'making the set, s']
+    head = ['trained on', 'Spearman (95 %)', f'Spearman, {share}', 'Kendall (95 %)', f'Kendall, {share}',
+            'regret, points', 'training, s', 'making the set, s']
     lines = [[r['row'], *(_interval_text(r[of][kind]) for kind in ('spearman', 'kendall') for of in ('all', 'top')),
               f'{100*r["regret"]:.1f}', f'{r["seconds"]:.0f}', r['made'] and f'{r["made"]:.0f}']
              for r in report if r['row'] != 'full']

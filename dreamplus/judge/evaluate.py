@@ -89,7 +89,7 @@ def _real_positions(
     net=None, # Choose by the embeddings of this network; None: by pixels
     key: Key | None = None, # Source of random numbers; None: torch's generator
 ) -> torch.Tensor: # Positions (N,) in the training split, class after class
-    "Real images of each class, chosen by a coreset"
+    "Real images of each class, chosen by a coreset method"
     if len({*counts}) == 1: return coreset(name, data, counts[0], net, key=key).flatten()
     chosen = {}
     for n in {*counts} - {0}:
@@ -166,7 +166,7 @@ class Bench:
 
     @cached_property
     def chooser(self):
-        "A network trained on all real images; it chooses coresets and gives soft labels"
+        "A network trained on all real images, for the embedding of coreset methods and for soft labels"
         train, p, e = self.data.train, self.chooser_args, self.evaluation
         key = self.key(chooser=p, seed=self.seed)
         compute = lambda: train_fresh(train.x, train.y, self.data, e, p, self.seed).state_dict()
@@ -329,14 +329,14 @@ def record_of(
     dset: DistilledSet, data: ImageData, # Its real data
     results: list, # What score returned
     protocol: str, changes: dict, # As in score
-    seconds: float, # That it took
+    seconds: float, # Seconds of the evaluation
     device: torch.device,
 ) -> dict: # JSON values
     "The record of an evaluation"
     e, made, C = evaluation_of(dset), dset.provenance, len(dset.classes)
     p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
     took = dict(distill=made.get('seconds'), evaluate=seconds)
-    if bank := made.get('bank'): # seconds of this run, 0 if the bank was there; and of its training
+    if bank := made.get('bank'): # seconds that this run spent on the bank; and of its whole training
         took |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
     return dict(dataset=data.name, method=made.get('method'), ipc=dset.ipc, factor=dset.factor,
                 arch=e.get('arch', 'convnet'), width=e.get('width'), network=network_text(e),
@@ -362,7 +362,7 @@ def evaluate_run(
     device, file = pick_device(device or info['device']), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
     label, seed = label_of(protocol, changes), 1000*info['seed']
-    images = fingerprint(dset.pixels, dset.y) # a run that goes on has others
+    images = fingerprint(dset.pixels, dset.y) # they change if the run is continued
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
         begun, last = time.monotonic(), {} if again else _record(run/'result.json')

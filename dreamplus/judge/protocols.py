@@ -33,9 +33,9 @@ def training_arguments(
     batch: Count = 64, # Batch size
     lr: NonNegative = .01, # Learning rate
     drops: tuple = (2/3, 5/6), # Fractions of the training after which lr is multiplied by gamma
-    gamma: NonNegative = .2, rebuild: bool = False, # With rebuild, the optimiser begins anew there
+    gamma: NonNegative = .2, rebuild: bool = False, # With rebuild, a new optimiser at each drop
     augment: str = '', pick: Literal['stack', 'one'] = 'stack', mix: Share = 0., # As in Augment and CutMix
-    soft: str | None = None, # Labels of a teacher: kl, sce or mse
+    soft: str | None = None, # Loss with a teacher's labels: kl, sce or mse
     bf16: bool = False, compiled: bool = False, # As in fast_call
 ) -> dict: # The arguments
     "The arguments of a training, their types and bounds"

@@ -18,7 +18,7 @@ from ..arguments import build, checked
 from ..core import seeded, write_json
 from ..data.core import ImageData, fingerprint
 from ..distilled import DistilledSet, load_distilled
-from .evaluate import label_of, next_use, possible_rows, score
+from .evaluate import ROWS, label_of, next_use, possible_rows, score
 from ..files import read_checked
 from .protocols import check_protocol, evaluation_of, protocol_args
 from .sets import open_set
@@ -64,7 +64,7 @@ def cross(
     n: int = 3, # Networks for each set and architecture
     rows: tuple = ('distilled',), # Rows of score; baselines such as random may be added
     log=None, # Called with each record
-    **kw # seed, device, cache, changes of the protocol
+    **kw # seed, device, cache, equal_steps, changes of the protocol
 ) -> list: # Records: method, ipc, factor, arch, and the entries of score
     "Train several networks on each set; `ValueError`, before any work, if one cannot be trained on it"
     if wrong := [d for d in dsets if not isinstance(d, DistilledSet)]:
@@ -86,11 +86,14 @@ def cross_table(
     "Test accuracy in per cent: mean ± std over all sets of a method, the best of each ipc first"
     lines, archs = {}, dict.fromkeys(r['arch'] for r in records)
     for r in records:
-        key = r['method'] if r['set'] == 'distilled' else r['set'], r['ipc'], r['factor']
-        lines.setdefault(key, {}).setdefault(r['arch'], []).extend(r['accs'])
-    best = lambda item: (item[0][1:], -statistics.mean(sum(item[1].values(), []))) # of each ipc and factor
+        real = r['set'] in ROWS[2:] and r['set'] != 'random-factor' # the same images for every factor
+        key = r['method'] if r['set'] == 'distilled' else r['set'], r['ipc'], None if real else r['factor']
+        accs = lines.setdefault(key, {}).setdefault(r['arch'], [])
+        if not real or r['accs'] not in accs: accs.append(r['accs']) # equal: the same networks, for several sets
+    pooled = {key: {arch: sum(accs, []) for arch, accs in line.items()} for key, line in lines.items()}
+    best = lambda item: (item[0][1], item[0][2] or math.inf, -statistics.mean(sum(item[1].values(), [])))
     rows = [[*key, *(mean_std(line.get(a, [])) for a in archs)]
-            for key, line in sorted(lines.items(), key=best)]
+            for key, line in sorted(pooled.items(), key=best)]
     return markdown_table(['method', 'ipc', 'factor', *archs], rows)
 
 # %% ../../nbs/74_judge.scores.ipynb #4fc8b742
@@ -102,10 +105,10 @@ def _scaled(a, **fractions):
     return (math.exp(a) - math.exp(-1))/(math.e - math.exp(-1))
 
 def lrs(
-    real_hard: float, # Accuracy on the full training set
-    syn_hard: float, # Accuracy on the set with class labels
-    syn_any: float, # Accuracy on the set with the labels to score
-    random_any: float, # Accuracy on random images with such labels
+    real_hard: float, # Test accuracy after training on the full training split
+    syn_hard: float, # ... on the set with class labels
+    syn_any: float, # ... on the set with the labels to score
+    random_any: float, # ... on random images with such labels
     w: float = .5, # Weight of the gain over random images
 ) -> float: # From 0 to 1
     "Label-robust score (DD-Ranking, Li et al., 2025); `ValueError` for an accuracy that is not a fraction"
@@ -154,7 +157,7 @@ def robust(
     protocol: str = 'quick', # As in score
     n: int = 3, # Networks for each accuracy
     soft: str | None = None, # Labels of a teacher: kl, sce or mse; None: the set's own labels
-    **kw # seed, device, cache, changes of the protocol
+    **kw # seed, device, cache, equal_steps, changes of the protocol
 ) -> dict: # lrs, ars, hlr, ior, the accuracies behind them, and the calibration error
     "DD-Ranking's two scores of a set"
     return _scores(dset, data, protocol, n, (soft,), **kw)[0]
@@ -225,7 +228,7 @@ _SCORED = {'images': str, 'data': str, 'protocol': str} # of the record of an ev
 @checked
 def score_set(
     path: str | Path, # A saved set, or a set of another program
-    data: ImageData | None = None, # The real data; None: those that a set of dreamplus names
+    data: ImageData | None = None, # The real data; None: the data named in the set
     how: dict | None = None, # As in open_set
     out: str | Path | None = None, # The record of evaluate_set for this set; None: nothing is written
     archs: tuple | None = None, protocol: str = 'quick', n: int = 3, soft: str | None = None, # As in score_run

@@ -43,10 +43,10 @@ def with_evaluation(
 
 # %% ../../nbs/73_judge.sets.ipynb #e2462de3
 def open_set(
-    path: str | Path, # A run folder, a folder of save, or a set of another program
-    data: ImageData | None = None, # The real data; None: those that a set of dreamplus names
-    how: dict | None = None, # How to read a set of another program, and its network
-    need: bool = True, # Load the data that a set of dreamplus names
+    path: str | Path, # A run folder, a folder that save wrote, or a set of another program
+    data: ImageData | None = None, # The real data; None: the data named in the set
+    how: dict | None = None, # Arguments of the reader (factor, labels, ...) and of the network (arch, width, ...)
+    need: bool = True, # Load the data named in the set
 ) -> tuple[DistilledSet, ImageData | None]:
     "A set and its data; `ValueError` if something is not known"
     how = dict(how or {})
@@ -67,7 +67,7 @@ def evaluate_set(
     device: str | None = None, # None: that of the run, or the best of this machine
     log=None, # Called with each finished row
     **changes # As in score
-) -> dict: # As evaluate_run; with assumed, the sentences of the reader
+) -> dict: # As evaluate_run, and assumed: what the file reader assumed, as sentences
     "Score any set; a run folder gets its result.json"
     path = Path(path).expanduser()
     if (path/'run.json').exists() and not how:
@@ -81,7 +81,7 @@ def evaluate_set(
     begun, device = time.monotonic(), pick_device(device)
     results = score(dset, data, protocol, n, rows, seed, device, log, **changes)
     own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []),
-               images=fingerprint(dset.pixels, dset.y)) # which the scores compare
+               images=fingerprint(dset.pixels, dset.y)) # score_set checks that they are equal
     result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
     if out: write_json(Path(out).expanduser(), result)
     return result

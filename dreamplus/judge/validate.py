@@ -58,7 +58,7 @@ class ValidAccuracy(Metric):
 
     def validate(self, learn) -> torch.Tensor: # ()
         "Train and test all networks; return the mean cross-entropy, keep the accuracies in `accs`"
-        if (model := whole_set(learn.model)) is not learn.model: # its classes are dealt
+        if (model := whole_set(learn.model)) is not learn.model: # its classes are distributed over processes
             learn = SimpleNamespace(model=model, data=learn.data, evaluation=learn.evaluation, clamp=learn.clamp)
         jobs = [partial(self.measure, learn, seed) for seed in range(self.nets)]
         losses, self.accs = zip(*dealt(jobs))

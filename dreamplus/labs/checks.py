@@ -242,7 +242,7 @@ def _unfinished(run, done):
 
 @check('10 % accuracy', 'images look like noise', 'results differ from the paper')
 def _too_few_steps(dset):
-    "As many inner iterations as the recipe has"
+    "At least 10 % of the inner iterations of the recipe"
     args, steps = recipe_of(dset), dset.provenance.get('steps')
     if not args or steps is None: return
     total = args['outer']*args['inner']
@@ -252,7 +252,7 @@ def _too_few_steps(dset):
 
 @check('10 % accuracy', 'images look like noise')
 def _diverged(history):
-    "The loss falls"
+    "The loss is finite and has not doubled"
     losses = [float(r['loss']) for r in history if r.get('loss') not in (None, '')]
     if losses and not all(map(math.isfinite, losses)):
         return 'the loss became NaN or infinite', 'use a smaller --set lr'

@@ -58,7 +58,7 @@ class Run(NamedTuple):
 # %% ../../nbs/82_labs.compare.ipynb #6691c056
 class Comparison:
     "The data, folder and arguments that all runs of a comparison share"
-    def __init__(self, data: ImageData, # With a validation split, to measure progress
+    def __init__(self, data: ImageData, # With a validation split if progress is measured
                  out: Path, # Folder of the comparison
                  plan: dict, # steps, minutes, nets, protocol, rows, training, experts, overrides
                  device=None, log=None, checkpoint_seconds=15.): # As in compare
@@ -152,7 +152,8 @@ def load_comparison(
 def open(self: Comparison, runs: list) -> RunFolder: # Locked
     "Lock the folder; `ValueError` if it holds other files, or a comparison with another plan"
     out, self.now = self.out, self.header(runs)
-    if not self.head and others_in(out) != [self.file]: check_new_folder(out, 'of a comparison') # nor killed at once
+    fresh = not self.head and others_in(out) != [self.file] # a file alone was left empty by a kill
+    if fresh: check_new_folder(out, 'of a comparison')
     known = {} # networks of finished runs
     for r in read_records(self.file) if self.head else []: known |= r.get('plan', {}).get('networks', {})
     for name, code in self.now['plan']['networks'].items():
@@ -215,7 +216,7 @@ def experts(self: Comparison,
 def share_experts(self: Comparison, runs: list): # All processes train them, before the runs are dealt
     "Train the experts that the runs need"
     for run in runs:
-        with suppress(ValueError): self.experts(self.job(run)['args']) # `record` meets the error again
+        with suppress(ValueError): self.experts(self.job(run)['args']) # `record` reports the error
 
 # %% ../../nbs/82_labs.compare.ipynb #89a08a98
 @patch
@@ -251,7 +252,7 @@ def failure_text(e: Exception) -> str:
 
 @patch
 def record(self: Comparison, run: Run) -> dict:
-    "The record of a run, which is run now if it has no record or if it failed"
+    "The record of a run; runs it if there is none, or if it failed"
     last = self.records.get(tuple(run))
     if last and 'failed' not in last: return last
     try: found = self.finish(run)
@@ -301,7 +302,7 @@ def compare(
     valid: float = 0., # Fraction of train for the validation split, to draw accuracy against iterations; 0: none
     protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in evaluate_run
     training: dict | None = None, # Changes of the protocol, as in score
-    experts: dict | str | Path | None = None, # Arguments of train_experts (n=10), or a folder
+    experts: dict | str | Path | None = None, # Arguments of train_experts, by default n=10; or a folder of experts
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = print, # Called with lines of text; None: no output
     checkpoint_seconds: float = 15., # As in distill
@@ -366,7 +367,7 @@ def _lines(runs):
 def compare_table(
     records: list | str | Path, # The result of load_comparison, or its folder, for which table.md is written
 ) -> str: # Markdown
-    "Accuracy in per cent, and cost: a table for each protocol and number of images per class"
+    "Accuracy in per cent, and cost: a table for each dataset, training and number of images per class"
     out = None if isinstance(records, list) else Path(records).expanduser()
     records, text = load_comparison(out) if out else records, []
     done, failed = ([r for r in records if ('failed' in r) == bad] for bad in (False, True))

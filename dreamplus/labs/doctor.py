@@ -87,7 +87,7 @@ def _allocator(facts):
     if facts['system'] == 'Linux' and facts['allocator'] != 'glibc' and facts['device'] == 'cpu':
         return (
         f'the C library is {facts["allocator"]}, so freed memory is returned at each iteration',
-        'use a system with glibc, on which training takes up to half the time')
+        'use a system with glibc, which can halve the time of training')
 
 @check('it is slow', asked=True)
 def _compiler(facts):

@@ -57,7 +57,7 @@ def check_record(
 class Entry(NamedTuple):
     "A record and where it is from"
     place: str # A file or a folder; records of one place, method and arguments are one line
-    name: str # For people
+    name: str # Displayed in the column from
     record: dict
 
 def _scored(record, run):

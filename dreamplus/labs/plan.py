@@ -144,7 +144,7 @@ def _matching_shares(learn, shown, target, step): # Images and target of an inne
     return {f'matching: {name}': share(part) for name, part in parts.items()}
 
 def _teacher_cost(learn, call, step, stages): # One inner iteration, its cost, the stages of a network in the bank
-    "Name to cost of a later stage as teacher: one more pass, except under the last stage of a network"
+    "The cost of a teacher: one more pass, except where the matching network is its own teacher"
     match = learn.loss_func.match
     teach = [m for m in match.matcher.modules() if isinstance(m, TeachMatcher) and m.teachers] if match else []
     if not teach or stages == 1: return {}
@@ -206,7 +206,7 @@ def evaluation_cost(
     chosen = [r for r in rows if r in ('k-means', 'herding', 'k-center')]
     sizes = [images.get(r, len(dset.pixels)) for r in rows]*nets
     if (chosen or 'random-soft' in rows) and not ('full' in rows and protocol == 'quick'):
-        sizes.append(every) # the network that chooses coresets
+        sizes.append(every) # the network whose embedding coreset methods use
     def network(k): # the cost of one network, trained on k images and tested
         p = protocol_args(protocol, e, data.name, k/C, C)
         x, some = data.train.x[:k], data.test.x[:512]
@@ -300,7 +300,7 @@ def plan(
     *, protocol: str = 'quick', nets: int = 3, rows: tuple = ROWS, # As in evaluate_run; nets=0: no table
     device: str | None = None, # None: the best device of this machine
     **overrides # Any argument of the parts
-) -> dict: # outer, seconds (outer, distill, evaluate), peak_mib, disk_mib, peak_gflops, reached, turn, parts, processes
+) -> dict: # outer, seconds (outer, distill, evaluate, bank), peak_mib, ..., turn (what saves most), parts
     "Estimate the cost of `distill` and its table; `ValueError` as in `distill`"
     if nets < 0: raise ValueError(f'{nets=} must be at least 0; with 0 there is no table')
     check_baselines(rows, nets or 1), check_protocol(protocol, {})

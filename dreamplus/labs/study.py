@@ -245,8 +245,8 @@ def _fewer_columns(own, other):
 
 def fewer_table(records: list) -> str: # Markdown
     "Accuracy of each setting in per cent, and its iterations and seconds to the level of random sampling"
-    settings, needs = _settings(records), ['outer', 'times fewer', 'seconds', 'times fewer']
-    head, rows = [*LEVELS, 'begins', 'ends', *needs, *(f'{n}, plain' for n in needs)], []
+    settings, needs = _settings(records), ['outer', 'outer, times fewer', 'seconds', 'seconds, times fewer']
+    head, rows = [*LEVELS, 'first report, %', 'last 3 reports, %', *needs, *(f'{n}, plain' for n in needs)], []
     for setting, own in settings.items():
         row = [*setting, f'{100*_curve(own)[1][0]:.1f}', f'{100*_level(own):.1f}']
         for base in (setting[0], _PLAIN[1], *setting[2:]), _PLAIN:
