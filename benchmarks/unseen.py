@@ -3,8 +3,8 @@
     python -m benchmarks.unseen CIFAR10 FOLDER
     dreamplus compare FOLDER/kinds --methods best,dream+ --ipc 10 --minutes 1 ...
 
-`kinds` has 7 classes of unequal size, joined from the classes of CIFAR-10. `enlarged` has the scikit-learn digits at 32 px.
-CIFAR10 is a folder with `train` and `test`, each with one folder for each class.
+`kinds` has 7 classes of unequal size, joined from the classes of CIFAR-10. `enlarged` has the scikit-learn digits at
+32 px. CIFAR10 is a folder with `train` and `test`, each with one folder for each class.
 """
 import argparse
 from pathlib import Path
