@@ -1,8 +1,8 @@
-"""`nbs/images/gallery-*.png`, the pictures of the gallery, from the sets in `results/best-*`:
+"""`nbs/images/gallery-ipc*.png`, the pictures of the gallery, from the sets in `results/best-cifar10-jpeg-*`:
 
-    python results/gallery.py FOLDER
+    python results/gallery.py cifar10-jpeg
 
-FOLDER holds `cifar10-jpeg` and `MNIST`. One column for each class: 2 random real images, then decoded images of seed 0.
+One column for each class: 2 random real images of the training split, then decoded images of seed 0.
 """
 import sys
 from pathlib import Path
@@ -19,14 +19,14 @@ from dreamplus.data.sources import load_data
 from dreamplus.distilled import load_distilled
 
 HERE = Path(__file__).parent
-ROWS = {1: 4, 10: 10} # decoded images of each class that are shown
+ROWS = {1: 4, 10: 5} # ipc: decoded images of each class that are shown
 
 def rows(x, n): # (C,n,ch,h,w) -> (n,C,ch,h,w), spread over the images
     return x[:, [i*x.shape[1]//n for i in range(n)]].transpose(0, 1)
 
 def draw(data, ipc):
     "One picture"
-    dset, n = load_distilled(HERE/f'best-{data.name}-ipc{ipc}'), ROWS[ipc]
+    dset, n = load_distilled(HERE/f'best-cifar10-jpeg-ipc{ipc}'), ROWS[ipc]
     real = to_float(data.train.x[coreset('random', data, 2, None, key=Key(0, 'gallery'))])
     parts = [real.transpose(0, 1), rows(dset.images().unflatten(0, (data.n_classes, -1)), n)]
     fig, axs = plt.subplots(2, 1, figsize=(10, n + 2.7), height_ratios=[2, n])
@@ -37,8 +37,7 @@ def draw(data, ipc):
     side = image_grid(parts[0], cell=96).shape[1]/data.n_classes
     for c, name in enumerate(data.classes): axs[0].text(side*(c + .5), -6, name, ha='center', fontsize=11)
     fig.subplots_adjust(left=0, right=1, bottom=0, top=1 - .55/(n + 2.7), hspace=.06)
-    fig.savefig(HERE.parent/'nbs'/'images'/f'gallery-{data.name}-ipc{ipc}.png', dpi=100)
+    fig.savefig(HERE.parent/'nbs'/'images'/f'gallery-ipc{ipc}.png', dpi=100)
 
-root = Path(sys.argv[1])
-for data in load_data(str(root/'cifar10-jpeg')), load_data('mnist', root=root):
-    for ipc in ROWS: draw(data, ipc)
+data = load_data(sys.argv[1])
+for ipc in ROWS: draw(data, ipc)
