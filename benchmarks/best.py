@@ -18,20 +18,24 @@ from dreamplus.recipes import recipe
 from . import head, make_parser
 
 # `teach` multiplies the weight of the teacher; everything else is an argument of `distill`
-CHANGES = [{}, dict(teach=0), dict(teach=1/3), dict(teach=3), dict(teacher='same'),
-           dict(bank_nets=1), dict(bank_nets=6), dict(bank_stages='450'), dict(bank_stages='1500'),
-           dict(lr=5e-3), dict(lr=.02), dict(lr_schedule='constant'), dict(start='random'), dict(start_candidates=500),
-           dict(statistic='blocks'), dict(statistic='squares'), dict(statistic='waves'), dict(label_lr=.01),
-           dict(factor=1), dict(factor=3)]
+CHANGES = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
+           dict(factor=3, teach=1/4), dict(statistic='squares'), dict(statistic='waves'), dict(teach=1/3),
+           dict(lr_schedule='constant'), dict(start='random'), dict(teacher='same'), dict(lr=5e-3), dict(lr=.02),
+           dict(label_lr=.01), dict(start_candidates=500), dict(factor=1), dict(bank_stages='1500'),
+           dict(bank_nets=1), dict(bank_nets=6), dict(bank_mix=.5)]
+# at 1 image per class, the weight of the teacher changes with the number of decoded images
+ONE = [{}, dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3), dict(factor=5, teach=1/3),
+       dict(teach=0), dict(teach=1/3), dict(teach=10)]
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
                nets=(2, 'networks for each accuracy'), first=(len(CHANGES), 'so many changes only'))
 
 def overrides(change, data, ipc):
     "A change as arguments of `distill`"
-    if 'teach' not in change: return change
+    own = {k: v for k, v in change.items() if k != 'teach'}
+    if 'teach' not in change: return own
     terms = match_terms(recipe('best', data.name, ipc)['match'])
     scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in terms]
-    return dict(match=' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w))
+    return own | dict(match=' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w))
 
 def measure(data, change, seed, a):
     "Accuracies of one set, and what it cost"
@@ -58,8 +62,8 @@ def main():
     keep_memory()
     cells = read_json(a.out)['cells'] if Path(a.out).exists() else []
     record = head({data.name: data.digest}, seeds) | {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets')}
-    for change in CHANGES[:a.first]:
-        for seed in seeds:
+    for seed in seeds:
+        for change in (ONE if a.ipc == 1 else CHANGES)[:a.first]:
             if any(c['change'] == change and c['seed'] == seed for c in cells): continue
             cells.append(measure(data, change, seed, a))
             print(cells[-1], flush=True)

@@ -62,7 +62,7 @@ def distill(
     seed: int = 0, # seed of all random numbers
     device: str = None, # cpu, cuda, cuda:1, mps; default: the best one here
     out: str = None, # run folder; default: a new one under runs/
-    checkpoint_seconds: float = 15., # least seconds between two checkpoints; before, each report writes one
+    checkpoint_seconds: float = 15., # between two checkpoints; in the first such period, also one at each report
     **given # arguments of the parts
 ):
     "Distil DATA into a few images per class, and evaluate them"
@@ -363,11 +363,11 @@ def bank(
 # %% ../nbs/95_commands.ipynb #e4c825a1
 def compare(
     data: str = 'digits', # as in `distill`
-    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # by commas; best, mtt and tesla train networks first
+    methods: str = 'dc,dsa,dm,datadam,atom,idc,dream,dream+', # default: without best, mtt, tesla (they train networks)
     ipc: str = '1,10', # images per class, separated by commas
     seeds: str = '0', # separated by commas
-    steps: int = None, # budget of each run in inner iterations; default: --minutes
-    minutes: float = None, # budget of each run in minutes of distilling; default: 2, or --steps
+    steps: int = None, # budget of each run in inner iterations; give this or --minutes
+    minutes: float = None, # budget of each run in minutes of distilling; default without --steps: 2
     valid: float = 0., # fraction of train held out to draw validation accuracy; one network is trained at each report
     set: list = None, # any other argument of a part, for all methods, for example lr=0.1; can be repeated
     experts: list = None, # for mtt and tesla: how to train experts, for example n=10; can be repeated

@@ -178,7 +178,7 @@ def start_pixels(
 
 # %% ../nbs/50_synthetic.ipynb #b4f6a84f
 class SyntheticSet(nn.Module):
-    "Learnable images in [0, 1] with labels; `ValueError` for unsorted labels or a wrong way to decode"
+    "Learnable images with labels; `ValueError` for unsorted labels or a wrong way to decode"
     batch = None # the ClassBatch of the next call, if known
     deal = None # which process computes which classes; None: one computes all
     def __init__(self,

@@ -27,7 +27,7 @@ from nbdev.test import nbdev_test
 nbdev_test(n_workers=0, do_print=True, timing=True)
 """
 # after the notebooks, so that both processes end at about the same time
-LATER = ('tests/test_study.py', 'tests/test_trajectory.py', 'tests/test_windows.py', 'tests/test_zoo.py')
+LATER = [f'tests/test_{name}.py' for name in ('callbacks', 'compare', 'study', 'trajectory', 'windows', 'zoo')]
 
 def main():
     pytest = sys.executable, '-m', 'pytest', *sys.argv[1:]

@@ -6,7 +6,7 @@ import sys
 import benchmarks.__main__
 import pytest
 import torch
-from benchmarks import attention, best, digits, loading, plans, scale
+from benchmarks import attention, best, digits, loading, plans, scale, unseen
 from PIL import Image
 
 from dreamplus import recipes
@@ -68,12 +68,23 @@ def folder(tmp_path, monkeypatch):
 def test_best(record, folder, monkeypatch):
     "A change is an override; an existing record is completed"
     options = folder, '--ipc', 1, '--steps', 1, '--width', 4, '--nets', 1, '--seeds'
-    monkeypatch.setattr(best, 'CHANGES', [dict(teach=0), dict(bank_nets=2)])
+    monkeypatch.setattr(best, 'ONE', [dict(teach=0), dict(bank_nets=2)])
     first = record(best, *options, '0')
     both = record(best, *options, '0,1')
     assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
-    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 9*teach')
+    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 0.45*teach')
     with pytest.raises(SystemExit): record(best, 'digits')
+
+def test_unseen(tmp_path):
+    "Classes of CIFAR-10 are joined, and no image is lost"
+    names = [name for kind in unseen.KINDS.values() for name in kind.split()]
+    for name in names:
+        for part in unseen.EACH:
+            (tmp_path/'cifar'/part/name).mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(tmp_path/'cifar'/part/name/'0.png')
+    unseen.join_kinds(tmp_path/'cifar', tmp_path/'kinds')
+    data = load_data(tmp_path/'kinds')
+    assert data.classes == sorted(unseen.KINDS) and len(data.train) == len(data.test) == len(names) == 10
 
 def test_gpu(record, folder):
     "On the CPU, with a bank of a few steps"

@@ -25,7 +25,7 @@ from dreamplus.loop.distill import distiller
 from dreamplus.machine import peak_mib
 from dreamplus.nets.augment import Augment
 from dreamplus.nets.convnet import ConvNet
-from dreamplus.nets.train import fast_call, sgd, train_step
+from dreamplus.nets.train import check_compiler, fast_call, sgd, train_step
 from dreamplus.synthetic import decode
 
 def learner(d, ipc=1, factor=1, **own):
@@ -88,9 +88,22 @@ needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'g++'
 
 def frames(): return torch._dynamo.utils.counters['stats']['unique_graphs']
 
+def no_cpp(monkeypatch, backend='eager'):
+    "From here on, code is traced as for C++, and run by torch"
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+
 @needs_compiler
-def test_a_compiled_network_is_the_network():
+def test_compiled_code_is_the_network(monkeypatch):
+    "to rounding, in C++"
+    monkeypatch.setattr(torch._inductor.config, 'compile_threads', 1) # in this process
+    with seeded(0): net = ConvNet(channels=1, classes=3, size=8, width=4, depth=1)
+    check_compiler(torch.device('cpu'))
+    x = torch.randn(6, 1, 8, 8)
+    with torch.no_grad(): torch.testing.assert_close(fast_call(net, compiled=True)(x), net(x))
+
+def test_a_compiled_network_is_the_network(monkeypatch):
     "to rounding, and its gradients; one compilation serves all networks of a kind, and none is for batches not named"
+    no_cpp(monkeypatch, 'aot_eager') # which traces the gradients too
     before, x = frames(), torch.randn(6, 1, 8, 8)
     for seed in 0, 1:
         with seeded(seed): net = ConvNet(channels=1, classes=3, size=8, width=4, depth=1)
@@ -102,7 +115,7 @@ def test_a_compiled_network_is_the_network():
 
 def test_a_compiled_run_is_the_run(monkeypatch):
     "to rounding: the embeddings of a choice, the last ones in a batch of their own, and the networks' training"
-    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager')) # no C++
+    no_cpp(monkeypatch)
     d, compilations = data((80, 70), 1, 8), []
     usual, fast = (learner(d, width=4, batch_real=6, n_data=24, **how) for how in ({}, dict(compiled=True)))
     for seed in 0, 1:
@@ -130,11 +143,18 @@ def test_bfloat16_rounds_the_network_and_nothing_else():
         assert b.dtype == torch.float32
         torch.testing.assert_close(b, a, atol=1e-3, rtol=0)
 
+PEAK = """ # without torch, which takes seconds to import
+import sys, types
+torch = sys.modules['torch'] = types.ModuleType('torch')
+torch.__getattr__ = lambda name: type(name, (), dict(type='cpu'))
+from dreamplus.machine import peak_mib
+print(peak_mib(torch.device()))
+"""
+
 def test_peak_memory_is_that_of_this_program_alone():
     "not of the one that started it, here with half a GiB more"
-    code = "import torch; from dreamplus.machine import peak_mib; print(peak_mib(torch.device('cpu')))"
     large = torch.ones(2**27)
-    said = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
+    said = subprocess.run([sys.executable, '-c', PEAK], text=True, capture_output=True, check=True).stdout
     del large
     assert peak_mib(torch.device('cpu')) > float(said) + 400
 

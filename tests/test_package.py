@@ -57,13 +57,14 @@ assert len([*Path().glob('digits-ipc1-png/*/*.png')]) == 10
 print(scores._repr_markdown_())
 assert dset._repr_png_().startswith(b'\\x89PNG')
 [command] = distribution('dreamplus').entry_points.select(group='console_scripts')
-sys.exit(command.load()('distill digits --outer 1 --set inner=1 --nets 0 --out run'.split()))
+sys.exit(command.load()('distill digits --outer 1 --set inner=1 --width 8 --nets 0 --out run'.split()))
 """
 
 def test_the_installed_package_runs_the_example_twice_and_the_command(wheel, tmp_path):
     cells = nbformat.read(NBS/'index.ipynb', as_version=4).cells
     [example] = [body(c.source) for c in cells if c.cell_type == 'code' and 'to_imagefolder' in c.source]
-    short = example.replace('ipc=1)', 'ipc=1, outer=1, inner=1, log=None)').replace('n=3)', 'n=2, steps=2, rows=ROWS)')
+    short = example.replace('ipc=1)', 'ipc=1, outer=1, inner=1, width=8, log=None)')
+    short = short.replace('n=3)', 'n=2, steps=2, rows=ROWS)')
     assert short.count('outer=1') == short.count('rows=ROWS') == 1
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
     env |= dict(PYTHONPATH=str(wheel), OMP_NUM_THREADS='1')

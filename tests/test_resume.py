@@ -3,8 +3,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,8 +23,6 @@ from dreamplus.machine import pick_device
 from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.match.experts import train_experts
 from dreamplus.synthetic import decode
-
-CONSOLE = sys.executable, '-c', 'import sys; from dreamplus.cli import main; sys.exit(main())'
 
 class Moving(Matcher):
     "A coupled matcher with a parameter that it trains itself, and a buffer that remembers"
@@ -184,20 +180,16 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope='module')
 def side_by_side(tmp_path_factory):
     "Runs at once; three get a signal when they have reported once: the folder, and name -> status, stderr"
-    folder = tmp_path_factory.mktemp('side by side')
-    console = subprocess.Popen([*CONSOLE, *LONGER, 'SIGINT'], cwd=folder, env=os.environ | dict(OMP_NUM_THREADS='1'),
-                               text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    left_alone, *forked = (Process(command, folder, *LONGER, name) for name in ('left alone', 'SIGTERM', 'SIGKILL'))
-    for process, name in zip(forked, ('SIGTERM', 'SIGKILL')):
+    folder, signals = tmp_path_factory.mktemp('side by side'), ('SIGINT', 'SIGTERM', 'SIGKILL')
+    left_alone, *others = (Process(command, folder, *LONGER, name) for name in ('left alone', *signals))
+    for process, name in zip(others, signals):
         wait_for(folder/name/'history.csv', process.process.is_alive)
         os.kill(process.pid, getattr(signal, name))
-    wait_for(folder/'SIGINT'/'history.csv', lambda: console.poll() is None)
-    console.send_signal(signal.SIGINT)
-    err = console.communicate(timeout=60)[1]
     assert left_alone.end()[1] == 0
-    answer, exitcode = forked[0].end()
-    assert_killed(forked[1])
-    return folder, dict(SIGINT=(console.returncode, err), SIGTERM=answer[::2] if answer else (exitcode, ''))
+    *stopped, killed = others
+    answers = [process.end() for process in stopped]
+    assert_killed(killed)
+    return folder, {name: answer[::2] if answer else (status, '') for name, (answer, status) in zip(signals, answers)}
 
 def test_side_by_side(side_by_side, alone):
     assert_same(side_by_side[0]/'left alone', alone)

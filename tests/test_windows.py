@@ -1,7 +1,5 @@
 "The default path on a system without what only POSIX has, as on Windows."
-import os
-import subprocess
-import sys
+from processes import forked
 
 HIDE = """
 import builtins, ctypes, os, pathlib, signal, sys
@@ -44,7 +42,6 @@ print('all done')
 """
 
 def test_without_what_only_posix_has(tmp_path):
-    env = os.environ | dict(DREAMPLUS_CACHE=str(tmp_path/'cache'))
-    done = subprocess.run([sys.executable, '-c', HIDE + RUN], cwd=tmp_path, env=env, text=True, capture_output=True)
-    assert done.returncode == 0 and done.stdout.endswith('all done\n'), done.stdout + done.stderr
+    status, said = forked(HIDE + RUN, tmp_path, DREAMPLUS_CACHE=str(tmp_path/'cache'))
+    assert status == 0 and said.endswith('all done\n'), said
     assert [*(tmp_path/'cache'/'baselines').iterdir()]

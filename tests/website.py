@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 from execnb.nbio import mk_cell, nb2str, read_nb
 from fastcore.docments import docments
-from nbconvert.filters import markdown2html
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbdev.processors import FilterDefaults
 from nbdev.showdoc import showdoc_nm
 from nbformat.v4 import reads
@@ -250,6 +250,12 @@ def markdown(cell):
     if given.get('code-fold') == 'true':
         parts = [f'<details><summary>{given["code-summary"]}</summary>', *parts, '</details>']
     return '\n\n'.join(parts + [output(out, given.get('fig-alt', '')) for out in cell.outputs])
+
+class Renderer(IPythonRenderer):
+    "Colours of code are Quarto's, and would take most of the time"
+    def block_code(self, code, info=None): return f'<pre><code>{escape(code)}</code></pre>\n'
+
+def markdown2html(text): return MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
 
 def identifier(heading):
     "The anchor that Quarto gives a heading"

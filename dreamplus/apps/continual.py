@@ -45,7 +45,7 @@ from ..tables import interval, markdown_table, mean_std
 CHOOSER = dict(epochs=0, steps=100, batch=32) # the training of the network in whose embedding real images are chosen
 
 class Chain(NamedTuple):
-    "One network that learns all steps of a class order"
+    "One network, or a fresh one in each step, that learns all steps of a class order"
     method: str # A method, METHOD-joint, a coreset, or full
     ipc: int | None # Images of each class; None: memory is given, or the method is full
     memory: int | None # Images of all classes; None: ipc is given, or the method is full

@@ -70,7 +70,7 @@ class View:
 
     @property
     def embed(self) -> torch.Tensor: # (C,N,D)
-        "Flattened output of the last pooling layer"
+        "Inputs of the last linear layer; in a ConvNet, flattened outputs of the last pooling layer"
         return self._split(self._forward[0])
 
     @cached_property

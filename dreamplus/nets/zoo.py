@@ -180,7 +180,7 @@ def freeze_norms(
     net: nn.Module,
     x: torch.Tensor, # Normalised images (N,ch,h,w)
 ):
-    "Set the statistics of batch norms from `x`, and keep them until net.train() is called (DC and DSA)"
+    "Update the running statistics of batch norms by `x`, and use them until net.train() is called (DC, DSA)"
     net.train()(x)
     for m in net.modules():
         if isinstance(m, _BatchNorm): m.eval()
