@@ -175,16 +175,6 @@ def note(self: JoinedGroup, text: str):
     else: self.text.append(text)
 
 @patch
-def check_shared(self: JoinedGroup, folder: Path): # It exists on rank 0
-    mark = folder/self.agree(temporary_folder(folder).name if self.first else None)
-    until = time.monotonic() + self.patience
-    while not mark.exists() and time.monotonic() < until: time.sleep(.1)
-    seen = self.everyone(mark.exists())
-    if self.first: mark.rmdir()
-    if not all(seen): raise ValueError(
-        f'process {seen.index(False)} does not see {folder} of process 0; give a folder on a disk that all machines share')
-
-@patch
 def log_in(self: JoinedGroup, folder: Path): # Of a run
     if self.log: return
     path = not_a_link(Path(folder)/f'log-{self.rank}.txt')
@@ -205,6 +195,18 @@ def says_why() -> bool:
     "Whether this process prints the error that ends all of them: the first that failed does"
     if _now['says'] is None: return os.environ.get('RANK', '0') == '0' or not _is_started() # before they joined
     return _now['says']
+
+# %% ../nbs/06_processes.ipynb #8f51d5f1
+@patch
+def check_shared(self: JoinedGroup, folder: Path): # It exists on rank 0
+    mark = folder/self.agree(temporary_folder(folder).name if self.first else None)
+    until = time.monotonic() + self.patience
+    while not mark.exists() and time.monotonic() < until: time.sleep(.1)
+    seen = self.everyone(mark.exists())
+    if self.first: mark.rmdir()
+    if not all(seen): raise ValueError(
+        f'process {seen.index(False)} does not see {folder} of process 0; '
+        'give a folder on a disk that all machines share')
 
 # %% ../nbs/06_processes.ipynb #fafbcd58
 def _join(seconds: float) -> JoinedGroup:

@@ -62,7 +62,8 @@ def _crop_fault(content):
 
 def read_crops(path: str | Path): # Probabilities (b,C), float32; which crops show mostly their own image (b,)
     "The labels in the file of a batch; `ValueError` if it is damaged"
-    if fault := _crop_fault(content := load_torch(path)): raise ValueError(f'{path} is damaged: {fault}; copy it again')
+    if fault := _crop_fault(content := load_torch(path)):
+        raise ValueError(f'{path} is damaged: {fault}; copy it again')
     *_, other, weight, _, z = content
     own = torch.ones(len(z), dtype=torch.bool)
     if other is not None and weight < _IMAGE: own = other == torch.arange(len(z))
@@ -85,7 +86,7 @@ def _positions(root, files):
 class _Labels:
     "The sums of the labels of the images, in one order"
     def __init__(self, n, C, each):
-        self.sums, self.counts, self.orders, self.each = torch.zeros(n, C), torch.zeros(n), drawn_orders(n, each), each
+        self.sums, self.counts, self.orders = torch.zeros(n, C), torch.zeros(n), drawn_orders(n, each)
         self.expected, self.seen, self.hits = 0., 0, 0
 
     def add(self, probabilities, own, positions, classes):
@@ -120,9 +121,11 @@ def _read_epoch(folder, n):
         raise ValueError(f'{folder} has logits of {sorted(shapes)} classes; copy it again')
     sizes = [len(own) for _, own in parts]
     if sum(sizes) != n: raise ValueError(
-        f'{folder} holds labels of {sum(sizes)} crops, but there are {n} images; give the images that it was made from')
+        f'{folder} holds labels of {sum(sizes)} crops, but there are {n} images; '
+        'give the images that it was made from')
     if {*sizes[:-1]} - {sizes[0]} or sizes[-1] > sizes[0]: raise ValueError(
-        f'{folder} has batches of {sorted({*sizes})} crops, of which only the last may be smaller; copy it again')
+        f'{folder} has batches of {sorted({*sizes})} crops, of which only the last may be smaller; '
+        'copy it again')
     return [torch.cat(part) for part in zip(*parts)]
 
 def _check_match(found, folder):
@@ -130,8 +133,9 @@ def _check_match(found, folder):
     share, chance, n = found.hits/max(1, found.seen), found.expected/max(1, found.seen), max(1, found.seen)
     least = chance + min(3*(chance*(1 - chance)/n)**.5, (1 - chance)/2)
     if share < least: raise ValueError(
-        f'{folder} does not fit these images in the order of seed {CROP_SEED}: {share:.0%} of the crops have the class of their '
-        f'folder, and {chance:.0%} would by chance; give the images that it was made from, under their names')
+        f'{folder} does not fit these images in the order of seed {CROP_SEED}: {share:.0%} of the crops have '
+        f'the class of their folder, and {chance:.0%} would by chance; '
+        'give the images that it was made from, under their names')
 
 # %% ../../nbs/15_data.crops.ipynb #cd93ad6d
 def crop_labels(
@@ -146,16 +150,19 @@ def crop_labels(
         probabilities, own = _read_epoch(epoch, len(files))
         C = probabilities.shape[1]
         rules = rules or [_Labels(len(files), C, each) for each in (2, 1)]
-        if C != rules[0].sums.shape[1]: raise ValueError(f'{epoch} has logits of {C} classes, others have not; copy it again')
+        if C != rules[0].sums.shape[1]:
+            raise ValueError(f'{epoch} has logits of {C} classes, others have not; copy it again')
         if C <= classes.max(): raise ValueError(
-            f'{epoch} has logits of {C} classes, but there are images of class {classes.max()}; give the images of these labels')
+            f'{epoch} has logits of {C} classes, but there are images of class {classes.max()}; '
+            'give the images of these labels')
         for rule in rules: rule.add(probabilities, own, positions, classes)
     found = max(rules, key=lambda rule: rule.hits)
     _check_match(found, folder)
     if not found.counts.all(): raise ValueError(
         f'{files[found.counts.argmin()]} has no crop in {folder} with at least {_IMAGE:.0%} of one image; '
         'give labels of more epochs, or move them elsewhere')
-    says = [f'labels are means over crops, {found.counts.mean():.1f} for each image ({folder.name}, {len(epochs)} epochs), which is not the '
-            'training of the paper with the label of each crop',
-            f'images are in the order of --fkd-seed {CROP_SEED}; {found.hits/found.seen:.0%} of the crops have the class of their folder']
+    says = [f'labels are means over crops, {found.counts.mean():.1f} for each image ({folder.name}, '
+            f'{len(epochs)} epochs), which is not the training of the paper with the label of each crop',
+            f'images are in the order of --fkd-seed {CROP_SEED}; {found.hits/found.seen:.0%} of the crops '
+            'have the class of their folder']
     return found.sums/found.counts[:, None], says

@@ -261,7 +261,8 @@ def read_set(
         raise ValueError(f'{path} does not exist; give a run folder, or a set of another program')
     with _naming(path): format, found = find(path, dict(experiment=experiment, soft=soft))
     if soft == 'crops' != found.soft: raise ValueError(
-        f'{path} has no labels of crops, as epoch_0/batch_0.tar in a folder in it or beside it; put them there, or leave out soft=crops')
+        f'{path} has no labels of crops, as epoch_0/batch_0.tar in a folder in it or beside it; '
+        'put them there, or leave out soft=crops')
     if values: found.values = values
     if factor is not None: found.factor = factor
     with _naming(path, f'to import this set ({format}): '):
