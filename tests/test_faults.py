@@ -36,7 +36,7 @@ def made(data, tmp_path_factory):
     evaluate_run(path/'run', data, n=1, rows=('distilled', 'start'), epochs=0, steps=2)
     train_experts(data, path/'experts', n=1, epochs=3, batch=16, width=4, log=None)
     bank = dict(bank_folder=str(path/'bank'), bank_nets=1, bank_stages='2', stat_images=3, augment='')
-    distill(data, 'best', **SMALL, **bank)
+    distill(data, 'best', factor=2, **SMALL, **bank)
     return path
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_an_unusable_cache_counts_as_absent(tmp_path, monkeypatch, text):
 def test_statistics_of_another_shape_are_computed_again(own, data):
     file, = (own/'bank').glob('*-statistics-*')
     good = load_state(file)
-    call = lambda: distill(data, 'best', **SMALL, bank_folder=str(own/'bank'), bank_nets=1,
+    call = lambda: distill(data, 'best', factor=2, **SMALL, bank_folder=str(own/'bank'), bank_nets=1,
                            bank_stages='2', stat_images=3, augment='')
     known = good['0']
     narrow, nan = known['mean'][:, :2].clone(), known['within']*torch.nan

@@ -307,8 +307,7 @@ def read_result(
 
 def next_use(run: str | Path) -> int: # A run folder
     "Number of uses of the test split, including the next one; warns from the second use on"
-    records = [_record(Path(run).expanduser()/name) for name in ('result.json', 'scores.json')]
-    uses = 1 + max(r.get('test_uses', 0) for r in records)
+    uses = 1 + max(_record(Path(run).expanduser()/f).get('test_uses', 0) for f in ('result.json', 'scores.json'))
     if uses > 1: warnings.warn(f'{run} was tested before, this is use {uses} of the test split; '
                                'do not select anything by its result', stacklevel=3)
     return uses
