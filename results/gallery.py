@@ -1,6 +1,8 @@
-"""`nbs/images/gallery-ipc*.png`, the pictures of the gallery, from the sets in `results/best-cifar10-jpeg-*`:
+"""`nbs/images/gallery-ipc*.png`, the pictures of the gallery, from the runs of `results/best-cifar10-jpeg-*`:
 
-    python results/gallery.py cifar10-jpeg
+    python results/gallery.py cifar10-jpeg RUN RUN
+
+The commands of these records write the run folders; those of seed 0 are drawn.
 
 One column for each class: 2 random real images of the training split, then decoded images of seed 0.
 """
@@ -24,9 +26,10 @@ ROWS = {1: 4, 10: 5} # ipc: decoded images of each class that are shown
 def rows(x, n): # (C,n,ch,h,w) -> (n,C,ch,h,w), spread over the images
     return x[:, [i*x.shape[1]//n for i in range(n)]].transpose(0, 1)
 
-def draw(data, ipc):
+def draw(data, dset):
     "One picture"
-    dset, n = load_distilled(HERE/f'best-cifar10-jpeg-ipc{ipc}'), ROWS[ipc]
+    ipc = int(dset.ipc)
+    n = ROWS[ipc]
     real = to_float(data.train.x[coreset('random', data, 2, None, key=Key(0, 'gallery'))])
     parts = [real.transpose(0, 1), rows(dset.images().unflatten(0, (data.n_classes, -1)), n)]
     fig, axs = plt.subplots(2, 1, figsize=(10, n + 2.9), height_ratios=[2, n])
@@ -40,4 +43,4 @@ def draw(data, ipc):
     fig.savefig(HERE.parent/'nbs'/'images'/f'gallery-ipc{ipc}.png', dpi=100)
 
 data = load_data(sys.argv[1])
-for ipc in ROWS: draw(data, ipc)
+for run in sys.argv[2:]: draw(data, load_distilled(run))
