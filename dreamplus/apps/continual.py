@@ -382,7 +382,8 @@ def _line(method, rs):
 def _title(r, size):
     "What a table or a panel shows"
     ipc, memory = size
-    how = f'{ipc} image{"s"*(ipc != 1)} per class' if ipc else f'{memory} images in all' if memory else 'all real images'
+    each = f'{ipc} image{"s"*(ipc != 1)} per class'
+    how = each if ipc else f'{memory} images in all' if memory else 'all real images'
     return f'{r["dataset"]}, {r["continual"]} steps, {how}'
 
 def continual_table(
