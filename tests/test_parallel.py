@@ -1,4 +1,5 @@
 "Several processes give the bits of one, stop together, go on in another number, and say in one line what is wrong."
+import itertools
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from processes import Process, command
 
 from dreamplus.apps.continual import continual
@@ -26,7 +27,7 @@ from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
 from dreamplus.parallel import SharedNetworks
-from dreamplus.processes import JoinedGroup, joined, says_why, this_group
+from dreamplus.processes import JoinedGroup, Meetings, joined, says_why, this_group
 
 # Processes of one group, as a scheduler would start them
 
@@ -166,6 +167,30 @@ def test_started_again_by_torchrun(tmp_path):
     assert [p.name for p in (tmp_path/'runs').iterdir()] == ['digits-best-ipc1-seed0']
     logs = [(tmp_path/said.split()[-1]/f'log-{rank}.txt').read_text() for rank in range(2)]
     assert all('iteration       loss' in log for log in logs)
+
+# What each rank decides for itself
+
+def by_the_clock(out):
+    "Each look at the clock takes 10 ms on rank 0, and 50 ms on rank 1"
+    looks, Meetings.seconds = itertools.count(), .01
+    time.monotonic = lambda: next(looks)*(.05 if this_group().rank else .01)
+    dset = distill(load_data('digits'), 'dm', out=out, minutes=.02, checkpoint_seconds=.05, **ONCE | dict(outer=None))
+    return dset.provenance['steps']
+
+def test_rank_0_decides_by_its_clock(tmp_path):
+    "When to report, to save and to stop"
+    steps, reports = answers(start(2, by_the_clock, tmp_path/'run')), read_history(tmp_path/'run')
+    assert steps[0] == steps[1] == reports[-1]['step'] and len(reports) > 3
+
+class LeaveCB(Callback):
+    "Ends the run in one process only"
+    def after_batch(self):
+        if this_group().rank and self.dls.train.at == 1: raise CancelFitException
+
+def test_a_callback_that_ends_one_process(tmp_path):
+    said = answers(start(2, begin, tmp_path/'run', LeaveCB()))
+    assert sorted(line.split(':')[0] for line in said) == ['error', 'silent']
+    assert all('process 0 is in Meetings.now' in line and 'must decide the same' in line for line in said), said
 
 # What is refused
 
