@@ -201,8 +201,11 @@ def errors(self: JoinedGroup, stream): return stream if self.first else _Voice(s
 @patch
 def note(self: JoinedGroup, text: str):
     "Write text to the log; keep it in memory until the log exists"
-    if self.log: self.log.write(text)
-    else: self.text.append(text)
+    if not self.log: return self.text.append(text)
+    try: self.log.write(text)
+    except OSError as e:
+        e.filename = self.log.name # write() does not set it
+        raise
 
 @patch
 def log_in(self: JoinedGroup, folder: Path): # Of a run
@@ -223,19 +226,21 @@ def _is_started() -> bool: return all(os.environ.get(name) for name in _FROM)
 
 def says_why() -> bool:
     "Whether this process prints the error that ends all of them: the first that failed does"
-    if _now['says'] is None: return os.environ.get('RANK', '0') == '0' or not _is_started() # before they joined
+    if _now['says'] is None: # before they joined: the first process of each machine
+        return os.environ.get('LOCAL_RANK', os.environ.get('RANK', '0')) == '0' or not _is_started()
     return _now['says']
 
 # %% ../nbs/06_processes.ipynb #8f51d5f1
 @patch
 def check_shared(self: JoinedGroup, folder: Path): # It exists on rank 0
-    mark = folder/self.agree(temporary_folder(folder).name if self.first else None)
+    first, name = self.agree((folder, temporary_folder(folder).name) if self.first else None)
+    mark = folder/name
     until = time.monotonic() + self.patience
     while not mark.exists() and time.monotonic() < until: time.sleep(.1)
     seen = self.everyone(mark.exists())
     if self.first: mark.rmdir()
     if not all(seen): raise ValueError(
-        f'process {seen.index(False)} does not see {folder} of process 0; '
+        f'process {seen.index(False)} does not see {first} of process 0; '
         'give a folder on a disk that all machines share')
 
 # %% ../nbs/06_processes.ipynb #fafbcd58
