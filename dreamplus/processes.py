@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Group', 'this_group', 'first_alone', 'alone', 'NotJoined', 'check_alike', 'Lost', 'check_places', 'JoinedGroup',
-           'says_why', 'joined', 'Failed', 'dealt', 'Meetings', 'launch']
+           'says_why', 'joined', 'Failed', 'dealt', 'on_first', 'Meetings', 'launch']
 
 # %% ../nbs/06_processes.ipynb #34f5e0b8
 import json
@@ -31,6 +31,7 @@ class Group:
     "The processes that share one piece of work; this one works alone"
     rank, world, restarted = 0, 1, False # its number, how many there are, whether torchrun has started it again
     beside = False # whether other processes write to the same folders at the same time
+    orphaned = False # whether torchrun, which has started this process, was killed
     first = property(lambda self: self.rank == 0)
 
     def everyone(self, value) -> list: return [value] # The values of all ranks, on every rank
@@ -118,8 +119,8 @@ def _together():
     except RuntimeError: raise Lost from None
 
 def _place() -> str:
-    "The functions of this package that have led here, the innermost first"
-    frame, names, ours = sys._getframe(3), [], __name__.split('.')[0]
+    "How this process waits, and the functions of this package that have led here, the innermost first"
+    frame, names, ours = sys._getframe(2), [], __name__.split('.')[0]
     while frame:
         if str(frame.f_globals.get('__name__')).split('.')[0] == ours: names.append(frame.f_code.co_qualname)
         frame = frame.f_back
@@ -134,14 +135,16 @@ def check_places(places: list): # `_place` of each rank
 
 def _few(place: str) -> str:
     "The innermost three functions"
-    return ' < '.join(place.split(' < ')[:3]) or 'your own code'
+    return ' < '.join(place.split(' < ')[1:4]) or 'your own code'
 
 class JoinedGroup(Group):
     "A group of several processes, of which this is one"
     patience = 10. # seconds: a network disk may show new files late
     def __init__(self, rank, world, local, store, lasting, restarted):
         self.rank, self.world, self.local, self.store, self.lasting = rank, world, local, store, lasting
-        self.restarted, self.log, self.text = restarted, None, []
+        self.restarted, self.log, self.text, self.parent = restarted, None, [], os.getppid()
+
+    orphaned = property(lambda self: 'TORCHELASTIC_RUN_ID' in os.environ and os.getppid() != self.parent)
 
     def meet(self):
         "Wait for the other ranks; `Lost` if one does something else, for which it would wait forever"
@@ -317,12 +320,19 @@ def dealt(
         for i in range(group.rank, len(jobs), group.world):
             try: done[i] = jobs[i]()
             except ValueError as e: failed[i] = str(e)
+            if group.orphaned: raise KeyboardInterrupt
             if failed: break
     every = group.everyone((done, failed))
     failed = {i: text for _, errors in every for i, text in errors.items()}
     if failed: raise Failed(failed[min(failed)])
     results = {i: value for found, _ in every for i, value in found.items()}
     yield from (results[i] for i in range(len(jobs)))
+
+# %% ../nbs/06_processes.ipynb #7433730c
+def on_first(f: Callable): # The result of `f` on rank 0, None on the others
+    "Call `f` on rank 0, while the others wait"
+    first = this_group().first
+    with first_alone(): return f() if first else None
 
 # %% ../nbs/06_processes.ipynb #89f1fcdc
 class Meetings:

@@ -71,7 +71,8 @@ class CheckpointCB(LoopCB):
         if hasattr(self.learn, 'lr_finder'): return
         over = self.dls.train.at >= self.dls.train.total
         due = over or report or time.monotonic() - self.saved >= self.seconds
-        asked = self.dls.deal.group.everyone((self.stop, due)) # a signal may come at any time
+        group = self.dls.deal.group
+        asked = group.everyone((self.stop or group.orphaned, due)) # a signal may come at any time
         stop = any(stop for stop, _ in asked) # a signal to one process stops all
         if stop or asked[0][1]: self.save() # rank 0 has the clock
         if stop: raise KeyboardInterrupt
