@@ -373,4 +373,6 @@ def launch(
             status = child.wait()
         err.seek(0)
         said = re.findall('dreamplus: error: (.*)', text := err.read())
-    if status: raise ValueError(said[0] if said else f'the processes ended with status {status}: {text.strip()[-300:]}')
+    last = ''.join(text.strip().splitlines()[-1:])[-200:]
+    if status: raise ValueError(said[0] if said else f'the processes ended with status {status} ({last}); '
+                                '`resume` continues a run that had started')
