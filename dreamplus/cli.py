@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stdout, suppress
+from functools import partial
 
 from . import commands
 from .apps import commands as applications
@@ -33,6 +34,14 @@ def _group():
     if 'WORLD_SIZE' not in os.environ: return nullcontext()
     from dreamplus.processes import joined
     return joined()
+
+_ON_FIRST = 'plan', 'show', 'export', 'doctor', 'leaderboard', 'methods' # not distributed
+
+def _call(name: str, kw: dict): # Of a command
+    "The result of a command; None on ranks that do not run it"
+    if 'WORLD_SIZE' not in os.environ or name not in _ON_FIRST: return COMMANDS[name](**kw)
+    from dreamplus.processes import on_first
+    return on_first(partial(COMMANDS[name], **kw))
 
 def _says_why() -> bool:
     "Whether this process prints the error of the group"
@@ -58,7 +67,7 @@ def _run(argv: list, err, held: list) -> int: # What the shell passed; where its
         if how.quiet or how.json: os.environ['TQDM_DISABLE'] = '1' # bars of downloads
         with _group():
             with quiet(how.quiet), redirect_stdout(sys.stderr if how.json else sys.stdout):
-                found = COMMANDS[name](**kw)
+                found = _call(name, kw)
             found, status = found if isinstance(found, tuple) else (found, 0)
             if how.json: print(json.dumps(found, indent=2, default=str, ensure_ascii=False))
         return status

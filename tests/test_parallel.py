@@ -1,18 +1,25 @@
 "Several processes give the bits of one, stop together, go on in another number, and say in one line what is wrong."
+import itertools
+import json
 import os
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from processes import Process, command
+from torch.distributed.run import get_args_parser
 
 from dreamplus.apps.continual import continual
 from dreamplus.apps.nas import search
+from dreamplus.cli import COMMANDS
 from dreamplus.core import load_state, toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
@@ -25,8 +32,9 @@ from dreamplus.loop.report import read_history
 from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
+from dreamplus.options import parse_command
 from dreamplus.parallel import SharedNetworks
-from dreamplus.processes import JoinedGroup, joined, says_why, this_group
+from dreamplus.processes import JoinedGroup, Meetings, joined, says_why, this_group
 
 # Processes of one group, as a scheduler would start them
 
@@ -168,6 +176,30 @@ def test_started_again_by_torchrun(tmp_path):
     logs = [(tmp_path/said.split()[-1]/f'log-{rank}.txt').read_text() for rank in range(2)]
     assert all('iteration       loss' in log for log in logs)
 
+# What each rank decides for itself
+
+def by_the_clock(out):
+    "Each look at the clock takes 10 ms on rank 0, and 50 ms on rank 1"
+    looks, Meetings.seconds = itertools.count(), .01
+    time.monotonic = lambda: next(looks)*(.05 if this_group().rank else .01)
+    dset = distill(load_data('digits'), 'dm', out=out, minutes=.02, checkpoint_seconds=.05, **ONCE | dict(outer=None))
+    return dset.provenance['steps']
+
+def test_rank_0_decides_by_its_clock(tmp_path):
+    "When to report, to save and to stop"
+    steps, reports = answers(start(2, by_the_clock, tmp_path/'run')), read_history(tmp_path/'run')
+    assert steps[0] == steps[1] == reports[-1]['step'] and len(reports) > 3
+
+class LeaveCB(Callback):
+    "Ends the run in one process only"
+    def after_batch(self):
+        if this_group().rank and self.dls.train.at == 1: raise CancelFitException
+
+def test_a_callback_that_ends_one_process(tmp_path):
+    said = answers(start(2, begin, tmp_path/'run', LeaveCB()))
+    assert sorted(line.split(':')[0] for line in said) == ['error', 'silent']
+    assert all('process 0 is in Meetings.now' in line and 'must decide the same' in line for line in said), said
+
 # What is refused
 
 ERRORS = { # name to world, what a rank does, and what it says
@@ -267,3 +299,29 @@ def test_from_a_notebook(tmp_path):
     assert {'log-0.txt', 'log-1.txt'} <= {p.name for p in (tmp_path/'run').iterdir()}
     with pytest.raises(ValueError, match='cannot use SignalCB'):
         distill(load_data('digits'), 'dm', processes=2, cbs=[SignalCB(2, 0, 0)], **ONCE)
+
+JOB = dict(SLURM_JOB_NODELIST='one,two', SLURM_JOB_ID='123456', SLURM_NNODES='2', SLURM_CPUS_PER_TASK='8')
+STUBS = dict(scontrol='printf "one\\ntwo\\n"', srun='until [ "$1" = torchrun ]; do shift; done; exec "$@"',
+             torchrun='echo "$OMP_NUM_THREADS"; printf "%s\\n" "$@"')
+
+def test_the_slurm_script_of_the_guide(tmp_path):
+    "torchrun and dreamplus understand what it passes; a second job continues the run"
+    page = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'processes.ipynb').read_text(encoding='utf-8'))
+    text = next(t for t in map(''.join, (c['source'] for c in page['cells'])) if '#SBATCH' in t)
+    script = re.search('(#!/bin/bash.*?)```', text, re.DOTALL)[1].replace('/shared', str(tmp_path))
+    for name, body in STUBS.items():
+        (tmp_path/name).write_text(f'#!/bin/sh\n{body}\n')
+        (tmp_path/name).chmod(0o755)
+    def words():
+        env = os.environ | JOB | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}')
+        threads, *argv = subprocess.run(['bash', '-eu', '-c', script], env=env, capture_output=True, text=True,
+                                        check=True).stdout.splitlines()
+        asked = get_args_parser().parse_args(argv)
+        assert (threads, asked.nnodes, asked.rdzv_endpoint, asked.rdzv_id) == ('2', '2', 'one:23456', '123456')
+        assert asked.module and asked.training_script == 'dreamplus'
+        return parse_command(COMMANDS, asked.training_script_args)[:2]
+    command, kw = words()
+    assert command == 'distill' and kw['out'] == f'{tmp_path}/runs/imagenet'
+    (tmp_path/'runs'/'imagenet').mkdir(parents=True)
+    (tmp_path/'runs'/'imagenet'/'run.json').touch()
+    assert words() == ('resume', words()[1]) and words()[1]['run'] == kw['out']

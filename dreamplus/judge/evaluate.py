@@ -364,7 +364,7 @@ def evaluate_run(
     images = fingerprint(dset.pixels, dset.y) # they change if the run is continued
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for
-        begun, last = time.monotonic(), {} if again else _record(run/'result.json')
+        begun, last = time.monotonic(), this_group().agree({} if again else _record(run/'result.json'))
         said = [(row['set'], row['n']) for row in last.get('rows', [])]
         before = [last.get('protocol'), last.get('device'), last.get('images', images), said]
         if before == [label, str(device), images, asked]:

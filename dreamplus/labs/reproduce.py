@@ -22,6 +22,7 @@ from ..arguments import checked
 from ..core import write_json
 from ..machine import hardware, pick_device
 from ..tables import duration, markdown_table
+from ..processes import this_group
 from ..runs import RunFolder, open_run
 from ..data.datasets import DATASETS
 from ..data.core import ImageData
@@ -80,12 +81,12 @@ def _run_seed(folder, data, published, seed, nets, device, log, overrides):
     "Run, resume or reuse one seed, and return its result"
     which = published.method, published.ipc, published.factor
     job = make_job(data, *which, seed, device, overrides)
-    if not (folder/'run.json').exists():
+    if not this_group().agree((folder/'run.json').exists()):
         distill(data, *which, seed=seed, device=device, out=folder, log=log, **overrides)
     info = open_run(folder)[1]
     other = [k for k, v in job.items() if k not in ('device', 'data') and info[k] != v]
     if other: raise ValueError(f'{folder} holds a run with another {other[0]}; give another folder')
-    if not (folder/'distilled.json').exists(): resume(folder, data, log=log)
+    if not this_group().agree((folder/'distilled.json').exists()): resume(folder, data, log=log)
     return evaluate_run(folder, data, 'paper', nets, ('distilled',), device)
 
 def _record(name, results, seeds, device, changes):

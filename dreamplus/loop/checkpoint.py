@@ -47,7 +47,7 @@ class CheckpointCB(LoopCB):
     def load(self) -> bool: # False if there is no checkpoint
         "Restore the saved state; `ValueError` for a damaged file, or a callback that is missing"
         not_a_link(self.file.parent)
-        if not self.file.exists(): return False
+        if not this_group().agree(self.file.exists()): return False
         remedy = 'remove it, and the run begins again'
         state = read_checked(self.file, _STATE, remedy)
         try:
@@ -69,10 +69,15 @@ class CheckpointCB(LoopCB):
     def save_if_due(self, report=False):
         "Write the state if it is time, at an early report, at the end of the run, or on an interrupt"
         if hasattr(self.learn, 'lr_finder'): return
-        over, group = self.dls.train.at >= self.dls.train.total, self.dls.deal.group
-        self.stop = any(group.everyone(self.stop)) # a signal to one process stops all
-        if group.agree(self.stop or over or report or time.monotonic() - self.saved >= self.seconds): self.save()
-        if self.stop: raise KeyboardInterrupt
+        over = self.dls.train.at >= self.dls.train.total
+        due = over or report or time.monotonic() - self.saved >= self.seconds
+        group = self.dls.deal.group
+        asked = group.everyone((self.stop or group.orphaned, due)) # a signal may come at any time
+        stop = any(stop for stop, _ in asked) # a signal to one process stops all
+        if stop or asked[0][1]: self.save() # rank 0 has the clock
+        if stop: raise KeyboardInterrupt
+    def after_fit(self): # a signal during the last checkpoint
+        if any(self.dls.deal.group.everyone(self.stop)): raise KeyboardInterrupt
 
 # %% ../../nbs/64_loop.checkpoint.ipynb #b6c91f8c
 @contextmanager

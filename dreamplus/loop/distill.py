@@ -274,7 +274,7 @@ def distill(
     job = grouped_job(make_job(data, method, ipc, factor, seed, device, overrides, steps, minutes), data.n_classes)
     check_same_run(this_group(), job, data.digest)
     out = Path(out).expanduser() if out else None
-    if this_group().restarted and out and (out/'run.json').exists(): # by torchrun
+    if this_group().restarted and out and this_group().agree((out/'run.json').exists()): # by torchrun
         return resume(out, data, cbs, metrics, log, checkpoint_seconds=checkpoint_seconds)
     if out: check_new_run(out) # a network bank takes minutes
     if processes is not None: return _start(data, job, processes, out, log, checkpoint_seconds, *cbs, *metrics)

@@ -28,6 +28,7 @@ from ..files import check_shape
 from .callbacks import LoopCB
 from ..machine import peak_mib
 from ..parallel import whole_set
+from ..processes import this_group
 from ..progress import Bar
 
 # %% ../../nbs/62_loop.report.ipynb #951be96b
@@ -73,6 +74,9 @@ def check_observers(
         raise TypeError(f'metrics={brief(metrics)} must begin with a metric that trains a network; use ValidAccuracy()')
     for part in (*cbs, *metrics):
         if hasattr(part, 'check_data'): part.check_data(data)
+        if isinstance(part, TrackerCallback) and part.monitor.startswith('train') and this_group().world > 1:
+            raise ValueError(f'{part.name} monitors {part.monitor}, which is another in each process; '
+                             "monitor='valid_acc', or use 1 process")
         watches = isinstance(part, TrackerCallback) and part.monitor.startswith('valid')
         if watches and not metrics: raise ValueError(
             f'{part.name} monitors {part.monitor}, which is not measured; '
@@ -89,6 +93,9 @@ class ClockCB(LoopCB):
     def seconds(self) -> float:
         "Seconds so far"
         return self.past + time.monotonic() - self.begun - self.validating
+
+    def before_fit(self): # all ranks have the clock of rank 0
+        self.past += self.dls.deal.group.agree(self.seconds) - self.seconds
 
     def wait(self):
         "Wait for the device, so that its work is not counted as validation"
@@ -127,16 +134,17 @@ class BudgetCB(LoopCB):
         if self.steps: self.dls.train.total = min(self.steps, self.dls.train.total)
         if self.seconds: # after_batch makes a report after each 1/10 of the time
             self.dls.train.report = self.dls.train.total
-        self.last, group = self.learn.clock_cb.seconds, self.dls.deal.group
+        self.last = self.learn.clock_cb.seconds
         # a resumed run may be complete already; a new run makes at least one inner iteration
-        if self.dls.train.at and group.agree(self.spent()): raise CancelFitException
+        if self.dls.train.at and self.dls.deal.group.agree(self.spent()): raise CancelFitException
 
     def after_batch(self):
         if not self.seconds or not self.dls.deal.meetings.now(self.dls.train.at): return
-        now, over = self.dls.deal.group.agree((self.learn.clock_cb.seconds, self.spent()))
+        now = self.learn.clock_cb.seconds
+        over, due = self.dls.deal.group.agree((self.spent(), now - self.last >= self.seconds/10))
         if over: # this report is the last, and saves a checkpoint
             self.dls.train.total = self.dls.train.at
-        if over or now - self.last >= self.seconds/10:
+        if over or due:
             self.last = now
             raise CancelTrainException
 

@@ -292,7 +292,10 @@ def network_bank(
         except ValueError: # the file would keep the arguments that failed
             if is_writing() and not Bank(path).members: (path/'bank.json').unlink()
             raise
-    found = Bank(path, bank_nets, stages).load(make)
+    found = Bank(path, bank_nets, stages)
+    members = this_group().agree(found.members) # a network disk may list new files late
+    found.members = [m._replace(file=path/m.file.name) for m in members]
+    found.load(make)
     found.seconds = seconds
     return found
 
