@@ -58,6 +58,7 @@ def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: w
     if _says_why(): print(f'dreamplus: error: {text or fault_text(e)}', file=sys.stderr)
     return 2 if text else 3
 
+# %% ../nbs/96_cli.ipynb #5087b8ab
 def _run(argv: list, err, held: list) -> int: # What the shell passed; where its end is said; warnings. Exit status
     "Run one command"
     name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))

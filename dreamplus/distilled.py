@@ -13,7 +13,6 @@ import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from fastai.data.core import DataLoaders
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from .arguments import brief, checked
-from .core import is_writing, save_state, temporary_folder, write_json
+from .core import atomic, is_writing, save_state, temporary_folder, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import DESCRIPTION, read_set
 from .files import TensorOf, read_cache, read_checked
@@ -289,9 +288,8 @@ def new_content(
     "A temporary folder whose content moves to `path` when the block succeeds; `ValueError` if other files are there"
     _check_empty(path, old)
     with locked_folder(path, lambda: others_in(path)): # which removes what a killed writer had not moved yet
-        if not is_writing():
-            with TemporaryDirectory() as nowhere: yield Path(nowhere)
-            return
+        if not is_writing(): # rank 0 writes
+            with atomic(path/'new') as nowhere: return (yield nowhere.mkdir() or nowhere)
         _check_empty(path, old) # now nobody else writes
         for p in _moved(path): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
         tmp = temporary_folder(path)

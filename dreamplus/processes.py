@@ -137,6 +137,7 @@ def _few(place: str) -> str:
     "The innermost three functions"
     return ' < '.join(place.split(' < ')[1:4]) or 'your own code'
 
+# %% ../nbs/06_processes.ipynb #36272b2a
 class JoinedGroup(Group):
     "A group of several processes, of which this is one"
     patience = 10. # seconds: a network disk may show new files late
@@ -146,19 +147,15 @@ class JoinedGroup(Group):
 
     orphaned = property(lambda self: 'TORCHELASTIC_RUN_ID' in os.environ and os.getppid() != self.parent)
 
-    def meet(self):
-        "Wait for the other ranks; `Lost` if one does something else, for which it would wait forever"
+    def meet(self, value=None) -> list:
+        "The values of all ranks; `Lost` if one does something else, for which it would wait forever"
         found = [None]*self.world
-        with _together(): dist.all_gather_object(found, _place())
-        check_places(found)
+        with _together(): dist.all_gather_object(found, (_place(), value))
+        check_places([place for place, _ in found])
+        return [value for _, value in found]
 
     def wait(self): self.meet() # a barrier of gloo
-
-    def everyone(self, value):
-        self.meet()
-        found = [None]*self.world
-        with _together(): dist.all_gather_object(found, value)
-        return found
+    def everyone(self, value): return self.meet(value)
 
     def collect(self, value):
         self.meet()

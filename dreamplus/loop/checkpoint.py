@@ -22,10 +22,11 @@ from .callbacks import LoopCB, load_run_state, run_state
 from ..parallel import collect_state, own_state
 from ..processes import this_group
 
-# %% ../../nbs/64_loop.checkpoint.ipynb #3cb7ac4b
+# %% ../../nbs/64_loop.checkpoint.ipynb #8e621d01
 _STATE = {'at': Natural, 'model': dict(pixels=TensorOf(4)), 'rng': dict(cpu=TensorOf(1, torch.uint8)),
           'callbacks?': {str: dict}, 'opt?': {str: dict}, 'matchers?': {str: dict}} # the shape of a checkpoint
 
+# %% ../../nbs/64_loop.checkpoint.ipynb #3cb7ac4b
 class CheckpointCB(LoopCB):
     "Saves the state in `checkpoint/`: at the start, every `checkpoint_seconds`, at the end, and on an interrupt"
     order, run_valid = 100, True
@@ -69,12 +70,10 @@ class CheckpointCB(LoopCB):
     def save_if_due(self, report=False):
         "Write the state if it is time, at an early report, at the end of the run, or on an interrupt"
         if hasattr(self.learn, 'lr_finder'): return
-        over = self.dls.train.at >= self.dls.train.total
-        due = over or report or time.monotonic() - self.saved >= self.seconds
-        group = self.dls.deal.group
-        asked = group.everyone((self.stop or group.orphaned, due)) # a signal may come at any time
-        stop = any(stop for stop, _ in asked) # a signal to one process stops all
-        if stop or asked[0][1]: self.save() # rank 0 has the clock
+        due = self.dls.train.at >= self.dls.train.total or report or time.monotonic() - self.saved >= self.seconds
+        group = self.dls.deal.group # a signal may come at any time
+        asked = group.everyone((self.stop or group.orphaned, due))
+        if (stop := any(stop for stop, _ in asked)) or asked[0][1]: self.save() # by the clock of rank 0
         if stop: raise KeyboardInterrupt
     def after_fit(self): # a signal during the last checkpoint
         if any(self.dls.deal.group.everyone(self.stop)): raise KeyboardInterrupt

@@ -293,11 +293,9 @@ def network_bank(
             if is_writing() and not Bank(path).members: (path/'bank.json').unlink()
             raise
     found = Bank(path, bank_nets, stages)
-    members = this_group().agree(found.members) # a network disk may list new files late
-    found.members = [m._replace(file=path/m.file.name) for m in members]
-    found.load(make)
-    found.seconds = seconds
-    return found
+    listed = this_group().agree(found.members) # a network disk may list new files late
+    found.members, found.seconds = [m._replace(file=path/m.file.name) for m in listed], seconds
+    return found.load(make)
 
 # %% ../../nbs/27_nets.bank.ipynb #c11d6ee1
 def all_banks(
