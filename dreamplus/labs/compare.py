@@ -39,7 +39,7 @@ from ..nets.facts import network_facts
 from ..nets.zoo import network
 from ..parts import SELECTORS, chosen_parts, prepare_data
 from ..recipes import check_effect, method_colour, recipe
-from ..processes import dealt, this_group
+from ..processes import Failed, dealt, this_group
 from ..runs import RunFolder, append_record, check_new_folder, others_in, read_records
 from ..tables import interval, markdown_table, mean_std
 
@@ -168,7 +168,7 @@ def open(self: Comparison, runs: list) -> RunFolder: # Locked
     if not self.head: append_record(self.file, self.now)
     this_group().wait()
     self.head = self.head or self.now
-    self.records = {tuple(r[k] for k in Run._fields): r for r in load_comparison(out)}
+    self.records = {tuple(r[k] for k in Run._fields): r for r in this_group().agree(load_comparison(out))}
     return lock
 
 # %% ../../nbs/82_labs.compare.ipynb #b351d464
@@ -216,7 +216,8 @@ def experts(self: Comparison,
 def share_experts(self: Comparison, runs: list): # All processes train them, before the runs are dealt
     "Train the experts that the runs need"
     for run in runs:
-        with suppress(ValueError): self.experts(self.job(run)['args']) # `record` reports the error
+        if 'rows' in self.records.get(tuple(run), {}): continue # finished
+        with suppress(Failed): self.experts(self.job(run)['args']) # `record` reports the error
 
 # %% ../../nbs/82_labs.compare.ipynb #89a08a98
 @patch
