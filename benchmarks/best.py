@@ -1,4 +1,4 @@
-"""What makes `best`: its recipe with one change at a time, scored on a held-out tenth of the training images.
+"""What makes `best`: its recipe with one change at a time, scored on held-out training images.
 
     python -m benchmarks.best cifar10-jpeg --root FOLDER --ipc 10 --steps 205
 
@@ -17,7 +17,7 @@ from dreamplus.recipes import recipe
 
 from . import head, make_parser
 
-# `teach` multiplies the weight of the teacher; everything else is an argument of `distill`
+# `teach` multiplies the weight of the teacher, `method` replaces `best`, the others are arguments of `distill`
 CHANGES = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
            dict(factor=3, teach=1/4), dict(statistic='squares'), dict(statistic='waves'), dict(teach=1/3),
            dict(lr_schedule='constant'), dict(start='random'), dict(teacher='same'), dict(lr=5e-3), dict(lr=.02),
@@ -26,6 +26,11 @@ CHANGES = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(b
 # at 1 image per class, the weight of the teacher changes with the number of decoded images
 ONE = [{}, dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3), dict(factor=5, teach=1/3),
        dict(teach=0), dict(teach=1/3), dict(teach=10)]
+DIGITS = [{}, dict(statistic='embedding'), dict(statistic='squares'), dict(teach=0), dict(teach=.1), dict(teach=1/3),
+          dict(teach=3), dict(lr=.01), dict(lr=.06), dict(steps=100), dict(steps=1000), dict(bank_nets=1),
+          dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'), dict(start='random'),
+          dict(teacher='same'), dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate'),
+          dict(method='dream+')]
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
                nets=(2, 'networks for each accuracy'), first=(len(CHANGES), 'so many changes only'))
 
@@ -33,21 +38,21 @@ def overrides(change, data, ipc):
     "A change as arguments of `distill`"
     own = {k: v for k, v in change.items() if k != 'teach'}
     if 'teach' not in change: return own
-    terms = match_terms(recipe('best', data.name, ipc)['match'])
+    terms = match_terms(recipe('best', data, ipc)['match'])
     scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in terms]
     return own | dict(match=' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w))
 
 def measure(data, change, seed, a):
     "Accuracies of one set, and what it cost"
-    held = data.hold_out(.1, 0)
-    own = dict(width=a.width) | overrides(change, data, a.ipc)
-    dset = distill(held, 'best', a.ipc, seed=seed, steps=a.steps, log=None, **own)
+    held = data.hold_out(a.valid, 0)
+    own = dict(method='best', width=a.width, steps=a.steps) | overrides(change, data, a.ipc)
+    dset = distill(held, ipc=a.ipc, seed=seed, log=None, **own)
     scored = copy.copy(held)
     scored.test = held.valid
     [row] = score(dset, scored, n=a.nets, rows=('distilled',), seed=1000*seed)
     made = dset.provenance
     return dict(change=change, seed=seed, accs=row['accs'], steps=made['steps'], seconds=made['seconds'],
-                bank_seconds=made['bank']['seconds'])
+                bank_seconds=made.get('bank', {}).get('seconds', 0))
 
 def main():
     parser = make_parser('benchmarks.best', __doc__, 'study-best.json')
@@ -56,14 +61,16 @@ def main():
     for name, (default, text) in NUMBERS.items():
         parser.add_argument(f'--{name}', type=int, default=default, help=f'{text} [{default}]')
     parser.add_argument('--seeds', default='0,1,2', help='[0,1,2]')
+    parser.add_argument('--valid', type=float, default=.1, help='fraction of train that is held out [0.1]')
     a = parser.parse_args()
     data, seeds = load_data(a.data, **dict(root=a.root) if a.root else {}), [*map(int, a.seeds.split(','))]
-    if 'bank_nets' not in recipe('best', data.name, a.ipc): parser.error(f'`best` uses no network bank on {data.name}')
     keep_memory()
     cells = read_json(a.out)['cells'] if Path(a.out).exists() else []
-    record = head({data.name: data.digest}, seeds) | {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets')}
+    record = head({data.name: data.digest}, seeds)
+    record |= {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets', 'valid')}
+    changes = DIGITS if data.name == 'digits' else ONE if a.ipc == 1 else CHANGES
     for seed in seeds:
-        for change in (ONE if a.ipc == 1 else CHANGES)[:a.first]:
+        for change in changes[:a.first]:
             if any(c['change'] == change and c['seed'] == seed for c in cells): continue
             cells.append(measure(data, change, seed, a))
             print(cells[-1], flush=True)

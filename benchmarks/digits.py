@@ -1,4 +1,4 @@
-"""The arguments of the digits' recipe, and variations of them.
+"""The arguments of DREAM+ for the digits, and variations of them.
 
     python -m benchmarks.digits
 
@@ -36,7 +36,7 @@ def measure(data, change, seed, nets):
     "Accuracies on the validation split"
     held = data.hold_out(.35, seed)
     held = replace(held, test=held.valid)
-    dset = distill(held, ipc=1, seed=seed, log=None, **change)
+    dset = distill(held, 'dream+', ipc=1, seed=seed, log=None, **change)
     rows = score(dset, held, n=nets, rows=('distilled', 'random', 'k-means'), seed=1000*seed)
     return dict(change=change, seed=seed, accs={r['set']: r['accs'] for r in rows})
 

@@ -75,7 +75,7 @@ def distill(
     keep_memory()
     images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     given |= overrides(set, d.distill)
-    args = recipe(method, images.name, ipc, **split_start(given)[0])
+    args = recipe(method, images, ipc, **split_start(given)[0])
     name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
     with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
         say(f'{images}\n{method} ({_about(args)}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
@@ -312,7 +312,7 @@ def experts(
     keep_memory()
     images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     out = Path(out) if out else Path('experts')/images.name
-    if augment is None: augment = recipe('mtt', images.name)['augment']
+    if augment is None: augment = recipe('mtt', images)['augment']
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
                          batch=batch, lr=lr, arch=arch, width=width, norm=norm,
                          augment=augment, seed=seed, log=say)
@@ -353,7 +353,7 @@ def bank(
     keep_memory()
     images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     given |= dict(bank_folder=out, bank_nets=nets, bank_stages=stages) | overrides(set, bank)
-    args = recipe('best', images.name, ipc, networks='bank',
+    args = recipe('best', images, ipc, networks='bank',
                   **{k: v for k, v in given.items() if v is not None})
     images = build(prepare_data, args, data=images, device=device)
     found = result([Bank(make_bank(args, images, build(network, args, data=images), say).path)])

@@ -21,6 +21,7 @@ from dreamplus.nets.facts import network_facts
 from dreamplus.nets.zoo import ARCHS, network
 from dreamplus.parts import OPTIMISERS
 from dreamplus.recipes import recipe
+from dreamplus.synthetic import check_start
 
 HOW = BankTraining(16, bank_augment='crop')
 TINY = dict(ipc=1, width=8, outer=4, log=None, factor=1, bank_nets=2, bank_stages='4,8',
@@ -283,8 +284,18 @@ def test_the_result_counts_the_seconds_of_the_bank_separately(data, tmp_path):
         assert result['seconds']['bank_trained'] == dset.provenance['bank']['trained']
     assert dset.provenance['bank']['stages'] == [4, 8] and dset.provenance['bank']['nets'] == 2
 
-def test_best_is_dream_plus_on_the_digits():
-    for ipc in 1, 10: assert recipe('best', 'digits', ipc) == recipe('dream+', 'digits', ipc)
+# pixels, images of the smallest class, images per class, factor
+FACTORS = [(32, 16, 1, 4), (32, 15, 1, 2), (32, 3, 1, 1), (32, 16, 2, 2), (28, 40, 1, 2), (16, 40, 1, 2),
+           (15, 40, 1, 1), (96, 18, 2, 3)]
+
+@pytest.mark.parametrize(('size', 'least', 'ipc', 'factor'), FACTORS)
+def test_best_knows_the_size_and_the_number_of_images(size, least, ipc, factor):
+    "On unknown data: no decoded image is smaller than 8 pixels, and the real images suffice for the start"
+    split = torch.zeros(2*least + 1, 1, size, size), torch.arange(2*least + 1) // (least + 1)
+    data = load_data(split, test=split)
+    args = recipe('best', data, ipc)
+    assert args['factor'] == factor
+    check_start(data, ipc, factor, args['start'])
 
 def test_the_published_weight_follows_the_images_per_class():
     weights = [recipe('best', 'cifar10', ipc)['match'] for ipc in (1, 10)]

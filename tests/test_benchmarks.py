@@ -2,11 +2,12 @@
 import importlib
 import json
 import sys
+from itertools import pairwise
 
 import benchmarks.__main__
 import pytest
 import torch
-from benchmarks import attention, best, digits, loading, plans, scale, unseen
+from benchmarks import attention, best, digits, loading, plans, race, scale, unseen
 from PIL import Image
 
 from dreamplus import recipes
@@ -14,7 +15,8 @@ from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
 
-MODULES = '__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'plans', 'scale'
+MODULES = ('__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'networks', 'plans',
+           'race', 'scale')
 
 @pytest.mark.parametrize('name', MODULES)
 def test_help(name, monkeypatch, capsys):
@@ -72,8 +74,14 @@ def test_best(record, folder, monkeypatch):
     first = record(best, *options, '0')
     both = record(best, *options, '0,1')
     assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
-    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 0.45*teach')
-    with pytest.raises(SystemExit): record(best, 'digits')
+    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 3*teach')
+
+def test_race(record, folder):
+    "A curve begins before the first inner iteration and ends with the run; the bank is not part of the seconds"
+    found = record(race, folder, '--runs', 'idc:random,best', '--ipc', 1, '--steps', 2, '--width', 4, '--minutes', .001)
+    slow, ours = found['runs']
+    assert [p['step'] for p in ours['points']] == [0, 1, 2] and slow['bank_seconds'] == 0
+    for run in found['runs']: assert all(a['seconds'] <= b['seconds'] for a, b in pairwise(run['points']))
 
 def test_unseen(tmp_path):
     "Classes of CIFAR-10 are joined, and no image is lost"
@@ -112,7 +120,7 @@ def test_plans(record, monkeypatch):
             exec(self.code, dict(print=said.append)) # noqa: S102
             return said[0]
     monkeypatch.setattr(plans.subprocess, 'run', Done)
-    job = 'digits,outer=1,inner=2,width=4,batch_real=8,n_data=8,warm_epochs=0.0'
+    job = 'digits,method=dream+,outer=1,inner=2,width=4,batch_real=8,n_data=8,warm_epochs=0.0'
     check, = record(plans, job)['checks']
     assert check['job'] == job and all(v > 0 for v in check['ratio'].values())
     seconds = torch.tensor([p['seconds'] for p in check['plan']['parts']])

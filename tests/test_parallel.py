@@ -155,7 +155,8 @@ def test_started_again_by_torchrun(tmp_path):
     "The same command goes on; its store outlives the processes"
     store = dist.TCPStore('127.0.0.1', free_port(), is_master=True, wait_for_workers=False)
     agent = dict(MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True')
-    words = 'distill --outer 1 --inner 6 --set report=2 --set n_data=16 --set batch_real=8 --width 8 --nets 0'.split()
+    words = ('distill --method dream+ --outer 1 --inner 6 --width 8 --nets 0 --set report=2 --set n_data=16 '
+             '--set batch_real=8').split()
     def once(restart):
         return answers(start(2, tmp_path, *words, how=as_command, TORCHELASTIC_RESTART_COUNT=restart, **agent))
     (status, said, _), (other, silent, _) = once('0')
@@ -163,7 +164,7 @@ def test_started_again_by_torchrun(tmp_path):
     (tmp_path/said.split()[-1]/'distilled.json').unlink() # as if it had been killed then
     (_, again, _), _ = once('1')
     assert again.split()[-1] == said.split()[-1]
-    assert [p.name for p in (tmp_path/'runs').iterdir()] == ['digits-best-ipc1-seed0']
+    assert [p.name for p in (tmp_path/'runs').iterdir()] == ['digits-dream+-ipc1-seed0']
     logs = [(tmp_path/said.split()[-1]/f'log-{rank}.txt').read_text() for rank in range(2)]
     assert all('iteration       loss' in log for log in logs)
 

@@ -165,8 +165,8 @@ def test_killed_again_and_again(tmp_path, undisturbed):
 
 # Stopped, and side by side: what a shell sees
 
-LONGER = ('distill --outer 2 --inner 15 --width 8 --nets 0 --set n_data=32 --set report=4 --set interval=10 '
-          '--set batch_real=8 --set warm_epochs=0 --seed 3 --out').split()
+LONGER = ('distill --method dream+ --outer 2 --inner 15 --width 8 --nets 0 --set n_data=32 --set report=4 '
+          '--set interval=10 --set batch_real=8 --set warm_epochs=0 --seed 3 --out').split()
 
 def wait_for(path, alive):
     while not path.exists() and alive(): time.sleep(.005)

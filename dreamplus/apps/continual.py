@@ -63,7 +63,7 @@ class Course:
         self.device, self.chooser = pick_device(device), lru_cache(plan['steps'])(self.make_chooser)
         self.seen = lru_cache(plan['steps'])(self.load_seen) # of one class order
         given, named = plan['overrides'], [*arguments(network), 'eval_augment', 'eval_mix']
-        args = recipe('dm', data.name, **{k: v for k, v in given.items() if k in named})
+        args = recipe('dm', data, **{k: v for k, v in given.items() if k in named})
         self.learner = build(evaluation, args, **args | dict(paper='', zca=None))
         continual_args(plan['protocol'], self.learner, data.name, **plan['training'])
 
@@ -217,7 +217,7 @@ def check(self: Course, chains: list):
     for apart, wanted in methods.items():
         data, folder = (self.new(0, 0), 'order0-step0') if apart else (self.whole(), 'joint')
         self.runs(data, folder).check([Run(method, n, 0) for method, n in wanted])
-    if not methods: recipe('dm', self.data.name, **p['overrides'])
+    if not methods: recipe('dm', self.data, **p['overrides'])
 
 # %% ../../nbs/92_apps.continual.ipynb #63bf56d2
 _HEAD = {'continual': Count, 'dataset': str, 'classes': [str], 'protocol': str}

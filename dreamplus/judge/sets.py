@@ -36,7 +36,7 @@ def with_evaluation(
         known[name].check(net[name])
     method = dset.provenance.get('method')
     method = method if method in METHODS else 'best'
-    args = recipe(method, data.name, max(1, round(dset.ipc)), **net)
+    args = recipe(method, data, max(1, round(dset.ipc)), **net)
     whole = build(evaluation, args, **args | dict(paper=METHODS[method].family, zca=None))
     dset.evaluation = whole | dset.evaluation | net
     return dset

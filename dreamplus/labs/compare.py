@@ -66,14 +66,14 @@ class Comparison:
         self.device, self.file = pick_device(device), out/'records.jsonl'
         self.head, *_ = _read(self.file) if self.file.exists() else [{}]
         shared = () if plan['protocol'] == 'paper' else ('eval_augment', 'eval_mix')
-        own = recipe('dm', data.name) | plan['overrides']
+        own = recipe('dm', data) | plan['overrides']
         self.evaluation = {k: own[k] for k in shared}
 
     def known(self, run: Run) -> dict:
         "The given arguments that have an effect with the method of `run`"
         given = self.plan['overrides']
         match = {k: v for k, v in given.items() if k == 'match'}
-        args = recipe(run.method, self.data.name, run.ipc, **match)
+        args = recipe(run.method, self.data, run.ipc, **match)
         args |= {k: v for k, v in given.items() if k in SELECTORS and k in args}
         parts = chosen_parts(args)
         args = {k: a.default for k, a in union(parts).items()} | args
@@ -87,7 +87,7 @@ class Comparison:
         "The arguments for `distill`"
         given = self.known(run)
         if steps := self.plan['steps']:
-            inner = recipe(run.method, self.data.name, run.ipc, **given)['inner']
+            inner = recipe(run.method, self.data, run.ipc, **given)['inner']
             given = dict(report=max(1, steps//10)) | given | dict(outer=math.ceil(steps/inner))
         return self.evaluation | given
 
@@ -280,7 +280,7 @@ def check(self: Comparison, runs: list):
     known = set().union(*map(self.known, runs), self.head.get('plan', {}).get('overrides', {})) # also earlier runs
     for name, value in ((k, v) for k, v in given.items() if k not in known):
         match = {k: v for k, v in given.items() if k == 'match'}
-        recipe(runs[0].method, self.data.name, **match | {name: value}) # raises with the reason
+        recipe(runs[0].method, self.data, **match | {name: value}) # raises with the reason
         raise ValueError(f'{name!r} has no effect with any of these methods; remove it')
     rehearsed, found = set(), load_comparison(self.out) if self.head else []
     finished = {tuple(r[k] for k in Run._fields) for r in found if 'failed' not in r}

@@ -97,7 +97,7 @@ def _header(data, job, levels, fixed, overrides):
     options = [f'--{k} {",".join(map(str, v))}' for k, v in levels.items()]
     options += [f'--{k} {v}' for k, v in fixed.items() if v is not None]
     options += [f'--set {k}={v}' for k, v in overrides.items()]
-    args = recipe('dream+', data.name, fixed['ipc'], fixed['factor']) | overrides
+    args = recipe('dream+', data, fixed['ipc'], fixed['factor']) | overrides
     args = {k: v for k, v in args.items() if k not in (*LEVELS, 'warm_epochs')}
     with seeded(0): net = build(network, job['args'], data=data)()
     return dict(study='iterations', dataset=data.name, data=data.digest,
@@ -113,7 +113,7 @@ def _changes(data, setting, fixed, overrides):
     warm = setting['warm']
     levels |= dict(networks='bank') if warm == 'bank' else dict(warm_epochs=warm)
     levels['outer'] = fixed['outer']
-    own = recipe('dream+', data.name, fixed['ipc'], fixed['factor'], **levels)
+    own = recipe('dream+', data, fixed['ipc'], fixed['factor'], **levels)
     every = {name for part in all_parts().values() for name in arguments(part)}
     return levels | {k: v for k, v in overrides.items() if k in own or k not in every}
 

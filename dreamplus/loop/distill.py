@@ -75,7 +75,7 @@ def make_job(
     if minutes is not None and overrides.get('outer') is None:
         overrides = overrides | dict(outer=10**6) # the budget ends the run
     overrides, earlier = split_start({k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()})
-    args = recipe(method, data.name, max(counts), factor, **overrides)
+    args = recipe(method, data, max(counts), factor, **overrides)
     # a resumed run may have another working directory
     args |= {k: os.path.abspath(Path(v).expanduser()) for k, v in folder_arguments(args).items()}
     if taken := (inspect.signature(make_job).parameters.keys() - {'factor'}) & args.keys():
