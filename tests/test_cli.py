@@ -14,12 +14,11 @@ import sys
 import threading
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sklearn.datasets
 import torch
 from filelock import FileLock
 from notebooks import ROOT
@@ -43,15 +42,15 @@ from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.parts import all_parts
 from dreamplus.recipes import METHODS, recipe
 
-TINY = shlex.split('distill --method dream+ --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8')
+TINY = shlex.split('distill --method dream+ --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8 '
+                   '--set warm_epochs=.1')
 
 @pytest.fixture(scope='module', autouse=True)
 def quick():
-    "A short protocol; the digits are read once; one thread, since two wait for each other where something else runs"
+    "A short protocol; one thread, since two wait for each other where something else runs"
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PROTOCOLS, 'quick', dict(epochs=3, steps=5))
-        patch.setattr(sklearn.datasets, 'load_digits', cache(sklearn.datasets.load_digits))
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(threads)
@@ -584,7 +583,7 @@ def test_truncated_file(finished, file, names):
 def test_edited_run(finished, monkeypatch, file, path, names):
     "What was changed by hand ends in a line, or does no harm, whatever it was"
     monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=0, steps=1))
-    argv = dict(show=[], evaluate=['--nets', 2, '--rows', 'distilled'], scores=['--nets', 1, '--archs', 'mlp'],
+    argv = dict(show=[], evaluate=['--nets', 1, '--rows', 'distilled'], scores=['--nets', 1, '--archs', 'mlp'],
                 resume=['--nets', 0])
     good, said = read_json(finished/file), []
     for value in None, 'x', {}, [], -1:
@@ -680,7 +679,8 @@ def test_file_too_large(here, size):
         assert sorted(p.name for p in contents(here/'runs'/'a')) == ['checkpoint', 'run.json', 'start.safetensors']
         done('resume', 'runs/a', '--nets', 0)
 
-def test_images_that_no_row_can_have():
+def test_images_that_no_row_can_have(monkeypatch):
     "A set larger than a class has no rows of real images of equal storage"
+    monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=0, steps=1))
     done(*TINY, '--start', 'noise', '--ipc', 123, '--set', 'limit=2', '--nets', 1, '--out', 'run')
     assert [row['set'] for row in read_json('run/result.json')['rows']] == ['distilled', 'start', 'full']

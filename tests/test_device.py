@@ -59,6 +59,7 @@ def there(monkeypatch):
 
 def distilled(data, name, device, inner=3):
     own = dict(method=name, factor=1, width=4, outer=1, inner=inner, report=inner, batch_real=6)
+    if 'arch' not in CASES[name]: own |= dict(depth=2)
     few = {} if CASES[name].get('method', name) in ('dc', 'dsa') else dict(n_data=12)
     return distill(data, device=device, log=None, **own | few | dict(lr=.5) | CASES[name])
 
@@ -90,7 +91,7 @@ def test_trajectories_there(data, tmp_path, method):
 def test_a_bank_there(data, tmp_path):
     "trained, with its statistics, and used: as on the CPU, and the host waits no more often for more updates"
     def best(device, outer):
-        own = dict(width=4, factor=1, bank_nets=1, bank_stages='3,6', stat_images=20)
+        own = dict(width=4, depth=1, factor=1, bank_nets=1, bank_stages='3,6', stat_images=20)
         own |= dict(bank_folder=f'{tmp_path}/{device}')
         return distill(data, 'best', device=device, outer=outer, report=outer, log=None, **own)
     with Elsewhere(): best(AWAY, 2) # which trains the bank
@@ -108,7 +109,7 @@ class StopCB(Callback):
 @pytest.mark.filterwarnings('ignore:.*to a meta parameter') # torch thinks so
 def test_a_run_there(data, tmp_path, monkeypatch):
     "its folder, stopped and resumed; its validation, its table, and a plan before it"
-    own = dict(device=AWAY, width=4, factor=1, batch_real=6, n_data=12, outer=2, inner=2, report=2)
+    own = dict(device=AWAY, width=4, depth=1, factor=1, batch_real=6, n_data=12, outer=2, inner=2, report=2)
     short, held = dict(epochs=0, steps=4), data.hold_out(.2)
     table = dict(n=1, rows=('distilled', 'random'), cache=False, **short)
     monkeypatch.setattr(dreamplus.labs.plan, 'machine_peak', partial(machine_peak, n=64)) # a GPU's takes long here

@@ -15,8 +15,8 @@ from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.match.experts import train_experts
 from dreamplus.synthetic import SyntheticSet, decode
 
-TINY = dict(outer=2, inner=3, width=8, factor=1, batch_real=4, n_data=8, net_batch=8, augment='', net_augment='',
-            net_mix=0., distance='mse', per_class_steps=False, momentum=0., lr_base=None, lr=.01)
+TINY = dict(outer=2, inner=3, width=8, depth=2, factor=1, batch_real=4, n_data=8, net_batch=8, augment='',
+            net_augment='', net_mix=0., distance='mse', per_class_steps=False, momentum=0., lr_base=None, lr=.01)
 UNEVEN = [1, 3, 2]
 
 @pytest.fixture(scope='module')

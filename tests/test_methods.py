@@ -15,7 +15,7 @@ from dreamplus.nets.zoo import create_net, has_batch_norm
 from dreamplus.recipes import METHODS, recipe
 
 PATHS = 'mtt', 'tesla'
-LEAST = dict(ipc=2, width=8, inner=2)
+LEAST = dict(ipc=2, width=8, depth=2, inner=2)
 TINY = LEAST | dict(batch_real=6, net_batch=8)
 CHANGES = {'representative': dict(sampler='representative'), 'subcluster': dict(sampler='subcluster', subsample=3),
            'start': dict(start='k-means'), 'noise': dict(start='noise'), 'adam': dict(optimiser='adam'),
@@ -30,8 +30,8 @@ def data(): return load_data(toy_images(classes=3, per_class=30, size=16))
 @pytest.fixture(scope='module')
 def experts(data, tmp_path_factory):
     out = tmp_path_factory.mktemp('experts')
-    return dict(experts=str(train_experts(data, out, n=1, epochs=3, width=8, log=None).path), max_start=1, syn_steps=2,
-                expert_epochs=1, zca=False)
+    experts = train_experts(data, out, n=1, epochs=3, width=8, depth=2, log=None)
+    return dict(experts=str(experts.path), max_start=1, syn_steps=2, expert_epochs=1, zca=False)
 
 def moved(data, method, **kw):
     "The pixels after a run of four inner iterations, and how far they are from where they began"
@@ -48,7 +48,7 @@ ASKED = [(m, name, CHANGES[name]) for m, name in zip(LOOKING*2, cycle(CHANGES))]
 
 @pytest.mark.parametrize('method, change', [(m, c) for m, _, c in ASKED], ids=[f'{m}, {name}' for m, name, _ in ASKED])
 def test_any_sampler_start_and_loss(data, method, change):
-    few = dict(n_data=12) if METHODS[method].args.get('networks') != 'synthetic' else {}
+    few = dict(n_data=12) if METHODS[method].args.get('networks') != 'synthetic' else dict(net_epochs=1)
     assert moved(data, method, **TINY | few | change)[1] > 0
 
 @pytest.mark.parametrize('method, change', [
@@ -134,7 +134,7 @@ def apart_l2(net, real, syn): # IDC's: each class is a batch of its own
     return loss
 
 @pytest.mark.parametrize('method, by_hand, mixes, change', [
-    ('dm', joint_embedding, True, {}), ('dc', rowwise_cosine, False, {}),
+    ('dm', joint_embedding, True, {}), ('dc', rowwise_cosine, False, dict(net_epochs=1)),
     ('idc', apart_l2, True, dict(n_data=12, factor=1, distance='mse', net_augment=''))])
 def test_batch_norm_as_each_code_has_it(data, method, by_hand, mixes, change):
     "DM: over all classes. DC and DSA: frozen, so that chunks make no difference. IDC: within a class."
@@ -145,13 +145,15 @@ def test_batch_norm_as_each_code_has_it(data, method, by_hand, mixes, change):
 
 def test_choices_of_gradients_and_blocks(data):
     "What DC's and IDC's codes offer beside their own choice"
-    pixels = lambda **change: moved(data, 'dc', **TINY | change)[0]
+    pixels = lambda **change: moved(data, 'dc', net_epochs=1, **TINY | change)[0]
     usual, last = pixels(), pixels(match='feature')
     for change in dict(bias=True), dict(flat=True), dict(bias=True, flat=True):
         assert not torch.equal(pixels(**change), usual)
     assert not torch.equal(pixels(match='feature', block=0), last)
 
-@pytest.mark.parametrize('method, own', [('dream+', dict(n_data=12, warm_epochs=0.)), ('dsa', {}), ('atom', {})])
+SOME = [('dream+', dict(n_data=12, warm_epochs=0.)), ('dsa', dict(net_epochs=1)), ('atom', {})]
+
+@pytest.mark.parametrize('method, own', SOME)
 def test_chunks_change_nothing_but_rounding(data, method, own):
     "in a whole run, with classes in turn, choices, limits and augmentation"
     pixels = lambda chunk, limit=1: moved(data, method, **TINY | own, class_batch=2, chunk=chunk, limit=limit)[0]

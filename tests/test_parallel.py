@@ -72,7 +72,8 @@ REAL = FEW | dict(n_data=16, batch_real=4, net_batch=8)
 ONCE = FEW | dict(inner=1, outer=3, batch_real=8)
 BANK = FEW | dict(inner=1, outer=3, networks='bank', match='statistics + 3*teach', teacher='last', shared_draw=False,
                   bank_nets=2, bank_stages='2,5', stat_images=5, optimiser='adam', lr=.01, lr_schedule='cosine')
-METHODS = {'dream+': REAL, 'best': BANK, 'dm': ONCE, 'datadam': ONCE | dict(ipc=[1, 2, 1, 1, 3]),
+METHODS = {'dream+': REAL | dict(warm_epochs=.02), 'best': BANK, 'dm': ONCE,
+           'datadam': ONCE | dict(ipc=[1, 2, 1, 1, 3]),
            'dream': REAL | dict(class_batch=2, interval=2), # some inner iterations have no class of a process
            'idc': REAL | dict(factor=2, ipc=2, optimiser='adamw', pixel_wd=.1, label_lr=.1),
            'dsa': FEW | dict(net_epochs=1, batch_real=4, net_batch=8)}
@@ -113,7 +114,7 @@ class SignalCB(Callback):
             (self.learn.path/'signal').touch()
             os.kill(os.getpid(), self.number)
 
-RUN = REAL | dict(outer=2, inner=5, report=5, interval=2)
+RUN = REAL | dict(warm_epochs=.02, outer=2, inner=5, report=5, interval=2)
 
 def begin(out, *cbs):
     distill(load_data('digits'), 'dream+', out=out, cbs=cbs, checkpoint_seconds=0., **RUN)
@@ -165,7 +166,7 @@ def test_started_again_by_torchrun(tmp_path):
     store = dist.TCPStore('127.0.0.1', free_port(), is_master=True, wait_for_workers=False)
     agent = dict(MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True')
     words = ('distill --method dream+ --outer 1 --inner 6 --width 8 --nets 0 --set report=2 --set n_data=16 '
-             '--set batch_real=8').split()
+             '--set batch_real=8 --set warm_epochs=.1').split()
     def once(restart):
         return answers(start(2, tmp_path, *words, how=as_command, TORCHELASTIC_RESTART_COUNT=restart, **agent))
     (status, said, _), (other, silent, _) = once('0')
@@ -269,7 +270,7 @@ def jobs(run, folder):
     result = evaluate_run(run, digits, 'quick', 2, ('distilled', 'random'), again=True, cache=False, **TRAINING)
     compared = compare(digits, ['dm', 'dream+', 'mtt'], (1,), out=folder/'compared', steps=2, nets=1, training=TRAINING,
                        rows=('distilled',), experts=dict(n=2, epochs=1), syn_steps=1, max_start=1, expert_epochs=1,
-                       **small)
+                       warm_epochs=.1, **small)
     studied = study(digits, folder/'study', (0, 1), 1, 1, ('random',), ('random',), warms=(0,), nets=1, steps=5,
                     n_data=8, inner=2, **small)
     experts = train_experts(digits, folder/'experts', 3, epochs=1, width=8, log=None)

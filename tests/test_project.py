@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_notebooks_name_no_machine():
 # Floors: a module stands on lower numbers only
 
 def dotted(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+@cache
 def parsed(path): return ast.parse(path.read_text(encoding='utf-8'))
 
 def imports(path):

@@ -37,7 +37,7 @@ class Moving(Matcher):
         with torch.no_grad(): self.scale.add_(self.pace*own.sign()), self.seen.lerp_(loss.mean(), .5)
         return dict(moving=self.scale.detach()*loss/(1 + self.seen))
 
-SMALL = dict(outer=2, inner=5, report=4, width=8, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)
+SMALL = dict(outer=2, inner=5, report=4, width=8, depth=1, n_data=16, net_batch=8, batch_real=4, lr=10., log=None)
 RUNS = {
     'dream+': ('dream+', SMALL | dict(interval=2, warm_epochs=.5, per_class_steps=False)), # momentum of weight
     'some classes': ('dream', SMALL | dict(interval=2, candidates=6, class_batch=2)), # each with a choice of its own
@@ -284,7 +284,7 @@ def test_data_that_can_be_loaded_again(tmp_path):
 
 # Elsewhere, for longer, and from earlier sets
 
-FEW = dict(inner=2, report=2, width=8, n_data=16, net_batch=8, batch_real=4, log=None)
+FEW = dict(inner=2, report=2, width=8, depth=1, n_data=16, net_batch=8, batch_real=4, log=None)
 
 def images(folder, seed=0):
     "A folder of 3 classes of images"

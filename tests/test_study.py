@@ -23,7 +23,7 @@ from dreamplus.loop.distill import distill
 from dreamplus.nets.zoo import ARCHS
 from dreamplus.runs import read_records
 
-TINY = dict(width=8, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
+TINY = dict(width=8, depth=1, inner=2, factor=1, batch_real=8, n_data=16, lr=.3, lr_base=8)
 ONE = dict(seeds=(0,), starts=('k-means',), samplers=('random',), matches=('gradient',), warms=(1,))
 HALF = dict(matches=('gradient',), warms=(1,))
 QUICK = dict(outer=2, every=1, nets=1, steps=3, log=None, **TINY)
@@ -226,7 +226,7 @@ def quick_paper(monkeypatch):
     for name in protocols.PAPERS: monkeypatch.setitem(protocols.PAPERS, name, dict(epochs=0, steps=3))
     monkeypatch.setitem(protocols.PROTOCOLS, 'paper', dict(epochs=0, steps=3))
 
-SMALL = dict(width=8, outer=2, inner=2, batch_real=8, n_data=16)
+SMALL = dict(width=8, depth=1, outer=2, inner=2, batch_real=8, n_data=16)
 
 def test_a_reproduction_runs_once_and_is_read_again(data, quick_paper, tmp_path):
     for name, factor in {'dm/cifar10/ipc1': 1, 'dream+/cifar10/ipc10': 2, 'idc/cifar10/ipc1/factor1': 1}.items():
@@ -272,7 +272,7 @@ def test_every_published_accuracy_is_listed_and_has_a_cost(capsys):
 
 def test_a_changed_network_needs_another_folder(data, tmp_path, monkeypatch):
     quick = QUICK | dict(arch='mine', outer=1)
-    quick.pop('width')
+    for name in 'width', 'depth': quick.pop(name)
     def run(act):
         def mine(channels, classes, size):
             return nn.Sequential(nn.Conv2d(channels, 4, 3), act(), nn.Flatten(), nn.Linear(144, classes))

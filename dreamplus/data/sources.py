@@ -47,6 +47,7 @@ def _from_digits(fit, fraction, seed):
     x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
     return [from_arrays(x, y, fit), from_arrays(x_test, y_test, fit)]
 
+# %% ../../nbs/16_data.sources.ipynb #09194a86
 def _gunzip(folder):
     "Unpack each .gz file that is not unpacked yet"
     for gz in folder.glob('*.gz'):
