@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from fastcore.docments import docments
 
 from . import __version__
-from .arguments import brief
 from .messages import nearest
 
 # %% ../nbs/93_options.ipynb #912a68bc
@@ -26,15 +25,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f'{shorten(message, 300)}; see `{self.prog} --help`')
 
+def _brief(value):
+    "`brief`, for messages only: its module imports torch, which takes seconds"
+    from dreamplus.arguments import brief
+    return brief(value)
+
 def _whole(text):
     "Read a whole number"
     try: return int(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a whole number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{_brief(text)} is not a whole number') from None
 
 def _number(text):
     "Read a number"
     try: return float(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{brief(text)} is not a number') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{_brief(text)} is not a number') from None
 
 def _add_option(parser, name, p, option=False): # p: anno, default, docment
     "The option or the positional argument for one argument of a command; with `option`, never positional"
@@ -181,7 +185,7 @@ def read_numbers(text: str, kind=int) -> tuple:
     try: return tuple(map(kind, text.split(',')))
     except ValueError:
         whole = 'whole '*(kind is int)
-        raise ValueError(f'{brief(text)} is not a list of {whole}numbers; write 0,1,2') from None
+        raise ValueError(f'{_brief(text)} is not a list of {whole}numbers; write 0,1,2') from None
 
 def read_epochs(text: str):
     "A number of epochs, whole where it is whole; or `bank`"
@@ -196,7 +200,7 @@ def overrides(
     out = {}
     for pair in pairs or []:
         name, eq, value = pair.partition('=')
-        if not eq: raise ValueError(f'--set {brief(pair)} must be NAME=VALUE, for example lr=0.1')
+        if not eq: raise ValueError(f'--set {_brief(pair)} must be NAME=VALUE, for example lr=0.1')
         own = inspect.signature(of).parameters if of else ()
         if name in own and name not in ('experts', 'factor'):
             raise ValueError(f'--set {pair!r} is not an argument of a part; see `dreamplus '

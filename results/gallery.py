@@ -38,7 +38,7 @@ def draw(data, dset):
         ax.set_title(title, fontsize=13, loc='left', pad=24 if ax is axs[0] else 6)
         ax.axis('off')
     side = image_grid(parts[0], cell=96).shape[1]/data.n_classes
-    for c, name in enumerate(data.classes): axs[0].text(side*(c + .5), -6, name, ha='center', fontsize=11)
+    for c, name in enumerate(data.classes): axs[0].text(side*(c + .5), -6, name, ha='center', fontsize=12)
     fig.subplots_adjust(left=0, right=1, bottom=0, top=1 - .55/(n + 2.9), hspace=.7/(n + 2))
     fig.savefig(HERE.parent/'nbs'/'images'/f'gallery-ipc{ipc}.png', dpi=100)
 

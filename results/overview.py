@@ -1,4 +1,4 @@
-"""`nbs/images/overview.png`, the picture of the README, from `results/digits-ipc1`:
+"""`nbs/images/overview.png`, the picture of the README, from `results/best-digits-ipc1`:
 
     python results/overview.py
 
@@ -20,7 +20,7 @@ from dreamplus.distilled import load_distilled
 from dreamplus.judge.protocols import protocol_args, train_fresh
 from dreamplus.labs.study import load_study
 
-folder = Path(__file__).parent/'digits-ipc1'
+folder = Path(__file__).parent/'best-digits-ipc1'
 [record] = load_study(folder, seed=0)
 data, dset = load_data('digits'), load_distilled(folder)
 p = protocol_args('quick', dset.evaluation, data.name, len(data.train)/data.n_classes, data.n_classes)

@@ -1,5 +1,6 @@
 "Where things are, where random numbers begin; and a cache of our own, so that no test touches the user's."
 import gc
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from notebooks import ROOT
 def pytest_collection_finish():
     "Collections of garbage, and the end, pass over the million objects of torch: 20 seconds less"
     gc.freeze()
+    if 'processes' in sys.modules: sys.modules['processes'].start_server()
 
 @pytest.fixture(autouse=True)
 def seed():

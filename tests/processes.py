@@ -1,19 +1,37 @@
 """Processes that a test may kill. They are forked from a server that has imported the package and computed nothing,
 so that one begins in milliseconds and is otherwise like any other.
 """
+import importlib
 import io
 import multiprocessing
 import os
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+import warnings
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from multiprocessing import forkserver, resource_tracker
+from unittest import mock
 
 from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['dreamplus.loop.distill', 'dreamplus.judge.evaluate', 'sklearn.datasets',
-                                 'sklearn.model_selection', 'torch._dynamo']) # the last is imported by any optimiser
+USED = ('dreamplus.loop.distill', 'dreamplus.judge.evaluate', 'sklearn.datasets', 'sklearn.model_selection',
+        'torch._dynamo') # the last is imported by any optimiser
+
+def start_server():
+    """Fork the server from this process, before any test: a new Python would import all that takes seconds once more"""
+    def fork(path, args, fds):
+        if pid := os.fork(): return pid
+        with suppress(BaseException):
+            for fd in map(int, os.listdir('/proc/self/fd')):
+                if fd > 2 and fd not in fds:
+                    with suppress(OSError): os.close(fd) # the last user of a pipe ends the server
+            exec(args[-1], {}) # noqa: S102
+        os._exit(0)
+    for name in USED: importlib.import_module(name)
+    resource_tracker.ensure_running()
+    with mock.patch('multiprocessing.util.spawnv_passfds', fork): forkserver.ensure_running()
 
 class Process:
     "`f(*args)` in a process of its own, begun at once"
@@ -57,6 +75,9 @@ def forked(code, folder, **env):
         try:
             os.chdir(folder)
             os.environ |= env
+            importlib.reload(warnings).resetwarnings() # pytest records them
+            for kind in DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning:
+                warnings.simplefilter('ignore', kind) # as Python does
             for name in [m for m in sys.modules if m.split('.')[0] == 'dreamplus']: del sys.modules[name]
             exec(code, {'__name__': '__main__'}) # noqa: S102
             status = 0

@@ -1,7 +1,5 @@
 "What a user gets: a package that installs from its source archive and runs, and a README whose example runs twice."
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -10,6 +8,7 @@ from email.parser import Parser
 import nbformat
 import pytest
 from notebooks import NBS, ROOT, body
+from processes import forked
 from test_project import MODULES, refuse, run
 
 BUILD = 'import sys; from setuptools import build_meta as b; getattr(b, "build_" + sys.argv[1])(sys.argv[2])'
@@ -47,17 +46,18 @@ def test_the_page_on_pypi_has_links_that_work(wheel):
 
 USE = """
 import sys
+sys.path.insert(0, WHEEL)
 from importlib.metadata import distribution
 from pathlib import Path
 import dreamplus
-assert dreamplus.__file__.startswith(sys.argv[1]), dreamplus.__file__
+assert dreamplus.__file__.startswith(WHEEL), dreamplus.__file__
 ROWS = 'distilled', 'random'
-for _ in range(2): exec(sys.argv[2])
+for _ in range(2): exec(EXAMPLE)
 assert len([*Path().glob('digits-ipc1-png/*/*.png')]) == 10
 print(scores._repr_markdown_())
 assert dset._repr_png_().startswith(b'\\x89PNG')
 [command] = distribution('dreamplus').entry_points.select(group='console_scripts')
-sys.exit(command.load()('distill digits --outer 1 --set inner=1 --width 8 --nets 0 --out run'.split()))
+assert command.load()('distill digits --outer 1 --set inner=1 --width 8 --nets 0 --out run'.split()) == 0
 """
 
 def test_the_installed_package_runs_the_example_twice_and_the_command(wheel, tmp_path):
@@ -66,12 +66,8 @@ def test_the_installed_package_runs_the_example_twice_and_the_command(wheel, tmp
     short = example.replace('ipc=1)', 'ipc=1, outer=1, inner=1, width=8, log=None)')
     short = short.replace('n=3)', 'n=2, steps=2, rows=ROWS)')
     assert short.count('outer=1') == short.count('rows=ROWS') == 1
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
-    env |= dict(PYTHONPATH=str(wheel), OMP_NUM_THREADS='1')
-    command = sys.executable, '-c', USE, wheel, short
-    done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert 'Warning' not in done.stderr
-    assert sum(line.startswith('distilled ') for line in done.stdout.split('\n')) == 2 # print(scores), twice
-    assert '| set | test accuracy, % |' in done.stdout
+    status, said = forked(f'WHEEL, EXAMPLE = {str(wheel)!r}, {short!r}' + USE, tmp_path)
+    assert status == 0 and 'Warning' not in said, said
+    assert sum(line.startswith('distilled ') for line in said.split('\n')) == 2 # print(scores), twice
+    assert '| set | test accuracy, % |' in said
     assert (tmp_path/'run'/'distilled.safetensors').is_file()

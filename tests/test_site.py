@@ -1,7 +1,10 @@
 "The site, as `nbdev_docs` hands it to Quarto: no text is lost, every link and anchor leads somewhere, pages fit."
+import base64
+import json
 import posixpath
 import re
 import shlex
+from collections import Counter
 from html import unescape
 
 import pytest
@@ -54,6 +57,56 @@ def test_pictures_have_a_text(site):
     without = [(name, tag) for name, tag in found if not re.search(r'alt="[^"]{8,}"', tag)]
     refuse([(name, re.sub(r'base64,\S+', '...', tag)[:90]) for name, tag in without],
            'pictures without alt text; write #| fig-alt: in their cell')
+
+def figures():
+    "(page, cell) of every code cell, with the width in pixels at which its pictures are shown on the site"
+    for page in PAGES:
+        for cell in json.loads(page.path.read_text(encoding='utf-8'))['cells']:
+            for out in cell.get('outputs', []):
+                if picture := out.get('data', {}).get('image/png'):
+                    width = int.from_bytes(base64.b64decode(''.join(picture)[:64])[16:20])
+                    yield page, ''.join(cell['source']), out['metadata'].get('image/png', {}).get('width', width)
+
+def test_type_in_figures_has_10_points():
+    # matplotlib's own 100 dots per inch and 10 points are 10.4 points on a page, unless the column shrinks the figure
+    column = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['html']['grid']['body-width']
+    widest = (int(column.removesuffix('px')) - 50)*100/96
+    refuse([(page, width) for page, _, width in figures() if width > widest], 'pictures wider than the column')
+    rule = re.compile(r"figure\.dpi|\bdpi=(?!100\b)\d|(?:fontsize|labelsize)=(?:\d(?!\d)|'(?:x+-)?small)")
+    small = [(page, line) for page in PAGES for cell in page.code for line in cell.split('\n') if rule.search(line)]
+    refuse(small, 'figures with type below 10 points; leave dpi and sizes to matplotlib')
+
+def test_no_picture_is_shown_twice_on_a_page(site):
+    shown = Counter((name, data) for name, (_, html) in site.items()
+                    for data in re.findall(r'base64,([^"]{500,})', html))
+    refuse([name for (name, _), n in shown.items() if n > 1], 'pictures that repeat another')
+
+def test_outputs_are_plain_text(site):
+    debris = re.compile(r'\x1b\[|\r(?!\n)|^<[\w.]+ .*at 0x|(?:User|Future|Deprecation)Warning:', re.M)
+    texts = [(page, ''.join(out.get('text', ()) or out.get('data', {}).get('text/plain', ())))
+             for page in PAGES for cell in page.cells for out in cell.get('outputs', ())
+             if not {'text/html', 'text/markdown'} & {*out.get('data', ())}]
+    refuse([(page, found[0]) for page, text in texts if (found := debris.search(text))], 'outputs that nobody reads')
+
+def test_options_in_prose_are_code(site):
+    code = re.compile(r'<pre.*?</pre>|<code.*?</code>|<[^>]*>', re.S)
+    found = [(name, option) for name, (_, html) in site.items()
+             for option in re.findall(r'(?<![\w-])--[a-z]\w*', code.sub('', html))]
+    refuse(found, 'options in prose, whose two hyphens become a dash')
+
+def test_parts_of_pages_survive_pandoc(site):
+    refuse([name for name, (_, html) in site.items() if '<div>' in html], 'div without a class, which pandoc drops')
+    glued = re.compile(r'^(?![*-] |\d+\. | |\||$).*\n(?:[*-]|\d+\.) .*', re.M)
+    lists = [(page, line) for page in PAGES for s in page.prose
+             for line in glued.findall(re.sub(r'```.*?```', '', s, flags=re.S))]
+    refuse(lists, 'lists without an empty line before them, which pandoc reads as text')
+
+def test_headings_are_in_order(site):
+    jumps = []
+    for name, (_, html) in site.items():
+        levels = [int(level) for level in re.findall(r'<h(\d)\b', html)]
+        jumps += [name for a, b in zip(levels, levels[1:]) if b > a + 1]
+    refuse(jumps, 'headings that skip a level')
 
 def test_long_lines_wrap(site):
     quarto = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['html']

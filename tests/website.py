@@ -14,6 +14,7 @@ from contextlib import chdir
 from functools import cache
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 import yaml
 from execnb.nbio import mk_cell, nb2str, read_nb
@@ -115,7 +116,9 @@ def reference(module, name):
     for part in name.split('.'): obj = getattr(obj, part)
     comments = docments(getattr(obj, 'fget', obj), full=True, args_kwargs=True)
     args, returns = parameters(node), getattr(node, 'returns', None)
-    said = lambda arg: (comments.get(arg.lstrip('*')) or {}).get('docment')
+    def said(arg): # options as code: typography makes a dash of two hyphens
+        text = (comments.get(arg.lstrip('*')) or {}).get('docment')
+        return text and re.sub(r'`[^`]*`|--[a-z][\w-]*', lambda m: f'`{m[0].strip("`")}`', text)
     rows = [(f'`{arg}`', code(kind), code(default), said(arg)) for arg, kind, default in args]
     if returns and not isinstance(returns, ast.Constant):
         rows.append(('*returns*', code(returns), None, said('return')))
@@ -201,12 +204,27 @@ class Tidy:
             if not (text := reference(module, name)): return False
             cell.update(cell_type='markdown', source=text, metadata={})
             for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
-        for out in cell.get('outputs', []): # numbers and their spread stay on one line
+        for out in cell.get('outputs', []): # numbers and their spread stay on one line, and so do short cells of tables
             if 'text/markdown' in out.get('data', {}):
-                out.data['text/markdown'] = ''.join(out.data['text/markdown']).replace(' ± ', '\u00a0±\u00a0')
+                text = ''.join(out.data['text/markdown']).replace(' ± ', '\u00a0±\u00a0')
+                out.data['text/markdown'] = re.sub(r'^\|.*\d.*\|$', lambda line: unbroken(line[0]), text, flags=re.M)
+        printed = [out for out in cell.get('outputs', []) if 'text' in out]
+        if any(COLUMNS.search(''.join(out.text)) for out in printed): # a table of text scrolls; its notes wrap
+            for out in printed: out.text = '\n'.join(map(fill, ''.join(out.text).split('\n')))
+            cell.source = f'#| classes: aligned\n{cell.source}'
         if cell.cell_type == 'code' and checks_only(cell.source) and not cell.get('outputs'):
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
         return True
+
+def unbroken(row):
+    "A row of a table whose short cells stay on one line"
+    return re.sub(r'(?<=\| )[^|]{1,20}(?= \|)', lambda cell: cell[0].strip().replace(' ', '\u00a0'), row)
+
+COLUMNS = re.compile(r'\S {2,}\S')
+
+def fill(line, width=90):
+    "A printed line, wrapped unless it has columns"
+    return line if COLUMNS.search(line) else '\n'.join(wrap(line, width, subsequent_indent='  ')) or line
 
 def checks_only(source):
     "Whether every statement of a cell is a call of `test_...`"
@@ -249,7 +267,8 @@ def markdown(cell):
     parts = [] if given.get('echo') == 'false' or not code.strip() else [fenced(code, 'python')]
     if given.get('code-fold') == 'true':
         parts = [f'<details><summary>{given["code-summary"]}</summary>', *parts, '</details>']
-    return '\n\n'.join(parts + [output(out, given.get('fig-alt', '')) for out in cell.outputs])
+    parts += [output(out, given.get('fig-alt', '')) for out in cell.outputs]
+    return '\n\n'.join([f'<div class="cell {given["classes"]}">', *parts, '</div>'] if 'classes' in given else parts)
 
 class Renderer(IPythonRenderer):
     "Colours of code are Quarto's, and would take most of the time"

@@ -382,7 +382,8 @@ def _line(method, rs):
 def _title(r, size):
     "What a table or a panel shows"
     ipc, memory = size
-    how = f'{ipc} images per class' if ipc else f'{memory} images in all' if memory else 'all real images'
+    each = f'{ipc} image{"s"*(ipc != 1)} per class'
+    how = each if ipc else f'{memory} images in all' if memory else 'all real images'
     return f'{r["dataset"]}, {r["continual"]} steps, {how}'
 
 def continual_table(
@@ -413,8 +414,10 @@ def plot_continual(
     out = None if isinstance(records, list) else Path(records).expanduser()
     panels = by_size(load_continual(out) if out else records)
     if not panels: raise ValueError('there is no finished chain to draw; the table has the errors')
-    fig = Figure(figsize=(4.5*len(panels) + 1.5, 3.4), dpi=72, layout='constrained')
-    for ax, (size, methods) in zip(fig.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()):
+    cols = min(2, len(panels))
+    rows = -(-len(panels)//cols)
+    fig = Figure(figsize=(3.1*cols + 2.2, 2.9*rows + .3), layout='constrained')
+    for ax, (size, methods) in zip(fig.subplots(rows, cols, squeeze=False, sharey=True).flat, panels.items()):
         for method, rs in methods.items():
             name, r = method.removesuffix('-joint'), rs[0]
             seen = np.cumsum([len(s) for s in class_steps(len(r['classes']), r['continual'])])
@@ -423,9 +426,10 @@ def plot_continual(
             ax.plot(seen, mean, '--' if name != method else '-', color=colour, label=method, marker='.')
             spread = values.std(0, ddof=min(1, len(values) - 1))
             ax.fill_between(seen, mean - spread, mean + spread, color=colour, alpha=.15, lw=0)
-        ax.set(xlabel='classes seen', title=_title(r, size), xticks=seen)
-    ax.legend(loc='center left', bbox_to_anchor=(1, .5), fontsize=10)
-    fig.axes[0].set_ylabel('test accuracy, %')
+        ax.set(xlabel='classes seen', title=_title(r, size).replace(' steps, ', ' steps\n'), xticks=seen)
+    for empty in fig.axes[len(panels):]: empty.remove()
+    fig.legend(*ax.get_legend_handles_labels(), loc='outside right upper', frameon=False)
+    fig.supylabel('test accuracy, %')
     if out:
         with atomic(out/'accuracy.png') as tmp: fig.savefig(tmp, format='png')
     return fig

@@ -9,6 +9,7 @@ __all__ = ['TRAININGS', 'BASELINES', 'check_training', 'training_of', 'Row', 'ma
 # %% ../../nbs/91_apps.nas.ipynb #5c34a419
 import json
 import math
+import re
 import statistics
 import time
 import warnings
@@ -35,6 +36,7 @@ from ..labs.ranks import agreement, regret
 from ..machine import hardware, pick_device, versions
 from ..nets.spaces import Candidate, candidates, maker
 from ..processes import dealt, this_group
+from ..recipes import method_colour
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, read_records
 from ..tables import markdown_table
 
@@ -312,8 +314,6 @@ def search_table(
     return text
 
 # %% ../../nbs/91_apps.nas.ipynb #0810fb52
-_COLOURS = '#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22', '#ff7f0e', '#7f7f7f'
-
 def _error_axis(axis, errors):
     "Make an axis logarithmic, with ticks that people read"
     getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
@@ -334,17 +334,18 @@ def plot_search(
     best = np.isin(np.arange(len(full)), best_of(-full, top))
     cols = min(3, len(names))
     lines = -(-len(names)//cols)
-    fig = Figure(figsize=(3.2*cols + .6, 2.9*lines + .4), dpi=72, layout='constrained')
-    for k, (ax, name) in enumerate(zip(fig.subplots(lines, cols, squeeze=False).flat, names)):
-        x, colour = of(name), _COLOURS[k % len(_COLOURS)]
+    fig = Figure(figsize=(2.7*cols + .3, 2.8*lines + .3), layout='constrained')
+    fig.get_layout_engine().set(h_pad=.1)
+    for ax, name in zip(fig.subplots(lines, cols, squeeze=False).flat, names):
+        method = records[0]['sets'].get(name, {}).get('method') or re.sub(r'-ipc\d+$', '', name)
+        x, colour = of(name), method_colour(method)
         ax.scatter(x, full, 34, facecolors=np.where(best, colour, 'none'), edgecolors=colour)
         _error_axis(ax.xaxis, x), _error_axis(ax.yaxis, full)
         found = agreement(x, full, 2)['spearman']
-        ax.set_title(name + (f', Spearman {found[0]:.2f}' if found else ''), fontsize=12)
-        ax.tick_params(labelsize=11)
+        ax.set_title(name + (f'\nSpearman {found[0]:.2f}' if found else ''))
     for ax in fig.axes[len(names):]: ax.set_axis_off()
-    fig.supxlabel('held-out error after the training of the title, %', fontsize=12)
-    fig.supylabel('held-out error after full training, %', fontsize=12)
+    fig.supxlabel('held-out error after the training of the title, %')
+    fig.supylabel('held-out error after full training, %')
     return fig
 
 # %% ../../nbs/91_apps.nas.ipynb #d8a52c9c

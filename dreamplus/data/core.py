@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..arguments import Count, brief, checked, plain
 from ..core import seeded
@@ -72,7 +72,10 @@ def picture(
         k = min(len(x), across)
         x = torch.cat([x, x.new_ones(-len(x) % k, *x.shape[1:])]).unflatten(0, (-1, k))
         return Image.fromarray(image_grid(x, cell=cell)).convert('RGB')
-    x, label = [c[:most] for c in x], 14
+    x, label, font = [c[:most] for c in x], 18, ImageFont.load_default(13) # about 10 points on a page
+    def fitting(name, wide): # at least 4 characters
+        while len(name) > 4 and font.getlength(name) > wide: name = name[:-1]
+        return name
     blocks = [(block(c.detach().cpu()), str(name)) for c, name in zip(x, classes) if len(c)]
     w, h = (max(side) for side in zip(*(b.size for b, _ in blocks)))
     cols = min(max(1, across//max(map(len, x))), len(blocks))
@@ -80,7 +83,7 @@ def picture(
     pen = ImageDraw.Draw(page)
     for i, (image, name) in enumerate(blocks):
         left, top = i % cols*(w + 4) + 2, i//cols*(h + label + 4)
-        pen.text((left, top), name[:max(4, w//6)], fill='black')
+        pen.text((left, top), fitting(name, w + 4), fill='black', font=font)
         page.paste(image, (left, top + label))
     return page
 

@@ -12,7 +12,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
@@ -32,12 +32,17 @@ from ..machine import cache_folder
 from ..processes import first_alone
 
 # %% ../../nbs/16_data.sources.ipynb #eaa844b8
+@cache
+def _digits():
+    "Images and labels of scikit-learn's digits, which it parses from text"
+    from sklearn.datasets import load_digits
+    return load_digits(return_X_y=True)
+
 def _from_digits(fit, fraction, seed):
     "Train and test of scikit-learn's digits; `fraction` of each class is the test split"
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
-    x, y = load_digits(return_X_y=True)
+    x, y = _digits()
     x = x.reshape(-1, 8, 8)/16 # from 0 to 16
     x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
     return [from_arrays(x, y, fit), from_arrays(x_test, y_test, fit)]

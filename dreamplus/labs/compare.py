@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..arguments import (Count, Natural, NonNegative, Share, arguments, build, check_arguments, checked, union)
 from ..core import atomic, not_a_link, seeded, write_json
@@ -404,7 +404,7 @@ def plot_comparison(
     if bare := [r for r in done if not r.get('history')]:
         raise ValueError(f'{bare[0]["method"]}, ipc {bare[0]["ipc"]} has no history to draw; run it again')
     lines = _groups(done, 'ipc')
-    fig = Figure(figsize=(9, 2.7*len(lines)), dpi=72, layout='constrained')
+    fig = Figure(figsize=(8.4, 2.9*len(lines)), layout='constrained')
     for axs, here in zip(fig.subplots(len(lines), 2, squeeze=False, sharey='row'), lines):
         for ax, x in zip(axs, ('step', 'seconds')):
             for same in _groups(sorted(here, key=lambda r: r['method']), 'method'):
@@ -424,11 +424,11 @@ def _page(lines):
     tall = [max(p.height for _, p in line) + 20 for line in lines]
     wide = max(sum(p.width + 12 for _, p in line) for line in lines)
     page, top = Image.new('RGB', (wide, sum(tall)), 'white'), 0
-    pen = ImageDraw.Draw(page)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     for line, height in zip(lines, tall):
         left = 0
         for title, p in line:
-            pen.text((left + 2, top + 4), title, fill='black')
+            pen.text((left + 2, top + 2), title, fill='black', font=font)
             page.paste(p, (left, top + 20))
             left += p.width + 12
         top += height
@@ -447,7 +447,8 @@ def compare_figures(
             s = load_distilled(out/Run(*(r[k] for k in Run._fields)).name)
             shown = picture([x[:10] for x in s.images(False).split(s.counts)], s.classes, 32)
             titled.append((f'{r["method"]}, ipc {r["ipc"]}', shown))
-        lines += [titled[i:i + 3] for i in range(0, len(titled), 3)]
+        across = max(1, 850//(titled[0][1].width + 12)) # the column of a page has 850 pixels
+        lines += [titled[i:i + across] for i in range(0, len(titled), across)]
     with atomic(out/'accuracy.png') as tmp: plot_comparison(records).savefig(tmp, format='png')
     with atomic(out/'grids.png') as tmp: _page(lines).save(tmp, format='png')
     return tuple(open_image(out/name) for name in ('accuracy.png', 'grids.png'))

@@ -91,7 +91,7 @@ def _allocator(facts):
 
 @check('it is slow', asked=True)
 def _compiler(facts):
-    "A C++ compiler for --compiled"
+    "A C++ compiler for `--compiled`"
     if not facts['compiler']:
         return 'no C++ compiler is found, so --compiled does not work', 'install g++ or clang++'
 

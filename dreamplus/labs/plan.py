@@ -88,10 +88,10 @@ def cost(f: Callable, # Has no arguments; called 3 times
 # %% ../../nbs/80_labs.plan.ipynb #0dcad65c
 def machine_peak(
     device: torch.device,
-    n: int | None = None, # Side of the matrices; None: 1,024 on a CPU, else 4,096
+    n: int | None = None, # Side of the matrices; None: 512 on a CPU, else 4,096
 ) -> float: # Operations per second
     "The speed of a float32 matrix product, with the faster of the available libraries"
-    n = n or (1024 if device.type == 'cpu' else 4096)
+    n = n or (512 if device.type == 'cpu' else 4096)
     products, x = [lambda: x@x], torch.ones(n, n, device=device)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
         dense = x.to_mkldnn()
@@ -343,7 +343,9 @@ def _random_split(n, row, size, channels):
     "`n` random images, sorted by class; more than 1 GiB of them are rows of a smaller tensor"
     y = torch.arange(n)*row.classes//n
     one = channels*size**2 # bytes of an image
-    pool = torch.randint(0, 256, (max(1, min(n, 2**30//one)), channels, size, size), dtype=torch.uint8)
+    shape = max(1, min(n, 2**30//one)), channels, size, size
+    words = torch.empty(math.ceil(math.prod(shape)/8), dtype=torch.int64).random_(-2**63, None) # 8 bytes at a time
+    pool = words.view(torch.uint8)[:math.prod(shape)].view(shape)
     return Split(pool if len(pool) == n else ImageRows(pool, torch.arange(n) % len(pool)), y, row.classes)
 
 def plan_data(

@@ -309,19 +309,19 @@ def plot_study(
     methods = {('random', 'gradient'): 'idc', ('representative', 'gradient'): 'dream', # for their colours
                ('representative', 'bidirectional'): 'dream+'}
     fig, axs = plt.subplots(len(starts), len(warms), sharey=True, squeeze=False, layout='constrained',
-                            figsize=(3.1*len(warms) + .5, 2.2*len(starts) + 1.1))
+                            figsize=(min(8.4, 3.4*len(warms) + .5), 2.4*len(starts) + 1.1))
+    fig.get_layout_engine().set(h_pad=.1)
     for (start, sampler, match, warm), own in _settings(records).items():
         ax, c = axs[starts.index(start), warms.index(warm)], method_colour(methods.get((sampler, match), match))
         (_, acc, std), x = _curve(own), _curve(own, axis)[1]
         ax.plot(x, 100*acc, styles.get(match, ':'), c=c, label=f'{sampler}, {match}')
         ax.fill_between(x, 100*(acc - std), 100*(acc + std), color=c, alpha=.12, lw=0)
         networks = 'network bank' if warm == 'bank' else f'{warm:g} warm epochs'
-        ax.set_title(f'{start} start, {networks}', fontsize=13)
-        ax.tick_params(labelsize=12)
-    fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds', fontsize=13)
-    fig.supylabel('validation accuracy, %', fontsize=13)
+        ax.set_title(f'{start} start, {networks}', fontsize=11)
+    fig.supxlabel('outer iterations' if axis == 'outer' else 'seconds')
+    fig.supylabel('validation accuracy, %')
     entries = {label: h for ax in axs.flat for h, label in zip(*ax.get_legend_handles_labels())}
     labels = sorted(entries)
     fig.legend([entries[label] for label in labels], labels, loc='outside upper center',
-               ncols=min(2, len(warms)), fontsize=13, frameon=False)
+               ncols=min(2, len(warms)), frameon=False)
     return fig

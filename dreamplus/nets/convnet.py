@@ -6,6 +6,7 @@
 __all__ = ['NORMS', 'Net', 'AvgPool', 'check_counts', 'check_norm', 'ConvNet', 'ResNet', 'ResNetAP']
 
 # %% ../../nbs/20_nets.convnet.ipynb #dbc9d43f
+import inspect
 import math
 from collections import OrderedDict
 from functools import partial
@@ -69,6 +70,9 @@ class _Spread4(torch.autograd.Function):
     def setup_context(ctx, inputs, output): pass
     @staticmethod
     def backward(ctx, g): return _Mean4.apply(g), None, None
+
+for kind in _Mean4, _Spread4: # torch asks for it in each call, and takes longer to find it than to pool small images
+    kind.forward.__signature__ = inspect.signature(kind.forward)
 
 class AvgPool(nn.Module):
     "Mean of 2x2 pixels"
