@@ -40,6 +40,8 @@ class DeviceLoss(AvgSmoothLoss):
 
 class ValidLoss(AvgLoss):
     "fastai's validation loss; NaN without validation, so that it can be plotted"
+    def accumulate(self, learn): # fastai's waits for all ranks, which may have other runs
+        self.total, self.count = self.total + learn.loss.detach().mean().cpu(), self.count + 1
     @property
     def value(self): return super().value if self.count else math.nan
 
