@@ -53,7 +53,8 @@ def test_every_convnet(kw):
 def test_a_function_with_a_name_is_a_network_like_any_other(tmp_path, monkeypatch):
     def mine(channels, classes, size):
         return nn.Sequential(nn.Flatten(), nn.Linear(channels*size*size, 9), nn.ReLU(), nn.Linear(9, classes))
-    data, args = load_data('digits', fraction=.9), dict(outer=1, inner=2, n_data=8, batch_real=4, log=None)
+    data = load_data('digits', fraction=.9)
+    args = dict(method='dream+', outer=1, inner=2, n_data=8, batch_real=4, log=None)
     with pytest.raises(ValueError, match='must be a name'):
         distill(data, arch=mine, **args)
     monkeypatch.setitem(ARCHS, 'mine', mine)
