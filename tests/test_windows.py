@@ -27,8 +27,8 @@ torch.set_num_threads(1)
 from dreamplus.cli import main
 def run(*args):
     if status := main(list(args)): raise SystemExit(f'{args}: {status}')
-run('distill', 'digits', '--method', 'dream+', '--ipc', '1', '--width', '4', '--steps', '2', '--nets', '0', '--out', 'run',
-    '--set', 'warm_epochs=0', '--set', 'n_data=8')
+run('distill', 'digits', '--method', 'dream+', '--ipc', '1', '--width', '4', '--steps', '2', '--nets', '0',
+    '--out', 'run', '--set', 'warm_epochs=0', '--set', 'n_data=8')
 from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import load_distilled
