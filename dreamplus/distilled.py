@@ -96,7 +96,7 @@ def ipc(self: DistilledSet): # An integer, or the mean if classes differ
 @patch
 def __repr__(self: DistilledSet):
     labels, method = ', soft labels'*self.soft, self.provenance.get('method')
-    return (f'DistilledSet({len(self.classes)} classes, {self.ipc:g} images each of '
+    return (f'DistilledSet({len(self.classes)} classes, {self.ipc:g} image{"s"*(self.ipc != 1)} each of '
             f'{[*self.pixels.shape[1:]]}, factor {self.factor}{labels}, {method})')
 
 # %% ../nbs/52_distilled.ipynb #fb17ea47
