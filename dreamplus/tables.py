@@ -41,9 +41,9 @@ def plain_tables(
                    for i, b in enumerate(blocks))
 
 # %% ../nbs/19_tables.ipynb #87313f22
-def duration(seconds: float) -> str: # In seconds, minutes, hours or days
+def duration(seconds: float) -> str: # In milliseconds, seconds, minutes, hours or days
     "A duration for people"
-    units = (100, 1, 's'), (6_000, 60, 'min'), (100*3600, 3600, 'h'), (math.inf, 86_400, 'days')
+    units = (.1, .001, 'ms'), (100, 1, 's'), (6_000, 60, 'min'), (100*3600, 3600, 'h'), (math.inf, 86_400, 'days')
     size, unit = next((size, unit) for limit, size, unit in units if seconds < limit)
     return f'{seconds/size:.1f} {unit}'
 

@@ -368,8 +368,9 @@ def _processes_text(p) -> str: # `processes` of a plan
     if not p['rows']: return f'several processes: {p["why"]}'
     each = ', '.join(f'{r["processes"]}: {duration(r["seconds"])} ({r["speedup"]:.1f} times as fast)'
                      for r in p['rows'][1:])
-    limit = (f'; any number: at most {p["most"]:.1f} times as fast, because training of the matching network '
-             f'({100*p["whole"]:.0f} %) is not distributed, and a class or a training is not divided')
+    whole = f'training of the matching network ({100*p["whole"]:.0f} %) is not distributed, and '*(p['whole'] > .005)
+    limit = (f'; any number: at most {p["most"]:.1f} times as fast, because {whole}a class or a training is not '
+             'divided')
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'
 
 def format_plan(p: dict, # The result of plan
