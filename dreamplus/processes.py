@@ -163,11 +163,7 @@ class JoinedGroup(Group):
         with _together(): dist.gather_object(value, found)
         return found
 
-    def agree(self, value):
-        self.meet()
-        found = [value if self.first else None]
-        with _together(): dist.broadcast_object_list(found)
-        return found[0]
+    def agree(self, value): return self.meet(value if self.first else None)[0]
 
     def share(self, tensors):
         self.meet()

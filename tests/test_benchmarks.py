@@ -7,13 +7,14 @@ from itertools import pairwise
 import benchmarks.__main__
 import pytest
 import torch
-from benchmarks import attention, best, digits, loading, plans, race, scale, unseen
+from benchmarks import attention, best, digits, loading, networks, plans, race, scale, unseen
 from PIL import Image
 
 from dreamplus import recipes
 from dreamplus.core import toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.judge.protocols import PROTOCOLS
+from dreamplus.loop.distill import distill
 
 MODULES = ('__main__', 'alternatives', 'attention', 'best', 'chunks', 'digits', 'gpu', 'loading', 'networks', 'plans',
            'race', 'scale')
@@ -82,6 +83,13 @@ def test_race(record, folder):
     slow, ours = found['runs']
     assert [p['step'] for p in ours['points']] == [0, 1, 2] and slow['bank_seconds'] == 0
     for run in found['runs']: assert all(a['seconds'] <= b['seconds'] for a, b in pairwise(run['points']))
+
+def test_networks(record, folder, tmp_path):
+    "Each network is trained on each set and on random images"
+    for name in 'ab': distill(load_data(folder), 'dm', outer=1, width=4, log=None).save(tmp_path/name)
+    found = record(networks, folder, f'{tmp_path/"a"},{tmp_path/"b"}', '--archs', 'mlp,convnet', '--nets', 1)
+    rows = [(r['arch'], r['set']) for r in found['rows']]
+    assert rows == [(arch, part) for arch in ('mlp', 'convnet') for _ in 'ab' for part in ('distilled', 'random')]
 
 def test_unseen(tmp_path):
     "Classes of CIFAR-10 are joined, and no image is lost"
