@@ -1953,8 +1953,11 @@ d = { 'settings': { 'branch': 'main',
                                      'dreamplus.synthetic.real_images': ('synthetic.html#real_images', 'dreamplus/synthetic.py'),
                                      'dreamplus.synthetic.start_pixels': ('synthetic.html#start_pixels', 'dreamplus/synthetic.py')},
             'dreamplus.tables': { 'dreamplus.tables._columns': ('tables.html#_columns', 'dreamplus/tables.py'),
+                                  'dreamplus.tables._fitting': ('tables.html#_fitting', 'dreamplus/tables.py'),
+                                  'dreamplus.tables._prose': ('tables.html#_prose', 'dreamplus/tables.py'),
                                   'dreamplus.tables.duration': ('tables.html#duration', 'dreamplus/tables.py'),
                                   'dreamplus.tables.interval': ('tables.html#interval', 'dreamplus/tables.py'),
                                   'dreamplus.tables.markdown_table': ('tables.html#markdown_table', 'dreamplus/tables.py'),
                                   'dreamplus.tables.mean_std': ('tables.html#mean_std', 'dreamplus/tables.py'),
-                                  'dreamplus.tables.plain_tables': ('tables.html#plain_tables', 'dreamplus/tables.py')}}}
+                                  'dreamplus.tables.plain_tables': ('tables.html#plain_tables', 'dreamplus/tables.py'),
+                                  'dreamplus.tables.print_tables': ('tables.html#print_tables', 'dreamplus/tables.py')}}}
