@@ -32,23 +32,38 @@ def _fitting(wide, least, room):
         wide[widest] -= 1
     return wide
 
-def _columns(lines, width):
-    "The lines of one Markdown table as aligned columns"
-    rows = [[cell.strip().replace('`', '').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
-            for line in lines]
-    del rows[1] # the rule below the head
-    columns = [*zip(*rows)]
+def _least(column, number):
+    "The smallest widths of a column whose head is folded, and whose names are folded too; numbers stay whole"
+    word = lambda cell: max(map(len, cell.split()), default=0)
+    body = max(map(len, column[1:]), default=0)
+    return max(word(column[0]), body), max(word(column[0]), body if number else max(map(word, column[1:]), default=0))
+
+def _aligned(columns, width):
+    "Lines of aligned columns; columns that do not fit follow in a second table with the same names"
+    number = [all(re.match(r'[-+±]?\d|$', cell) for cell in column[1:]) for column in columns]
     wide = [max(map(len, column)) for column in columns]
     if width:
-        least = [max(len(word) for cell in column for word in cell.split() or ['']) for column in columns]
-        wide = _fitting(wide, least, width - 2*(len(wide) - 1))
-    number = [all(re.match(r'[-+±]?\d|$', cell) for cell in column[1:]) for column in columns]
-    for row in rows:
+        heads, names = ([*least] for least in zip(*map(_least, columns, number)))
+        room = [sum(names[:n + 1]) + 2*n <= width for n in range(len(columns))]
+        keys = number.index(True) if True in number else len(columns)
+        if keys < (fit := sum(room)) < len(columns):
+            yield from _aligned(columns[:fit], width)
+            yield ''
+            return (yield from _aligned(columns[:keys] + columns[fit:], width))
+        for least in heads, names: wide = _fitting(wide, least, width - 2*(len(wide) - 1))
+    for row in zip(*columns):
         folded = [textwrap.wrap(cell, max(1, w), break_long_words=False, break_on_hyphens=False)
                   for cell, w in zip(row, wide)]
         for parts in zip_longest(*folded, fillvalue=''):
             cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(parts, wide, number)]
             yield '  '.join(cells).rstrip()
+
+def _columns(lines, width):
+    "The lines of one Markdown table as aligned columns"
+    rows = [[cell.strip().replace('`', '').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
+            for line in lines]
+    del rows[1] # the rule below the head
+    return _aligned([column for column in zip(*rows) if any(column[1:]) or len(rows) == 1], width)
 
 def _prose(line, width):
     "A line without bold type, in several lines if it is wider than `width` and not in columns"
