@@ -324,7 +324,7 @@ def record(self: Course, chain: Chain, last: dict | None,
     line = json.loads(json.dumps(found)) | own
     append_record(file := self.out/'records.jsonl', line)
     size = f', ipc {chain.ipc}' if chain.ipc else f', memory {chain.memory}' if chain.memory else ''
-    said = found.get('failed') or ' '.join(f'{100*a:.1f}' for a in found['accs'])
+    said = found.get('failed') or f'accuracy {" ".join(f"{100*a:.1f}" for a in found["accs"])} %'
     if self.log: self.log(f'{chain.method}{size}, order {chain.order}, network {chain.net}: {said}')
     return read_records(file)[0] | line
 

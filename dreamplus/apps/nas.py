@@ -199,7 +199,7 @@ def _header(data, rows, about, protocol, seed, words):
 def _line(record, candidate):
     "A record as a line of text"
     accs = ', '.join(f'{name} {100*acc:.1f}' for name, acc in record['accs'].items())
-    return f'{candidate.text}: {accs}; {sum(record["seconds"].values()):.0f} s'
+    return f'{candidate.text}: accuracy in %: {accs}; {sum(record["seconds"].values()):.0f} s'
 
 def _check_numbers(baselines, **counts):
     "Raise `ValueError` for an unknown baseline, or a number below 1"

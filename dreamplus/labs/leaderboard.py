@@ -205,7 +205,9 @@ class Leaderboard(list):
             text.append('**{dataset}, ipc {ipc:g}, protocol {protocol}, {network}**'.format(**t['about']))
             first = 'Not comparable with the first table of {dataset}, ipc {ipc:g}: '.format(**t['about'])
             if t['apart']: text.append(f'{first}{t["apart"]}.')
-            text.append(markdown_table(_COLUMNS, [_cells(line) for line in t['lines']]))
+            columns = [c for c in zip(_COLUMNS, *map(_cells, t['lines'])) if any(c[1:])] # those with content
+            head, *rows = zip(*columns)
+            text.append(markdown_table(head, rows))
         if self.left_out:
             text.append('\n'.join(['Left out:', '', *(f'* {line}' for line in self.left_out)]))
         return '\n\n'.join(text)

@@ -189,7 +189,7 @@ def study(
             record = _measure(held[setting['seed']], setting, jobs[i], fixed, overrides) | own
             append_record(out/'records.jsonl', record)
             name = '{start}-{sampler}-{match}-warm{warm}-seed{seed}'.format(**setting)
-            if log: log(f'{i + 1:4}/{len(jobs)}  {name:55} {record["points"][-1]["acc"]:.3f}')
+            if log: log(f'{i + 1:4}/{len(jobs)}  {name:50} accuracy {100*record["points"][-1]["acc"]:.1f} %')
         missing = this_group().agree([i for i, setting in enumerate(settings) if not load_study(out, **setting)])
         list(dealt([partial(run, i, settings[i]) for i in missing]))
     return [load_study(out, **s)[0] for s in settings]
