@@ -34,7 +34,7 @@ for ax, (name, x) in zip(axs, images.items()):
     acc = next(row['acc'] for row in record['rows'] if row['set'] == name)
     ax.imshow(image_grid(x.transpose(0, 1), cell=56), cmap='gray', vmin=0, vmax=255)
     ax.axis('off')
-    ax.text(-.01, .5, name, transform=ax.transAxes, ha='right', va='center', fontsize=11)
+    ax.text(-.01, .5, name, transform=ax.transAxes, ha='right', va='center', fontsize=12)
     ax.text(1.01, .5, f'{100*acc:.1f} %', transform=ax.transAxes, ha='left', va='center', fontsize=13)
 fig.subplots_adjust(left=.11, right=.91, top=1, bottom=0, hspace=.02)
 fig.savefig(Path(__file__).parents[1]/'nbs'/'images'/'overview.png', dpi=110)

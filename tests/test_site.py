@@ -11,7 +11,7 @@ import pytest
 import yaml
 from notebooks import CHAPTERS, NBS, PAGES, ROOT
 from test_project import refuse
-from website import homes, html_name, process, render
+from website import continued, homes, html_name, process, render, wrapped
 
 from dreamplus.cli import COMMANDS
 from dreamplus.options import overrides, parse_command
@@ -26,8 +26,9 @@ def site():
     return {name: (nb, render(nb)) for name, nb in processed.items()}
 
 def words(text):
-    "Text without the addresses of links and without punctuation"
-    return ' '.join(re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', re.sub(r'\{[^}]*\}', '', text))))
+    "Text without the addresses of links, spans and punctuation"
+    text = re.sub(r'</?span[^>]*>|\{[^}]*\}', '', text)
+    return ' '.join(re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', text)))
 
 def test_no_text_is_lost(site):
     lost = []
@@ -37,7 +38,7 @@ def test_no_text_is_lost(site):
         kept = ' '.join(words(c.source) for c in cells[1:] if c.cell_type == 'markdown')
         opening = words(f'{front["title"]} {front["description"]}')
         if words(page.cells[0]['source']) != opening: lost.append((page, opening))
-        lost += [(page, s[:60]) for s in page.prose[1:] if words(s) not in kept]
+        lost += [(page, s[:60]) for s in page.prose[1:] if words(wrapped(s)) not in kept]
     refuse(lost, 'text that nbdev drops')
 
 def test_links_and_anchors_lead_somewhere(site):
@@ -88,6 +89,16 @@ def test_outputs_are_plain_text(site):
              if not {'text/html', 'text/markdown'} & {*out.get('data', ())}]
     refuse([(page, found[0]) for page, text in texts if (found := debris.search(text))], 'outputs that nobody reads')
 
+def test_pictures_of_scripts_have_type_of_10_points():
+    column = 690 # pixels, narrower than those of GitHub and PyPI
+    small = []
+    for script in ROOT.glob('results/*.py'):
+        text = script.read_text(encoding='utf-8')
+        width, dpi = (float(re.search(rf'{name}=\(?([\d.]+)', text)[1]) for name in ('figsize', 'dpi'))
+        shown = min(1, column/(width*dpi))*dpi/96 # of a point
+        small += [(script, size) for size in re.findall(r'fontsize=(\d+)', text) if int(size)*shown < 10]
+    refuse(small, 'type below 10 points in the column')
+
 def test_options_in_prose_are_code(site):
     code = re.compile(r'<pre.*?</pre>|<code.*?</code>|<[^>]*>', re.S)
     found = [(name, option) for name, (_, html) in site.items()
@@ -135,6 +146,33 @@ def test_the_index_lists_every_public_name(site):
     html = site['99_all.ipynb'][1]
     names = {name for nb in CHAPTERS if nb.module and nb.module.stem != 'all' for name in nb.public}
     refuse([name for name in names if f'<code>{name}</code></a>' not in html], 'not in the index')
+
+def test_names_lead_to_their_headings(site):
+    headings = {}
+    for name, (_, html) in site.items():
+        for level, anchor, text in re.findall(r'<h(\d) id="([^"]+)">(.*?)</h', html):
+            headings[f'{html_name(name)}#{anchor}'] = level, re.sub('<[^>]*>', '', text)
+    wrong = []
+    for name, where in homes().items():
+        level, text = headings.get(where, ('', ''))
+        part = name.removeprefix('dreamplus.')
+        if '#' in where and '._' not in part and level != '2' and not part.endswith(text):
+            wrong.append((name, where, text))
+    refuse(wrong, 'names whose link leads to another heading')
+
+def test_narrow_columns_keep_options_and_names_whole(site):
+    html = site['results/leaderboard.ipynb'][1]
+    assert '<span class="unbroken">k-means (baseline)</span>' in html
+    assert '<span class="unbroken"><code>--minutes</code></span>' in site['glossary.ipynb'][1]
+    css = (NBS/'styles.css').read_text(encoding='utf-8')
+    assert re.search(r'\.unbroken[^{]*{[^}]*nowrap', css)
+
+@pytest.mark.parametrize('command', ['dreamplus plan digits', 'dreamplus distill cifar10' + ' --set factor=2'*9,
+                                     'dreamplus bank cifar10' + ' --set bank_nets=1'*5 + ' # minutes'])
+def test_long_commands_continue_and_stay_the_same_for_a_shell(command):
+    lines = continued(command).split('\n')
+    assert all(len(line) <= 90 for line in lines)
+    assert shlex.split('\n'.join(lines).replace('\\\n', ''), comments=True) == shlex.split(command, comments=True)
 
 @pytest.mark.parametrize('name, page', [('distill', 'loop.distill'), ('plan', 'labs.plan'), ('compare', 'labs.compare'),
                                         ('DistilledSet.show', 'distilled'), ('METHODS', 'recipes')])

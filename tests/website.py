@@ -244,7 +244,7 @@ def unbroken(text):
     def cell(found, numbers):
         text, short = found[0].strip(), len(found[0]) < 28
         name = '-' in text and ' ' not in text and len(text) < 40
-        whole = re.search('[ -]', text) and '<' not in text and (numbers and short or name)
+        whole = re.search('[ -]', text) and not re.search('[<`]', text) and (numbers and short or name)
         return kept(text) if whole else found[0]
     def row(line):
         return re.sub(r'(?<=\| )[^|]+(?= \|)', lambda found: cell(found, re.search(r'\d', line)), line)
@@ -334,15 +334,22 @@ def identifier(heading):
     text = re.sub(r'[^\w\s.-]', '', re.sub(r'<[^>]*>', '', heading)).strip().lower()
     return re.sub(r'\s+', '-', re.sub(r'^[^a-z]+', '', text)) or 'section'
 
-def heading(found):
-    return f'<h{found[1]} id="{identifier(found[2])}">{found[2]}</h{found[1]}>'
+def with_anchors(html):
+    "HTML whose headings have the anchors of Quarto; equal ones are numbered"
+    seen = Counter()
+    def heading(found):
+        anchor = identifier(found[2])
+        number = f'-{seen[anchor]}' if seen[anchor] else ''
+        seen[anchor] += 1
+        return f'<h{found[1]} id="{anchor}{number}">{found[2]}</h{found[1]}>'
+    return re.sub(r'<h(\d)[^>]*>(.*?)</h\1>', heading, html, flags=re.S)
 
 def render(nb):
     "A processed notebook as HTML: title, subtitle, cells; links between notebooks lead to their pages"
     front = yaml.safe_load(nb.cells[0].source.strip().strip('-'))
     html = markdown2html('\n\n'.join(markdown(c) for c in nb.cells[1:]))
     html = re.sub(r'<a class="anchor-link".*?</a>', '', html)
-    html = re.sub(r'<h(\d)[^>]*>(.*?)</h\1>', heading, html, flags=re.S)
+    html = with_anchors(html)
     html = re.sub(r'href="(?!\w+:)([^"#]+\.ipynb)', lambda m: f'href="{html_name(m[1])}', html)
     return f'<h1>{front["title"]}</h1>\n<div class="lead">{markdown2html(front["description"])}</div>\n{html}'
 
