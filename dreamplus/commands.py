@@ -191,7 +191,7 @@ def export(
     dset, images = open_set(run, real, overrides(set), need=to == 'ddranking')
     path = Path(out) if out else Path(f'{os.path.abspath(run)}-{to}')
     dset.export(path, to, decoded, images)
-    print(f'{dset}\n{path}')
+    print(f'{dset}\n{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}')
     return dict(folder=str(path), format=to, images=len(dset.pixels))
 
 # %% ../nbs/95_commands.ipynb #5cb0ac44

@@ -224,7 +224,7 @@ class Tidy:
                 del out['text'], out['name']
                 out.update(output_type='display_data', data={'text/markdown': commands}, metadata={})
             if 'text/markdown' in out.get('data', {}):
-                text = ''.join(out.data['text/markdown']).replace(' ± ', '\u00a0±\u00a0')
+                text = re.sub(r'(?<=\d) ± ', '\u00a0±\u00a0', ''.join(out.data['text/markdown']))
                 out.data['text/markdown'] = unbroken(wrapped(text))
         printed = [out for out in cell.get('outputs', []) if 'text' in out]
         if any(COLUMNS.search(''.join(out.text)) for out in printed): # a table of text scrolls; its notes wrap
