@@ -120,7 +120,7 @@ def code(node):
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr): return f'{code(node.left)} or {code(node.right)}'
     if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'field': # of a dataclass
         return next((f'`{ast.unparse(k.value)}()`' for k in node.keywords if k.arg == 'default_factory'), None)
-    return f'`{ast.unparse(node)}`'
+    return f'`{ast.unparse(node)}`'.replace(' | ', ' or ')
 
 def reference(module, name):
     "What the site says of a name: heading, call, docstring, a table of its arguments; None without a docstring"
@@ -242,10 +242,10 @@ def unbroken(text):
     def kept(text): return f'<span class="unbroken">{text}</span>'
     def code(found): return kept(found[0]) if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]) else found[0]
     def cell(found, numbers):
-        text, short = found[0].strip(), len(found[0]) < 28
-        name = '-' in text and ' ' not in text and len(text) < 40
-        whole = re.search('[ -]', text) and not re.search('[<`]', text) and (numbers and short or name)
-        return kept(text) if whole else found[0]
+        text = found[0].strip()
+        if re.search(r'[<`$\[]', text): return text
+        if numbers and len(text) <= 20 and re.search('[ -]', text): return kept(text)
+        return re.sub(r'[\w+]+(?:-[\w+]+)+', lambda word: kept(word[0]), text) if len(text) < 200 else text
     def row(line):
         return re.sub(r'(?<=\| )[^|]+(?= \|)', lambda found: cell(found, re.search(r'\d', line)), line)
     def body(found): return found[1] + '\n'.join(map(row, found[2].split('\n')))
