@@ -339,10 +339,11 @@ def _work(pipe, jobs: list):
 
 def _heard(job: Callable) -> tuple:
     "What a job returns, what it prints, and the warnings that it gives"
-    with warnings.catch_warnings(record=True) as said, redirect_stdout(io.StringIO()) as out, alone() as own:
+    hear = warnings.catch_warnings(record=True, action='always')
+    with hear as said, redirect_stdout(io.StringIO()) as out, alone() as own:
         own.beside = True
         value = job()
-    return value, out.getvalue(), [(w.message, w.category) for w in said]
+    return value, out.getvalue(), [w.message for w in said]
 
 # %% ../nbs/06_processes.ipynb #944c9417
 def helper_count() -> int:
