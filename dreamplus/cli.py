@@ -29,11 +29,16 @@ def _how_to_continue(name: str) -> str: # Of a command
     again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
     return 'the same command continues' if again else 'nothing is left to continue'
 
-def _group():
-    "The processes that were started with this one; torch, which takes a second to import, is needed for several only"
-    if 'WORLD_SIZE' not in os.environ: return nullcontext()
-    from dreamplus.processes import joined
-    return joined()
+_TRAINS = 'distill', 'resume', 'evaluate', 'scores', 'bank', 'compare', 'study', 'reproduce', 'continual', 'nas'
+
+def _group(name: str, fresh: bool): # A command, and whether this process has done nothing yet
+    "The processes that were started with this one, or its helpers; for both, torch is imported, which takes a second"
+    several = 'WORLD_SIZE' in os.environ
+    if not several and not (fresh and name in _TRAINS): return nullcontext()
+    from dreamplus.processes import helped, joined
+    if several: return joined()
+    from dreamplus.judge import evaluate # noqa: F401 (the helpers need it too)
+    return helped()
 
 _ON_FIRST = 'plan', 'show', 'export', 'doctor', 'leaderboard', 'methods' # not distributed
 
@@ -59,14 +64,18 @@ def _failed(e: Exception, kw: dict, verbose: bool, held: list) -> int: # held: w
     return 2 if text else 3
 
 # %% ../nbs/96_cli.ipynb #5087b8ab
-def _run(argv: list, err, held: list) -> int: # What the shell passed; where its end is said; warnings. Exit status
+def _run(
+    argv: list, # What the shell passed
+    fresh: bool, # As in `_group`
+    err, held: list, # Where the end is said; warnings
+) -> int: # Exit status
     "Run one command"
     name, kw, verbose = None, {}, '--verbose' in argv or bool(os.environ.get('DREAMPLUS_DEBUG'))
     try:
         if not argv: return make_parser(COMMANDS, '').print_help() or 0
         name, kw, how = parse_command(COMMANDS, argv)
         if how.quiet or how.json: os.environ['TQDM_DISABLE'] = '1' # bars of downloads
-        with _group():
+        with _group(name, fresh):
             with quiet(how.quiet), redirect_stdout(sys.stderr if how.json else sys.stdout):
                 found = _call(name, kw)
             found, status = found if isinstance(found, tuple) else (found, 0)
@@ -88,7 +97,7 @@ def main(
     with suppress(ValueError): # which another thread than the main one gets
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with steady_output() as (out, err), plain_warnings(out, err) as held:
-        status = _run(sys.argv[1:] if argv is None else argv, err, held)
+        status = _run(sys.argv[1:] if argv is None else argv, argv is None, err, held)
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)

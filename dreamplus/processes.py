@@ -4,19 +4,26 @@
 
 # %% auto #0
 __all__ = ['Group', 'this_group', 'first_alone', 'alone', 'NotJoined', 'check_alike', 'Lost', 'check_places', 'JoinedGroup',
-           'says_why', 'joined', 'Failed', 'dealt', 'on_first', 'Meetings', 'launch']
+           'says_why', 'joined', 'helper_count', 'helped', 'helpers_for', 'Failed', 'dealt', 'on_first', 'launch']
 
 # %% ../nbs/06_processes.ipynb #34f5e0b8
+import io
 import json
 import os
+import pickle # noqa: TID251 (of own helpers, not of files)
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -24,7 +31,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 
 from .core import not_a_link, temporary_folder, writing
-from .machine import versions
+from .machine import memory_bytes, versions
+from .progress import Bar, say
 
 # %% ../nbs/06_processes.ipynb #5a64bfcb
 class Group:
@@ -46,7 +54,7 @@ class Group:
     def kept(self, name): "A text from before a restart, or None"
 
 
-_now = dict(group=Group(), says=None) # the current group; as in `says_why`
+_now = dict(group=Group(), says=None, helpers=[]) # the current group; as in `says_why`; of this process
 
 def this_group() -> Group:
     "The group that this process works in"
@@ -294,20 +302,110 @@ def joined(
         _now['group'] = Group()
         _end(group.store, group.rank, group.world, failed)
 
+# %% ../nbs/06_processes.ipynb #8c393a98
+class _Helper:
+    "A process that does jobs for this one"
+    def __init__(self, threads: int): # Of torch
+        self.pipe, theirs = Pipe()
+        with warnings.catch_warnings(action='ignore'): # Python 3.12 warns of forks in general
+            self.process = get_context('fork').Process(target=_help, args=(theirs, threads), daemon=True)
+            self.process.start()
+        theirs.close()
+
+    def send(self, value): # Of `_help`: bytes, or the number of a job
+        with suppress(OSError): # it has ended, and `answer` says so
+            (self.pipe.send_bytes if isinstance(value, bytes) else self.pipe.send)(value)
+
+    def answer(self) -> tuple | None: # Of `_heard`; None if the process has ended
+        try: return pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError): return self.end()
+
+    def end(self):
+        if self in _now['helpers']: _now['helpers'].remove(self)
+        self.process.terminate()
+        self.pipe.close()
+
+def _help(pipe, threads: int):
+    "Do jobs until the pipe is closed; one that fails ends this process"
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # ctrl-C is for the process that is helped
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+    with suppress(EOFError), redirect_stderr(io.StringIO()):
+        while True: _work(pipe, pickle.loads(pipe.recv_bytes()))
+
+def _work(pipe, jobs: list):
+    "Do those of the jobs whose numbers come"
+    while (i := pipe.recv()) is not None: pipe.send_bytes(pickle.dumps(_heard(jobs[i])))
+
+def _heard(job: Callable) -> tuple:
+    "What a job returns, what it prints, and the warnings that it gives"
+    hear = warnings.catch_warnings(record=True, action='always')
+    with hear as said, redirect_stdout(io.StringIO()) as out, alone() as own:
+        own.beside = True
+        value = job()
+    return value, out.getvalue(), [w.message for w in said]
+
+# %% ../nbs/06_processes.ipynb #944c9417
+def helper_count() -> int:
+    "One for each thread of torch, 8 at most; none for one thread, under torchrun, and outside Linux"
+    n = min(torch.get_num_threads(), 8)
+    return n if n > 1 and sys.platform == 'linux' and not _is_started() else 0
+
+@contextmanager
+def helped():
+    "Inside the block, this process has helpers; it must not have computed gradients before"
+    n = helper_count()
+    _now['helpers'] = [_Helper(torch.get_num_threads()//n) for _ in range(n)]
+    try: yield
+    finally:
+        for helper in [*_now['helpers']]: helper.end()
+
+# %% ../nbs/06_processes.ipynb #5d0501dc
+def helpers_for(
+    jobs: list, data, # As in `dealt`
+) -> list: # Of `_Helper`
+    "The helpers for these jobs: as many as fit into a third of the memory"
+    if data is None or len(jobs) < 2 or data.device.type != 'cpu': return []
+    each = data.nbytes + _PIXEL*data.size**2
+    found = _now['helpers'][:min(len(jobs), memory_bytes()//3//each)]
+    return found if len(found) > 1 else []
+
+_PIXEL = 64*128*4*8 # bytes of each pixel in training: 64 images, 128 channels, float32, about 8 tensors
+
+def _by_helpers(jobs: list, helpers: list) -> Iterator:
+    "The results in the order of the jobs; a job that a helper could not do is done here"
+    try: sent = pickle.dumps(jobs)
+    except (TypeError, AttributeError, pickle.PicklingError): helpers, sent = [], b'' # a lambda, for example
+    waiting, answers, at = deque(range(len(jobs))), {}, {} # at: the job of each helper that has one
+    for helper in helpers: helper.send(sent)
+    try:
+        with Bar(len(jobs), f'{len(helpers)} processes train networks') as bar:
+            for i, job in enumerate(jobs):
+                while i not in answers and any(not h.pipe.closed for h in helpers):
+                    for h in helpers:
+                        if waiting and h not in at and not h.pipe.closed: h.send(at.setdefault(h, waiting.popleft()))
+                    ready = wait([h.pipe for h in at], 1)
+                    for h in [h for h in at if h.pipe in ready]: answers[at.pop(h)] = h.answer()
+                    bar.update(len(jobs) - len(waiting) - len(at))
+                yield _told(answers.pop(i, None), job)
+    finally:
+        for h in helpers: h.end() if h in at else h.send(None)
+
+def _told(found: tuple | None, job: Callable): # Of `_heard`
+    "The result of a job, and what it said"
+    if not found:
+        with alone(): return job()
+    value, text, warned = found
+    if text: say(text.rstrip('\n'))
+    for message in warned: warnings.warn(message, stacklevel=4)
+    return value
+
 # %% ../nbs/06_processes.ipynb #65bd1eef
 class Failed(ValueError):
     "A job of `dealt` has failed; all ranks raise it"
 
-def dealt(
-    jobs: list, # Functions () -> a result that can be pickled
-) -> Iterator: # The results, in the order of the jobs
-    "Do independent jobs, each on one rank; a process alone does each when its result is asked for"
-    group = this_group()
-    if group.world == 1:
-        for job in jobs:
-            with alone(): result = job()
-            yield result
-        return
+def _by_ranks(jobs: list, group: Group) -> Iterator:
+    "The results in the order of the jobs, on every rank"
     done, failed = {}, {}
     with alone():
         for i in range(group.rank, len(jobs), group.world):
@@ -321,27 +419,24 @@ def dealt(
     results = {i: value for found, _ in every for i, value in found.items()}
     yield from (results[i] for i in range(len(jobs)))
 
+def dealt(
+    jobs: list, # Functions () -> a result that can be pickled
+    data=None, # ImageData that each job uses, if it trains one network; then helpers do the jobs
+) -> Iterator: # The results, in the order of the jobs
+    "Do independent jobs, on ranks or by helpers; without both, each when its result is asked for"
+    group = this_group()
+    if group.world > 1: yield from _by_ranks(jobs, group)
+    elif helpers := helpers_for(jobs, data): yield from _by_helpers(jobs, helpers)
+    else:
+        for job in jobs:
+            with alone(): result = job()
+            yield result
+
 # %% ../nbs/06_processes.ipynb #7433730c
 def on_first(f: Callable): # The result of `f` on rank 0, None on the others
     "Call `f` on rank 0, while the others wait"
     first = this_group().first
     with first_alone(): return f() if first else None
-
-# %% ../nbs/06_processes.ipynb #89f1fcdc
-class Meetings:
-    "After which inner iterations the processes of a group meet"
-    seconds = 2. # between two meetings
-    def __init__(self, group: Group): self.group, self.last, self.next, self.time = group, 0, 0, time.monotonic()
-
-    def now(self, at: int) -> bool: # Inner iterations so far, the same on all ranks
-        "Whether they meet now; asking twice gives the same answer"
-        if self.group.world == 1 or at == self.last: return True
-        if at < self.next: return False
-        now = time.monotonic()
-        ahead = (at - self.last)*self.seconds/max(now - self.time, 1e-6)
-        self.next = at + self.group.agree(max(1, min(int(ahead), 2*(at - self.last))))
-        self.last, self.time = at, now
-        return True
 
 # %% ../nbs/06_processes.ipynb #96d50d29
 def launch(

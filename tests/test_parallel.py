@@ -33,8 +33,8 @@ from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
 from dreamplus.options import parse_command
-from dreamplus.parallel import SharedNetworks
-from dreamplus.processes import JoinedGroup, Meetings, joined, says_why, this_group
+from dreamplus.parallel import Meetings, SharedNetworks
+from dreamplus.processes import JoinedGroup, joined, says_why, this_group
 
 # Processes of one group, as a scheduler would start them
 

@@ -225,6 +225,7 @@ class ImageData(Movable):
     size = property(lambda self: self.train.x.shape[-1]) # height and width
     n_classes = property(lambda self: len(self.classes))
     device = property(lambda self: self.train.x.device)
+    nbytes = property(lambda self: sum(getattr(s.x, 'pixels', s.x).nbytes for s in (self.train, self.test))) # of pixels
 
     @cached_property
     def digest(self) -> str:

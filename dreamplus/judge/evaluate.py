@@ -36,7 +36,7 @@ from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
-from ..processes import dealt, this_group
+from ..processes import dealt, helpers_for, this_group
 from ..runs import RunFolder, open_run
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
@@ -258,13 +258,15 @@ def score(
     if missing:
         said = '; '.join(f'{row}: {why}' for row, why in missing.items())
         warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
-    results, tests = Scores(), dealt([partial(bench.test, name, s) for name in names for s in range(seed, seed + n)])
+    jobs = [partial(bench.test, name, s) for name in names for s in range(seed, seed + n)]
+    if helpers_for(jobs, bench.data) and (change.get('soft') or {*names} & {*_CHOSEN, 'random-soft'}):
+        _ = bench.chooser # once for all of them
+    results, tests = Scores(), dealt(jobs, bench.data)
     for name in names:
         runs = [next(tests) for _ in range(n)]
         accs, ece = [r['acc'] for r in runs], statistics.mean(r['ece'] for r in runs)
         std = statistics.stdev(accs) if n > 1 else 0.
-        row = dict(set=name, acc=statistics.mean(accs), std=std, n=n, accs=accs)
-        row |= dict(ci=interval([accs]), ece=ece)
+        row = dict(set=name, acc=statistics.mean(accs), std=std, n=n, accs=accs, ci=interval([accs]), ece=ece)
         results.append(row | (dict(cached=True) if any('cached' in r for r in runs) else {}))
         if log: log(results[-1])
     return results
@@ -273,11 +275,10 @@ def format_row(row: dict, # A row of score
               ) -> str:
     "A row as a line of text: per cent, mean ± std"
     half = f', 95 %: ± {100*row["ci"]:.1f}' if row.get('ci') is not None else ''
-    ece = f', calibration error {100*row["ece"]:.1f}' if 'ece' in row else ''
-    cached = ', cached' if 'cached' in row else ''
+    ece, cached = f', calibration error {100*row["ece"]:.1f}' if 'ece' in row else '', ', cached'*('cached' in row)
     spread = f' ± {100*row["std"]:.1f}' if row['n'] > 1 else ''
-    nets = f'{row["n"]} network{"s"*(row["n"] > 1)}'
-    return f'{row["set"]:13} {100*row["acc"]:5.1f}{spread:6}  ({nets}{half}{ece}{cached})'
+    return (f'{row["set"]:13} {100*row["acc"]:5.1f}{spread:6}  '
+            f'({row["n"]} network{"s"*(row["n"] > 1)}{half}{ece}{cached})')
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d6949c9d
 ROW = {'set': str, 'acc': Share, 'std': NonNegative, 'n': Count, 'accs': [Share], 'ci?': float | None, 'ece?': Share}
@@ -394,8 +395,7 @@ def _table(records):
     for r in records:
         key = *(r[k] for k in about), f'{r["arch"]} {r["width"] or ""}', r['protocol']
         lines.setdefault((key, json.dumps(r.get('args'))), []).append(r)
-    there = {row['set'] for r in records for row in r['rows']}
-    names = [name for name in (*ROWS, LEGACY) if name in there]
+    names = [name for name in (*ROWS, LEGACY) if any(row['set'] == name for r in records for row in r['rows'])]
     head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
     return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])
 

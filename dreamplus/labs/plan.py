@@ -42,6 +42,7 @@ from ..nets.bank import (Bank, BankTraining, Trainee, check_facts, find_bank,
                                  missing_members, parse_stages)
 from ..nets.zoo import network
 from ..parallel import check_dealt
+from ..processes import helper_count
 from ..tables import duration, markdown_table, plain_tables
 
 # %% ../../nbs/80_labs.plan.ipynb #8c9f6a8c
@@ -330,7 +331,8 @@ def plan(
         end = evaluation_cost(learn, rows, protocol, nets) if nets else _NOTHING
     found = _summary(learn, parts, begin, end, args['outer'], peak_mib(data.device), made)
     jobs = {'': data.n_classes, 'network bank': args.get('bank_nets', 1), 'evaluation': max(1, nets*len(rows))}
-    return found | dict(processes=_dealt_plan(learn, found['parts'], jobs))
+    helpers = helper_count() if data.device.type == 'cpu' else 0
+    return found | dict(processes=_dealt_plan(learn, found['parts'], jobs), helpers=helpers)
 
 # %% ../../nbs/80_labs.plan.ipynb #523749b0
 def _is_here(row, root) -> bool: # A row of DATASETS
@@ -373,6 +375,13 @@ def _processes_text(p) -> str: # `processes` of a plan
              'divided')
     return f'in several processes, each with cores or a GPU of its own: {each}{limit}'
 
+def _helpers_text(p) -> list: # Of lines
+    "What the processes that a command starts by itself bring"
+    parts = ' and '.join(['the network bank']*(p['seconds']['bank'] > 0) + ['the table']*(p['seconds']['evaluate'] > 0))
+    if not p['helpers'] or not parts: return []
+    return [f'a command trains the networks of {parts} in {p["helpers"]} processes at once, which takes down to '
+            f'1/{p["helpers"]} of these seconds']
+
 def format_plan(p: dict, # The result of plan
                ) -> str:
     "A plan as lines of text"
@@ -386,4 +395,4 @@ def format_plan(p: dict, # The result of plan
         + f'the table {clock(s["evaluate"])}',
         f'peak memory {p["peak_mib"]:.0f} MiB, disk {p["disk_mib"]:.1f} MiB; '
         f'{100*p["reached"]:.0f} % of the {p["peak_gflops"]:.0f} GFLOP/s of a matrix product',
-        f'to save time: {p["turn"]}', _processes_text(p['processes'])])
+        *_helpers_text(p), f'to save time: {p["turn"]}', _processes_text(p['processes'])])

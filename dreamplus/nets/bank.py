@@ -287,8 +287,8 @@ def network_bank(
             write_json(path/'bank.json', dict(name=data.name, versions=versions(), **facts))
         this_group().wait()
         check_facts(path, facts)
-        try: seconds = sum(dealt([partial(_extend, path, data, make, bank_training, k, stages, log)
-                                  for k in range(bank_nets)]))
+        jobs = [partial(_extend, path, data, make, bank_training, k, stages, log) for k in range(bank_nets)]
+        try: seconds = sum(dealt(jobs, data))
         except ValueError: # the file would keep the arguments that failed
             if is_writing() and not Bank(path).members: (path/'bank.json').unlink()
             raise

@@ -303,7 +303,9 @@ def network(
 ) -> Callable: # () -> a new network on the device of the data
     "A function that makes networks for `data`"
     own = {k: v for k, v in dict(width=width, norm=norm, depth=depth).items() if v is not None}
-    return lambda: create_net(arch, data.channels, data.n_classes, data.size, **own).to(data.device)
+    return partial(_on_device, data.device, arch, data.channels, data.n_classes, data.size, **own)
+
+def _on_device(device, *args, **kwargs): return create_net(*args, **kwargs).to(device)
 
 # %% ../../nbs/22_nets.zoo.ipynb #205f7928
 @torch.no_grad()
