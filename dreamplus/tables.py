@@ -58,6 +58,7 @@ def _aligned(columns, width):
             cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(parts, wide, number)]
             yield '  '.join(cells).rstrip()
 
+# %% ../nbs/19_tables.ipynb #7e5f13d7
 def _columns(lines, width):
     "The lines of one Markdown table as aligned columns"
     rows = [[cell.strip().replace('`', '').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
