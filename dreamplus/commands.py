@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .options import check_request, named_data, overrides, read_epochs, read_levels, read_numbers
 from .progress import say
-from .tables import plain_tables
+from .tables import print_tables
 
 # %% ../nbs/95_commands.ipynb #ac68fe30
 def _result_head(result: dict) -> str: # What `result.json` holds, or its first entries
@@ -104,7 +104,7 @@ def plan(data, method, ipc, root, set, size, channels, resize, levels, protocol,
     if images.digest == 'random': say(f'{data} is not here: planned with random images of its shape')
     found = p.plan(images, method, ipc, protocol=protocol, nets=nets, device=device,
                    **given | overrides(set, p.plan))
-    print(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
+    print_tables(f'{images}\n{method}, ipc {ipc}; recipe: {recipe_source(images.name)}\n{p.format_plan(found)}')
     return found
 
 plan.like = distill, ('out', 'seed', 'valid', 'steps', 'minutes', 'checkpoint_seconds')
@@ -276,9 +276,9 @@ def scores(
     show = lambda r: say(said.format(**r, percent=100*r['acc']))
     own = dict(archs=archs, protocol=protocol, n=nets, soft=soft, device=device, log=show)
     records = [score(*given, **own) for score, *given in jobs]
-    print(plain_tables(cross_table([row for r in records for row in r['cross']])), end='\n\n')
+    print_tables(cross_table([row for r in records for row in r['cross']]), end='\n\n')
     scored = [(f, score) for f, r in zip(folders, records) for score in r['robust']]
-    print(plain_tables(robust_table(scored)))
+    print_tables(robust_table(scored))
     return dict(zip(folders, records))
 
 # %% ../nbs/95_commands.ipynb #c8e14a41
@@ -316,7 +316,7 @@ def experts(
     made = train_experts(prepare_data(images, device, stats, zca), out, n, epochs=epochs,
                          batch=batch, lr=lr, arch=arch, width=width, norm=norm,
                          augment=augment, seed=seed, log=say)
-    print(f'{len(made)} experts in {out}; `--experts {out}` uses them')
+    print(f'{len(made)} expert{"s"*(len(made) != 1)} in {out}; `--experts {out}` uses them')
     return dict(folder=str(out), experts=len(made))
 
 # %% ../nbs/95_commands.ipynb #2eb92535
@@ -342,7 +342,7 @@ def bank(
     from dreamplus.arguments import build
     from dreamplus.nets.bank import Bank, all_banks, banks_table
     def result(banks): # which are printed
-        print(plain_tables(banks_table(banks)))
+        print_tables(banks_table(banks))
         return [dict(folder=str(b.path), data=b.info['name'], **b.summary()) for b in banks]
     if list: return result(all_banks())
     from dreamplus.loop.bank import make_bank
@@ -393,7 +393,7 @@ def compare(
     given |= dict(experts=overrides(experts)) | overrides(set, c.compare) # `--set experts=FOLDER` wins
     found = c.compare(images, names, ipc, seeds, out=out, steps=steps, minutes=minutes, valid=valid,
                       protocol=protocol, nets=nets, device=device, log=say, **given)
-    print(plain_tables(c.compare_table(out)))
+    print_tables(c.compare_table(out))
     c.compare_figures(out)
     print(f'table.md, accuracy.png and grids.png are in {out}')
     return found
@@ -409,7 +409,7 @@ def leaderboard(
     board = leaderboard_(*records)
     if out:
         with atomic(Path(out).expanduser()) as tmp: tmp.write_text(f'{board}\n', encoding='utf-8')
-    print(plain_tables(str(board)) + f'\n\n{out}'*bool(out))
+    print_tables(f'{board}' + f'\n\n{out}'*bool(out))
     return dict(tables=board, left_out=board.left_out)
 
 # %% ../nbs/95_commands.ipynb #642f524f
@@ -445,7 +445,7 @@ def study(
     records = study_(source, out or f'studies/{source.name}', read_numbers(seeds), outer, every,
                      *levels, read_numbers(warms, read_epochs), ipc, factor, nets, steps, valid,
                      device, images=images, log=say, **overrides(set, study_))
-    print(plain_tables(f'{fewer_table(records)}\n\n{effects_table(records)}'))
+    print_tables(f'{fewer_table(records)}\n\n{effects_table(records)}')
     return records
 
 # %% ../nbs/95_commands.ipynb #a614fa27
@@ -468,7 +468,7 @@ def reproduce(
     keep_memory()
     if list or not name:
         found = published_costs(device, name or '')
-        print(plain_tables(published_table(found)))
+        print_tables(published_table(found))
         return found
     images = named_data(data, levels, root=root)
     record = reproduce_(name, out, read_numbers(seeds), nets, images, root, device, log=say,
@@ -479,5 +479,5 @@ def reproduce(
 def methods():
     "List the methods"
     from dreamplus.recipes import METHODS, methods_table
-    print(plain_tables(methods_table()))
+    print_tables(methods_table())
     return {name: dict(paper=m.paper, args=m.args) for name, m in METHODS.items()}

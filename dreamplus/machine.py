@@ -99,7 +99,9 @@ def versions() -> dict: # Package name to version
 def hardware(device: torch.device) -> str:
     "The name of the GPU, or the kind of CPU with its cores and torch's threads"
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} {device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+    count = lambda n, unit: f'{n} {unit}{"s"*(n != 1)}'
+    cores, threads = count(os.cpu_count(), 'core'), count(torch.get_num_threads(), 'thread')
+    return f'{platform.machine()} {device.type}, {cores}, {threads}'
 
 # %% ../nbs/04_machine.ipynb #7a0d52ab
 def circumstances(device: torch.device | str) -> dict: # JSON values

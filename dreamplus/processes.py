@@ -31,7 +31,7 @@ import torch.distributed as dist
 from fastcore.basics import patch
 
 from .core import not_a_link, temporary_folder, writing
-from .machine import versions
+from .machine import memory_bytes, versions
 from .progress import Bar, say
 
 # %% ../nbs/06_processes.ipynb #5a64bfcb
@@ -331,8 +331,11 @@ def _help(pipe, threads: int):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
     with suppress(EOFError), redirect_stderr(io.StringIO()):
-        while jobs := pickle.loads(pipe.recv_bytes()):
-            while (i := pipe.recv()) is not None: pipe.send_bytes(pickle.dumps(_heard(jobs[i])))
+        while True: _work(pipe, pickle.loads(pipe.recv_bytes()))
+
+def _work(pipe, jobs: list):
+    "Do those of the jobs whose numbers come"
+    while (i := pipe.recv()) is not None: pipe.send_bytes(pickle.dumps(_heard(jobs[i])))
 
 def _heard(job: Callable) -> tuple:
     "What a job returns, what it prints, and the warnings that it gives"
@@ -360,10 +363,13 @@ def helped():
 def helpers_for(
     jobs: list, data, # As in `dealt`
 ) -> list: # Of `_Helper`
-    "The helpers for these jobs: each gets a copy of the data, 2 GiB in all at most"
+    "The helpers for these jobs: as many as fit into a third of the memory"
     if data is None or len(jobs) < 2 or data.device.type != 'cpu': return []
-    found = _now['helpers'][:min(len(jobs), 2**31//(data.nbytes + 1))]
+    each = data.nbytes + _PIXEL*data.size**2
+    found = _now['helpers'][:min(len(jobs), memory_bytes()//3//each)]
     return found if len(found) > 1 else []
+
+_PIXEL = 64*128*4*8 # bytes of each pixel in training: 64 images, 128 channels, float32, about 8 tensors
 
 def _by_helpers(jobs: list, helpers: list) -> Iterator:
     "The results in the order of the jobs; a job that a helper could not do is done here"

@@ -35,10 +35,10 @@ def draw(data, dset):
     fig, axs = plt.subplots(2, 1, figsize=(10, n + 2.9), height_ratios=[2, n])
     for ax, x, title in zip(axs, parts, ('real', f'distilled, ipc {ipc}: {n} of {dset.factor**2*ipc} decoded images')):
         ax.imshow(image_grid(x, cell=96), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        ax.set_title(title, fontsize=13, loc='left', pad=24 if ax is axs[0] else 6)
+        ax.set_title(title, fontsize=14, loc='left', pad=26 if ax is axs[0] else 6)
         ax.axis('off')
     side = image_grid(parts[0], cell=96).shape[1]/data.n_classes
-    for c, name in enumerate(data.classes): axs[0].text(side*(c + .5), -6, name, ha='center', fontsize=12)
+    for c, name in enumerate(data.classes): axs[0].text(side*(c + .5), -6, name, ha='center', fontsize=14)
     fig.subplots_adjust(left=0, right=1, bottom=0, top=1 - .55/(n + 2.9), hspace=.7/(n + 2))
     fig.savefig(HERE.parent/'nbs'/'images'/f'gallery-ipc{ipc}.png', dpi=100)
 

@@ -10,6 +10,7 @@ import posixpath
 import re
 import shutil
 import sys
+from collections import Counter
 from contextlib import chdir
 from functools import cache
 from html import escape
@@ -32,7 +33,7 @@ from dreamplus.tables import markdown_table
 SOURCE = f'{INDEX["settings"]["git_url"]}/blob/{INDEX["settings"]["branch"]}'
 COMMANDS = 'dreamplus.commands', 'dreamplus.apps.commands' # whose functions share their names with others
 # what holds no name to link: code blocks, links, headings, tables
-NAME = re.compile(r'```.*?```|!?\[[^]]*\]\([^)]*\)|^#.*?$|^\|.*?$|<[^>]*>|`([\w.]+)(?:\(\))?`', re.S | re.M)
+NAME = re.compile(r'```.*?```|!?\[[^]]*\]\([^)]*\)|^#.*?$|^ *\|.*?$|<[^>]*>|`([\w.]+)(?:\(\))?`', re.S | re.M)
 INCLUDE = re.compile(r'^\{\{< include (\S+) >\}\}$', re.M)
 
 def html_name(page):
@@ -46,7 +47,8 @@ def homes():
     found, full = {}, {}
     for module, names in INDEX['syms'].items():
         for name, (where, _) in names.items():
-            full[name] = where
+            place = anchors(module).get(name.removeprefix(f'{module}.'))
+            full[name] = where = f'{where.split("#")[0]}#{place}' if place else where
             if module not in COMMANDS: found.setdefault(name.removeprefix(f'{module}.'), set()).add(where)
     for nb in CHAPTERS: # registries and tables, which have no heading of their own
         if nb.module and nb.module.stem not in ('all', 'cli'):
@@ -85,6 +87,17 @@ def syntax(module):
     "{name: syntax} of a module"
     path = ROOT/f'{module.replace(".", "/")}.py'
     return dict(defined(ast.parse(path.read_text(encoding='utf-8'))))
+
+@cache
+def anchors(module):
+    "{name: its anchor}; a name that differs from an earlier one in case only gets a number, as pandoc does"
+    seen, found = Counter(), {}
+    for name, node in syntax(module).items():
+        if '._' in f'.{name}' or not ast.get_docstring(node): continue
+        low = name.lower()
+        found[name] = f'{low}-{seen[low]}' if seen[low] else low
+        seen[low] += 1
+    return found
 
 def parameters(node):
     "(name, type, default) of each argument of a function or class, as written"
@@ -138,7 +151,7 @@ def name_index():
         for name in nb.public:
             node, page = syntax(module).get(name), html_name(nb.name)
             what = (ast.get_docstring(node) or '').split('\n')[0] if node else ''
-            link = f'[`{name}`]({page}#{name.lower()})' if what else f'[`{name}`]({page})'
+            link = f'[`{name}`]({page}#{anchors(module)[name]})' if what else f'[`{name}`]({page})'
             rows.append((link, what, f'[{module}]({page})'))
     return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
 
@@ -159,7 +172,7 @@ def in_order(cells, names):
 def included(name, page):
     "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text as it is"
     text = (ROOT/name).read_text(encoding='utf-8')
-    if not name.endswith('.md'): return fenced(text)
+    if not name.endswith('.md'): return fenced(text, 'text')
     def relink(found):
         if not found[2]: return found[0]
         if (ROOT/found[2].split('#')[0]).is_relative_to(NBS):
@@ -204,10 +217,15 @@ class Tidy:
             if not (text := reference(module, name)): return False
             cell.update(cell_type='markdown', source=text, metadata={})
             for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
-        for out in cell.get('outputs', []): # numbers and their spread stay on one line, and so do short cells of tables
+        if cell.cell_type == 'markdown': cell.source = unbroken(wrapped(cell.source))
+        elif cell.source.startswith('!'): cell.source = continued(cell.source)
+        for out in cell.get('outputs', []):
+            if 'text' in out and (commands := shell_block(''.join(out.text))):
+                del out['text'], out['name']
+                out.update(output_type='display_data', data={'text/markdown': commands}, metadata={})
             if 'text/markdown' in out.get('data', {}):
                 text = ''.join(out.data['text/markdown']).replace(' ± ', '\u00a0±\u00a0')
-                out.data['text/markdown'] = re.sub(r'^\|.*\d.*\|$', lambda line: unbroken(line[0]), text, flags=re.M)
+                out.data['text/markdown'] = unbroken(wrapped(text))
         printed = [out for out in cell.get('outputs', []) if 'text' in out]
         if any(COLUMNS.search(''.join(out.text)) for out in printed): # a table of text scrolls; its notes wrap
             for out in printed: out.text = '\n'.join(map(fill, ''.join(out.text).split('\n')))
@@ -216,9 +234,44 @@ class Tidy:
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
         return True
 
-def unbroken(row):
-    "A row of a table whose short cells stay on one line"
-    return re.sub(r'(?<=\| )[^|]{1,20}(?= \|)', lambda cell: cell[0].strip().replace(' ', '\u00a0'), row)
+BODY = re.compile(r'(?<=\|\n)( *\|[-| :]+\|\n)((?: *\|.*\|(?:\n|$))+)') # of a table: its rule, its rows
+CODE = re.compile(r'```.*?```|^#.*?$|`[^`\n]+`', re.S | re.M)
+
+def unbroken(text):
+    "Markdown whose options and short cells of tables stay on one line: a browser breaks lines at hyphens"
+    def kept(text): return f'<span class="unbroken">{text}</span>'
+    def code(found): return kept(found[0]) if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]) else found[0]
+    def cell(found, numbers):
+        text, short = found[0].strip(), len(found[0]) < 28
+        name = '-' in text and ' ' not in text and len(text) < 40
+        whole = re.search('[ -]', text) and '<' not in text and (numbers and short or name)
+        return kept(text) if whole else found[0]
+    def row(line):
+        return re.sub(r'(?<=\| )[^|]+(?= \|)', lambda found: cell(found, re.search(r'\d', line)), line)
+    def body(found): return found[1] + '\n'.join(map(row, found[2].split('\n')))
+    return BODY.sub(body, CODE.sub(code, text))
+
+COMMAND = re.compile(r'!?(?:[A-Z_]+=\S+ )*(?:dreamplus|torchrun|python -m) ')
+
+def continued(line, width=90):
+    "A command, continued on further lines before its options if it is long; its comment comes first"
+    command, mark, comment = (part.rstrip() for part in re.match(r'(.*?)( +# |$)(.*)', line).groups())
+    if len(line) <= width or not COMMAND.match(command): return line
+    lines = ['']
+    for part in re.split(r'(?= --| && )', command):
+        if len(lines[-1] + part) > width - 2: lines.append('   ')
+        lines[-1] += part
+    return '\n'.join([f'# {comment}']*bool(mark) + [' \\\n'.join(lines)])
+
+def wrapped(text):
+    "Markdown whose long commands are continued on further lines"
+    def block(found): return '\n'.join(map(continued, found[0].split('\n')))
+    return re.sub(r'(?<=```bash\n).*?(?=```)', block, text, flags=re.S)
+
+def shell_block(text):
+    "A block of code of printed commands; None if anything else was printed"
+    lines = text.strip().split('\n')
+    return fenced(text.strip(), 'bash') if all(map(COMMAND.match, lines)) else None
 
 COLUMNS = re.compile(r'\S {2,}\S')
 

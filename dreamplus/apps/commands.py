@@ -8,7 +8,7 @@ __all__ = ['continual', 'nas']
 # %% ../../nbs/94_apps.commands.ipynb #d4bb1fcd
 from ..options import named_data, overrides, read_numbers
 from ..progress import say
-from ..tables import plain_tables
+from ..tables import print_tables
 
 # %% ../../nbs/94_apps.commands.ipynb #97e94310
 def continual(
@@ -45,7 +45,7 @@ def continual(
     found = c.continual(images, methods.split(','), steps, *sizes, out=out, orders=orders, nets=nets, protocol=protocol,
                         training=overrides(training), iterations=iterations, minutes=minutes, device=device,
                         log=say, **given)
-    print(plain_tables(c.continual_table(out)))
+    print_tables(c.continual_table(out))
     c.plot_continual(out)
     print(f'table.md and accuracy.png are in {out}')
     return found
@@ -84,7 +84,7 @@ def nas(
     rows = () if baselines == 'none' else tuple(baselines.split(','))
     found = a.search(images, sets.split(','), space, sample or None, out=out, protocol=protocol, steps=steps,
                      full=full, baselines=rows, valid=valid, seed=seed, device=device, log=say, **change)
-    print(plain_tables(a.search_table(out)))
+    print_tables(a.search_table(out))
     a.search_figure(out)
     print(f'\ntable.md and scatter.png are in {out}')
     return found

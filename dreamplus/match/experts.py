@@ -165,6 +165,15 @@ def plan_experts(
                               network=network_facts(example), training=dict(seed=seed, **training)))
 
 # %% ../../nbs/46_match.experts.ipynb #24729a65
+def _save_expert(file: Path, data: ImageData, net: dict, training: dict, seed: int, k: int, n: int, log):
+    "Train expert `k` of `n`, and write its trajectory"
+    start = time.monotonic()
+    with seeded(seed + k): tau, loss = train_expert(create_net(**net).to(data.device), data, **training)
+    if not tau.isfinite().all():
+        raise ValueError(f'expert {k + 1} diverges at lr={training["lr"]}; use a smaller one')
+    save_state(file, dict(tau=tau, losses=loss))
+    if log: log(f'expert {k + 1}/{n}: loss {loss[0]:.3f} -> {loss[-1]:.3f}, {time.monotonic() - start:.1f} s')
+
 @checked
 def train_experts(
     data: ImageData, # On the device
@@ -182,18 +191,10 @@ def train_experts(
     path = Path(out).expanduser()
     with locked_folder(path, (path/'experts.json').exists) as run:
         if not (run/'experts.json').exists(): write_json(run/'experts.json', info)
-        def expert(k, file):
-            start = time.monotonic()
-            with seeded(seed + k):
-                tau, loss = train_expert(create_net(**info['net']).to(data.device), data, **training)
-            if not tau.isfinite().all():
-                raise ValueError(f'expert {k + 1} diverges at {lr=}; use a smaller one')
-            save_state(file, dict(tau=tau, losses=loss))
-            took = time.monotonic() - start
-            if log: log(f'expert {k + 1}/{n}: loss {loss[0]:.3f} -> {loss[-1]:.3f}, {took:.1f} s')
         files = [run/f'expert_{k:04}.safetensors' for k in range(n)]
         missing = this_group().agree([k for k, file in enumerate(files) if not file.exists()])
-        try: list(dealt([partial(expert, k, files[k]) for k in missing]))
+        jobs = [partial(_save_expert, files[k], data, info['net'], training, seed, k, n, log) for k in missing]
+        try: list(dealt(jobs, data))
         except ValueError: # experts.json would keep this lr
             if is_writing() and not any(path.glob('expert_*.safetensors')): (run/'experts.json').unlink()
             raise

@@ -102,6 +102,14 @@ def _shape(net, data, statistic):
     part = lambda e: dict(mean=TensorOf((data.n_classes, e.shape[2])), within=TensorOf(0))
     return {str(i): part(e) for i, e in enumerate(found)}
 
+def _save_statistics(file, names, net, data, augment, n, key, statistic, say) -> dict: # Of tensors on the CPU
+    "Compute the statistics under one network, and write them"
+    if say: say()
+    made = class_statistics(net, data, augment, n, key, statistic=statistic)
+    made = {name: {k: v.cpu() for k, v in part.items()} for name, part in zip(names, made)}
+    save_state(file, made)
+    return made
+
 def bank_statistics(
     bank: Bank, # Loaded
     data: ImageData, # On the device
@@ -115,18 +123,15 @@ def bank_statistics(
     def file(member, weights):
         facts = dict(augment=str(augment), n=n, weights=weights, statistic=statistic)
         return bank.path/f'{member.file.stem}-statistics-{digest_of(facts)}.safetensors'
-    def compute(i):
-        member, key = bank.members[i], Key(bank.info['training']['bank_seed'], 'statistics')
-        if log:
-            log(f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class')
-        made = class_statistics(bank.nets[i], data, augment, n, key, statistic=statistic)
-        made = {name: {k: v.cpu() for k, v in part.items()} for name, part in zip(shape, made)}
-        save_state(files[i], made)
-        return made
     files = [*map(file, bank.members, bank.digests)]
     known = this_group().agree([read_cache(f, shape) for f in files])
     missing = [i for i, found in enumerate(known) if found is None]
-    for i, made in zip(missing, dealt([partial(compute, i) for i in missing])): known[i] = made
+    def job(i):
+        member, key = bank.members[i], Key(bank.info['training']['bank_seed'], 'statistics')
+        text = f'class statistics: network {member.net + 1}, {member.step} steps, {n} real images of each class'
+        say = partial(log, text) if log else None
+        return partial(_save_statistics, files[i], shape, bank.nets[i], data, augment, n, key, statistic, say)
+    for i, made in zip(missing, dealt([*map(job, missing)], data)): known[i] = made
     bank.seconds += time.monotonic() - start
     return [[{k: v.to(data.device) for k, v in part.items()} for part in found.values()] for found in known]
 
