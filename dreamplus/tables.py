@@ -23,7 +23,7 @@ def markdown_table(
     text = lambda value: '' if value is None else str(value).replace('|', '\\|').replace('\n', ' ')
     return '\n'.join('| ' + ' | '.join(map(text, row)) + ' |' for row in [head, ['---']*len(head), *rows])
 
-# %% ../nbs/19_tables.ipynb #7f1ee2eb
+# %% ../nbs/19_tables.ipynb #18cac353
 def _fitting(wide, least, room):
     "Widths of columns that fit into `room` characters, if `least` does; the widest columns become narrower"
     wide = [*wide]
@@ -58,7 +58,7 @@ def _aligned(columns, width):
             cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(parts, wide, number)]
             yield '  '.join(cells).rstrip()
 
-# %% ../nbs/19_tables.ipynb #18cac353
+# %% ../nbs/19_tables.ipynb #7e5f13d7
 def _columns(lines, width):
     "The lines of one Markdown table as aligned columns"
     rows = [[cell.strip().replace('`', '').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]

@@ -1,6 +1,7 @@
 """Processes that a test may kill. They are forked from a server that has imported the package and computed nothing,
 so that one begins in milliseconds and is otherwise like any other.
 """
+import gc
 import importlib
 import io
 import multiprocessing
@@ -14,8 +15,10 @@ from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['dreamplus.loop.distill', 'dreamplus.judge.evaluate', 'sklearn.datasets',
-                                 'sklearn.model_selection', 'torch._dynamo']) # the last is imported by any optimiser
+_context.set_forkserver_preload([
+    'dreamplus.all', 'dreamplus.judge.sets', 'sklearn.datasets', 'sklearn.model_selection',
+    'torch._dynamo', # which any optimiser imports
+    'pytest', 'torch.distributed.run', 'matplotlib.pyplot']) # which the modules of the tests import
 
 class Process:
     "`f(*args)` in a process of its own, begun at once"
@@ -39,6 +42,7 @@ class Process:
 
 def _call(pipe, threads, f, args):
     import torch
+    gc.freeze() # collections of garbage pass over what was there before
     torch.set_num_threads(threads)
     torch.seed() # a run depends on its own seed only
     pipe.send(f(*args))

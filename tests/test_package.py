@@ -57,13 +57,13 @@ assert len([*Path().glob('digits-ipc1-png/*/*.png')]) == 10
 print(scores._repr_markdown_())
 assert dset._repr_png_().startswith(b'\\x89PNG')
 [command] = distribution('dreamplus').entry_points.select(group='console_scripts')
-assert command.load()('distill digits --outer 1 --set inner=1 --width 8 --nets 0 --out run'.split()) == 0
+assert command.load()('distill digits --outer 1 --width 8 --nets 0 --out run --set bank_stages=4'.split()) == 0
 """
 
 def test_the_installed_package_runs_the_example_twice_and_the_command(wheel, tmp_path):
     cells = nbformat.read(NBS/'index.ipynb', as_version=4).cells
     [example] = [body(c.source) for c in cells if c.cell_type == 'code' and 'to_imagefolder' in c.source]
-    short = example.replace('ipc=1)', 'ipc=1, outer=1, inner=1, width=8, log=None)')
+    short = example.replace('ipc=1)', 'ipc=1, outer=1, width=8, bank_stages=4, log=None)')
     short = short.replace('n=3)', 'n=2, steps=2, rows=ROWS)')
     assert short.count('outer=1') == short.count('rows=ROWS') == 1
     status, said = forked(f'WHEEL, EXAMPLE = {str(wheel)!r}, {short!r}' + USE, tmp_path)
