@@ -27,7 +27,7 @@ def site():
 
 def words(text):
     "Text without the addresses of links, spans and punctuation"
-    text = re.sub(r'</?span[^>]*>|\{[^}]*\}', '', text)
+    text = re.sub(r'</?(?:span|code)\b[^>]*>|\{[^}]*\}', '', text)
     return ' '.join(re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', text)))
 
 def test_no_text_is_lost(site):

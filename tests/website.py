@@ -240,7 +240,11 @@ CODE = re.compile(r'```.*?```|^#.*?$|`[^`\n]+`', re.S | re.M)
 def unbroken(text):
     "Markdown whose options and short cells of tables stay on one line: a browser breaks lines at hyphens"
     def kept(text): return f'<span class="unbroken">{text}</span>'
-    def code(found): return kept(found[0]) if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]) else found[0]
+    def code(found):
+        if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]): return kept(found[0])
+        if not re.match(r'`[^`]* --', found[0]): return found[0]
+        parts = re.split(r'(--[\w-]+(?: "[^"]*"| [^\s-]\S*)?)', escape(found[0].strip('`'), quote=False))
+        return f'<code>{"".join(kept(part) if i % 2 else part for i, part in enumerate(parts))}</code>'
     def cell(found, numbers):
         text = found[0].strip()
         if re.search(r'[<`$\[]', text): return text
