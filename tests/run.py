@@ -34,25 +34,24 @@ def alone(*args, **kw):
 nbdev.test.test_nb = alone
 nbdev.test.nbdev_test(n_workers=0, do_print=True, timing=True)
 """
-# The tests that start processes and wait for them, to leave a core to the others meanwhile; and some of these tests
-# after the notebooks, so that all three processes end at about the same time
-WAITING, LATER = ([f'tests/test_{name}.py' for name in names.split()] for names in (
-    'campaign compare continual helpers package parallel resume windows', 'classes evaluate fast imagenet trajectory'))
+# the tests that start processes and wait for them (one server forks these), to leave a core to the others meanwhile
+WAITING = [f'tests/test_{name}.py' for name in (
+    'campaign', 'classes', 'compare', 'continual', 'evaluate', 'fast', 'helpers', 'imagenet', 'package', 'parallel',
+    'resume', 'trajectory', 'windows')]
 
 def main():
     pytest = sys.executable, '-m', 'pytest', *sys.argv[1:]
-    parts = WAITING, ['tests', *(f'--ignore={f}' for f in WAITING + LATER)]
+    halves = WAITING, ['tests', *(f'--ignore={f}' for f in WAITING)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         logs = [opened.enter_context(open(Path(folder)/f'{i}.log', 'w+')) for i in range(2)]
-        tests = [start(f'{log.name}-cache', log, *pytest, *part) for log, part in zip(logs, parts)]
+        tests = [start(f'{log.name}-cache', log, *pytest, *half) for log, half in zip(logs, halves)]
         print('== notebooks', flush=True)
         pages = start(Path(folder)/'pages', None, sys.executable, '-c', PAGES).wait()
         if pages: print(f'== notebooks FAILED with exit status {pages}', flush=True)
-        later = start(Path(folder)/'pages', None, *pytest, *LATER).wait()
         failed = [process.wait() for process in tests]
-        for _, log in sorted(zip(failed, logs), key=lambda pair: pair[0] > 0): # a part that failed comes last
+        for _, log in sorted(zip(failed, logs), key=lambda pair: pair[0] > 0): # a half that failed comes last
             log.seek(0)
             print('== tests', log.read(), sep='\n', end='', flush=True)
-    sys.exit(bool(pages or later or any(failed)))
+    sys.exit(bool(pages or any(failed)))
 
 if __name__ == '__main__': main()
