@@ -29,18 +29,16 @@ def _how_to_continue(name: str) -> str: # Of a command
     again = name in ('resume', 'bank', 'experts', 'compare', 'study', 'reproduce', 'continual', 'nas')
     return 'the same command continues' if again else 'nothing is left to continue'
 
-_TRAINS = 'distill', 'resume', 'evaluate', 'scores', 'bank', 'compare', 'study', 'reproduce', 'continual', 'nas'
+_ON_FIRST = 'plan', 'show', 'export', 'doctor', 'leaderboard', 'methods' # not distributed, and without helpers
 
 def _group(name: str, fresh: bool): # A command, and whether this process has done nothing yet
     "The processes that were started with this one, or its helpers; for both, torch is imported, which takes a second"
     several = 'WORLD_SIZE' in os.environ
-    if not several and not (fresh and name in _TRAINS): return nullcontext()
+    if not several and (name in _ON_FIRST or not fresh): return nullcontext()
     from dreamplus.processes import helped, joined
     if several: return joined()
     from dreamplus.judge import evaluate # noqa: F401 (the helpers need it too)
     return helped()
-
-_ON_FIRST = 'plan', 'show', 'export', 'doctor', 'leaderboard', 'methods' # not distributed
 
 def _call(name: str, kw: dict): # Of a command
     "The result of a command; None on ranks that do not run it"

@@ -330,7 +330,7 @@ def _help(pipe, threads: int):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # ctrl-C is for the process that is helped
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
-    with suppress(EOFError), redirect_stderr(io.StringIO()):
+    with suppress(Exception), redirect_stderr(io.StringIO()): # the process that is helped repeats a failing job
         while True: _work(pipe, pickle.loads(pipe.recv_bytes()))
 
 def _work(pipe, jobs: list):

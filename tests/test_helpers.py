@@ -9,6 +9,7 @@ from functools import partial
 from multiprocessing import current_process
 from types import SimpleNamespace
 
+import pytest
 import torch
 from processes import Process
 
@@ -91,22 +92,34 @@ def test_jobs_that_are_done_here():
     pid, found = with_helpers(here)
     assert {*found} == {pid}
 
-def as_shell(folder, argv):
-    "Exit status of a command, and how many helpers it made and heard of"
+def as_shell(folder, words, argv):
+    "Exit status of a command, how many helpers it made and heard of, how many networks it names, and its errors"
     helpers, make, hear = [[], []], Helper.__init__, Helper.answer
     Helper.__init__ = lambda self, threads: helpers[0].append(threads) or make(self, threads)
     Helper.answer = lambda self: helpers[1].append(self) or hear(self)
     current_process()._config['daemon'] = False
     torch.set_num_threads(2)
-    os.environ['DREAMPLUS_CACHE'], sys.argv = str(folder), ['dreamplus', *BANK]
+    folder.mkdir()
+    os.chdir(folder)
+    os.environ['DREAMPLUS_CACHE'], sys.argv = str(folder), ['dreamplus', *words]
+    os.dup2(os.open('errors', os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = open(2, 'w', closefd=False)
     with redirect_stdout(io.StringIO()) as out: status = main(argv)
-    return status, [*map(len, helpers)], out.getvalue().count('network bank: network')
+    named = out.getvalue().count('network bank: network') + out.getvalue().count('expert ')
+    return status, [*map(len, helpers)], named, (folder/'errors').read_text()
 
 BANK = 'bank digits --nets 2 --stages 2 --width 8'.split()
+EXPERTS = 'experts digits --n 2 --epochs 1 --width 8'.split()
 
-def test_a_command_of_a_shell_has_helpers_but_no_call_in_python(tmp_path):
-    for argv, expected in (None, [2, 2]), (BANK, [0, 0]):
-        assert Process(as_shell, tmp_path/str(argv), argv).end()[0] == (0, expected, 2)
+@pytest.mark.parametrize('words', [BANK, EXPERTS], ids=['bank', 'experts'])
+def test_a_command_of_a_shell_has_helpers_but_no_call_in_python(tmp_path, words):
+    for argv, expected in (None, [2, 2]), (words, [0, 0]):
+        assert Process(as_shell, tmp_path/f'{expected[0]}', words, argv).end()[0][:3] == (0, expected, 2)
+
+def test_an_error_of_a_helper_is_one_line(tmp_path):
+    words = [*BANK, '--set', 'bank_lr=1e30']
+    status, (made, _), _, errors = Process(as_shell, tmp_path/'shell', words, None).end()[0]
+    assert (status, made) == (2, 2) and errors.count('\n') == 1 and 'diverges at bank_lr=1e+30' in errors
 
 def test_how_many(monkeypatch):
     for threads, count in (1, 0), (2, 2), (64, 8):

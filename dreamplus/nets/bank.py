@@ -264,7 +264,7 @@ def network_bank(
     bank_folder: Folder | None = None, # Folder of the network bank; None: in the cache
     bank_nets: Count = 3, # Networks in the bank
     bank_stages: str | int | float = '450,1500', # When each is kept: training steps, or accuracies such as .5,.7
-) -> Bank: # Loaded; `seconds` says how long the training took now, 0 if nothing was missing
+) -> Bank: # Loaded; `seconds` is the sum of its networks' training now, 0 if nothing was missing
     "The network bank for `data`; what is missing in it is trained. `ValueError` for a folder that was made otherwise"
     stages = parse_stages(bank_stages)
     Augment(bank_training.bank_augment) # or its error
