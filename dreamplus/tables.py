@@ -51,11 +51,11 @@ def _aligned(columns, width):
     fit = max(keys + 1, sum(end <= width for end in ends))
     if fit < len(columns):
         return [*_aligned(columns[:fit], width), '', *_aligned(columns[:keys] + columns[fit:], width)]
-    limited = lambda limit: [high if high <= limit else low if number else max(low, limit)
-                             for number, low, high in zip(numbers, least, most)]
+    folded = lambda limit: [low if number else max(low, min(high, limit))
+                            for number, low, high in zip(numbers, least, most)]
     room = width - 2*(len(columns) - 1)
     last = least[-1] if numbers[-1] else max(8, width - ends[-1] + least[-1]) # breaks a long word
-    sizes = (limited(limit) for limit in range(max(most), 0, -1))
+    sizes = [most, *map(folded, range(max(most), 0, -1))] # headings of numbers fold first
     return _drawn(columns, numbers, next((s for s in sizes if sum(s) <= room), [*least[:-1], last]))
 
 # %% ../nbs/19_tables.ipynb #7e5f13d7
