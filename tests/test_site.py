@@ -165,7 +165,8 @@ def test_narrow_columns_keep_options_and_names_whole(site):
     html = site['results/leaderboard.ipynb'][1]
     assert '<span class="unbroken">k-means (baseline)</span>' in html
     assert '<span class="unbroken"><code>--minutes</code></span>' in site['glossary.ipynb'][1]
-    assert unbroken('`dreamplus bank --list`') == '<code>dreamplus bank <span class="unbroken">&#45;&#45;list</span></code>'
+    command = '<code>dreamplus bank <span class="unbroken">&#45;&#45;list</span></code>' # two hyphens become a dash
+    assert unbroken('`dreamplus bank --list`') == command
     css = (NBS/'styles.css').read_text(encoding='utf-8')
     assert re.search(r'\.unbroken[^{]*{[^}]*nowrap', css)
 

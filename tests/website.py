@@ -256,7 +256,8 @@ def unbroken(text):
     def cell(found, numbers):
         text = found[0].strip()
         plain = not re.search(r'[<`$\[]', text)
-        if numbers and plain and len(text) <= 24 and re.search('[ -]', text): return kept(text)
+        most = 24 if re.match(r'[-+±(\d]', text) else 20 # of a number with its interval, of names
+        if numbers and plain and len(text) <= most and re.search('[ -]', text): return kept(text)
         long = len(re.sub(r'<[^>]*>|\]\([^)]*\)', '', text)) > 24
         if plain and len(text) < 200:
             text = re.sub(r'[\w+]+(?:-[\w+]+)+', lambda word: kept(word[0]), text)
