@@ -181,8 +181,7 @@ def check_effect(
 # %% ../nbs/56_recipes.ipynb #fc74adcc
 def methods_table() -> str: # Markdown
     "The methods, and what distinguishes them (on CIFAR-10, 1 image per class)"
-    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start',
-                warm_epochs='warm epochs')
+    keys = dict(match='matches', sampler='real images', batch_real='per class', start='start', warm_epochs='warm')
     args = {name: recipe(name, 'cifar10') for name in METHODS}
     rows = [[f'`{name}`', *(a.get(k, '') for k in keys), METHODS[name].paper]
             for name, a in args.items()]

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import textwrap
-from itertools import zip_longest
+from itertools import accumulate, groupby
 
 # %% ../nbs/19_tables.ipynb #7ab9d5bf
 def markdown_table(
@@ -24,39 +24,39 @@ def markdown_table(
     return '\n'.join('| ' + ' | '.join(map(text, row)) + ' |' for row in [head, ['---']*len(head), *rows])
 
 # %% ../nbs/19_tables.ipynb #18cac353
-def _fitting(wide, least, room):
-    "Widths of columns that fit into `room` characters, if `least` does; the widest columns become narrower"
-    wide = [*wide]
-    while sum(wide) > room and wide != least:
-        widest = max(range(len(wide)), key=lambda i: (wide[i] > least[i], wide[i]))
-        wide[widest] -= 1
-    return wide
+def _sizes(column):
+    "Whether a column holds numbers; its smallest and its full width: heads and names fold at words, numbers do not"
+    from rich.cells import cell_len
+    head, *cells = column
+    number = all(re.match(r'[-+±]?\d|$', cell) for cell in cells)
+    parts = head.split() + (cells if number else ' '.join(cells).split())
+    return number, max(map(cell_len, parts), default=0), max(map(cell_len, column))
 
-def _least(column, number):
-    "The smallest widths of a column whose head is folded, and whose names are folded too; numbers stay whole"
-    word = lambda cell: max(map(len, cell.split()), default=0)
-    body = max(map(len, column[1:]), default=0)
-    return max(word(column[0]), body), max(word(column[0]), body if number else max(map(word, column[1:]), default=0))
+def _drawn(columns, numbers, sizes):
+    "Lines of columns of these widths, 2 spaces apart; the text of a cell is not interpreted"
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+    forms = [Column(justify='right' if number else 'left', width=size) for number, size in zip(numbers, sizes)]
+    grid, console = Table.grid(*forms, padding=(0, 2, 0, 0), pad_edge=True), Console()
+    for row in zip(*columns): grid.add_row(*[Text(cell, overflow='fold') for cell in row])
+    found = console.render_lines(grid, console.options.update(width=sum(sizes) + 2*len(sizes)))
+    return [''.join(part.text for part in line).rstrip() for line in found]
 
 def _aligned(columns, width):
-    "Lines of aligned columns; columns that do not fit follow in a second table with the same names"
-    number = [all(re.match(r'[-+±]?\d|$', cell) for cell in column[1:]) for column in columns]
-    wide = [max(map(len, column)) for column in columns]
-    if width:
-        heads, names = ([*least] for least in zip(*map(_least, columns, number)))
-        room = [sum(names[:n + 1]) + 2*n <= width for n in range(len(columns))]
-        keys = number.index(True) if True in number else len(columns)
-        if keys < (fit := sum(room)) < len(columns):
-            yield from _aligned(columns[:fit], width)
-            yield ''
-            return (yield from _aligned(columns[:keys] + columns[fit:], width))
-        for least in heads, names: wide = _fitting(wide, least, width - 2*(len(wide) - 1))
-    for row in zip(*columns):
-        folded = [textwrap.wrap(cell, max(1, w), break_long_words=False, break_on_hyphens=False)
-                  for cell, w in zip(row, wide)]
-        for parts in zip_longest(*folded, fillvalue=''):
-            cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(parts, wide, number)]
-            yield '  '.join(cells).rstrip()
+    "Lines of aligned columns; those that do not fit follow in a second table that repeats the names"
+    numbers, least, most = zip(*map(_sizes, columns))
+    ends = [*accumulate(least, lambda end, size: end + 2 + size)]
+    keys = max(1, sum(end < width/2 for end in ends[:(*numbers, True).index(True)]))
+    fit = max(keys + 1, sum(end <= width for end in ends))
+    if fit < len(columns):
+        return [*_aligned(columns[:fit], width), '', *_aligned(columns[:keys] + columns[fit:], width)]
+    folded = lambda limit: [low if number else max(low, min(high, limit))
+                            for number, low, high in zip(numbers, least, most)]
+    room = width - 2*(len(columns) - 1)
+    last = least[-1] if numbers[-1] else max(8, width - ends[-1] + least[-1]) # breaks a long word
+    sizes = [most, *map(folded, range(max(most), 0, -1))] # headings of numbers fold first
+    return _drawn(columns, numbers, next((s for s in sizes if sum(s) <= room), [*least[:-1], last]))
 
 # %% ../nbs/19_tables.ipynb #7e5f13d7
 def _columns(lines, width):
@@ -66,22 +66,19 @@ def _columns(lines, width):
     del rows[1] # the rule below the head
     return _aligned([column for column in zip(*rows) if any(column[1:]) or len(rows) == 1], width)
 
-def _prose(line, width):
-    "A line without bold type, in several lines if it is wider than `width` and not in columns"
-    line = re.sub(r'^\*\*(.*)\*\*$', r'\1', line)
-    if not width or len(line) <= width or re.search(r'\S {2,}\S', line): return line
-    indent = re.match(r'(?:\* )?', line)[0]
-    return textwrap.fill(line, width, subsequent_indent=' '*len(indent), break_long_words=False,
-                         break_on_hyphens=False)
+def _prose(lines, width):
+    "Lines without bold type, folded at words"
+    plain = [re.sub(r'^\*\*(.*)\*\*$', r'\1', line) for line in lines]
+    return [textwrap.fill(line, width, subsequent_indent='  '*line.startswith('* '), break_long_words=False,
+                          break_on_hyphens=False) for line in plain]
 
 def plain_tables(
     text: str, # With any number of Markdown tables
-    width: int | None = None, # Of the terminal, in characters; None: no limit
+    width: float = math.inf, # Of the terminal, in characters
 ) -> str:
     "The text with its tables as aligned columns, for a terminal"
-    blocks = re.split(r'((?:^\|.*\n?)+)', text, flags=re.M) # every second one is a table
-    return ''.join('\n'.join(_columns(b.strip().split('\n'), width)) + '\n'*b.endswith('\n') if i % 2 else
-                   '\n'.join(_prose(line, width) for line in b.split('\n')) for i, b in enumerate(blocks))
+    blocks = groupby(text.split('\n'), lambda line: line.startswith('|'))
+    return '\n'.join(line for table, lines in blocks for line in (_columns if table else _prose)(lines, width))
 
 # %% ../nbs/19_tables.ipynb #36adedc7
 def print_tables(
@@ -89,8 +86,8 @@ def print_tables(
     end: str = '\n', # As for print
 ):
     "Print a text with its tables as aligned columns that fit into the terminal"
-    seen = sys.stdout.isatty()
-    print(plain_tables(text, shutil.get_terminal_size().columns if seen else None), end=end)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    print(plain_tables(text, width), end=end)
 
 # %% ../nbs/19_tables.ipynb #87313f22
 def duration(seconds: float) -> str: # In milliseconds, seconds, minutes, hours or days

@@ -15,10 +15,7 @@ from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload([
-    'dreamplus.all', 'dreamplus.judge.sets', 'sklearn.datasets', 'sklearn.model_selection',
-    'torch._dynamo', # which any optimiser imports
-    'pytest', 'torch.distributed.run', 'matplotlib.pyplot']) # which the modules of the tests import
+_context.set_forkserver_preload(['preloaded'])
 
 class Process:
     "`f(*args)` in a process of its own, begun at once"

@@ -43,7 +43,7 @@ from ..nets.bank import (Bank, BankTraining, Trainee, check_facts, find_bank,
 from ..nets.zoo import network
 from ..parallel import check_dealt
 from ..processes import helper_count
-from ..tables import duration, markdown_table, plain_tables
+from ..tables import duration, markdown_table
 
 # %% ../../nbs/80_labs.plan.ipynb #8c9f6a8c
 class Cost(NamedTuple):
@@ -384,13 +384,13 @@ def _helpers_text(p) -> list: # Of lines
 
 def format_plan(p: dict, # The result of plan
                ) -> str:
-    "A plan as lines of text"
+    "A plan as Markdown, which `print_tables` prints"
     clock, s = duration, p['seconds']
     rows = [[r['part'], clock(r['seconds']), f'{100*r["share"]:.0f}', f'{r["flops"]/1e9:.1f}',
              f'{r["bytes"]/2**30:.1f}'] for r in p['parts']]
     table = markdown_table(['part', 'time', '% of time', 'GFLOP', 'GiB read and written'], rows)
     return '\n'.join([
-        plain_tables(table), '', f'an outer iteration takes {clock(s["outer"])}; {p["outer"]} of them and the start '
+        table, '', f'an outer iteration takes {clock(s["outer"])}; {p["outer"]} of them and the start '
         f'{clock(s["distill"])}, ' + f'the network bank {clock(s["bank"])}, '*(s['bank'] > 0)
         + f'the table {clock(s["evaluate"])}',
         f'peak memory {p["peak_mib"]:.0f} MiB, disk {p["disk_mib"]:.1f} MiB; '
