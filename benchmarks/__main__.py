@@ -191,8 +191,9 @@ def draw(record, path):
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter
     bars, grown = record['parts'], record['growth']
-    fig = plt.figure(figsize=(10, 8 if grown else 4.5), layout='constrained')
-    top, *below = fig.subfigures(1 + bool(grown), 1, squeeze=False)[:, 0]
+    fig = plt.figure(figsize=(10, 9.6 if grown else 5.8), layout='constrained')
+    rows = 1 + bool(grown)
+    top, *below = fig.subfigures(rows, 1, squeeze=False, height_ratios=(3, 2)[:rows])[:, 0]
     ax, names = top.subplots(), ('selection', 'matching', 'training')
     for i, r in enumerate(bars.values()):
         sides = [side for side in ('untuned', 'plain', 'ours', 'compiled', 'candidates', 'both') if side in r]

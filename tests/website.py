@@ -5,6 +5,7 @@
 plain HTML with the styles of the site, without Quarto's design.
 """
 import ast
+import base64
 import importlib
 import posixpath
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 from contextlib import chdir
 from functools import cache
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 
@@ -25,6 +27,7 @@ from nbdev.processors import FilterDefaults
 from nbdev.showdoc import showdoc_nm
 from nbformat.v4 import reads
 from notebooks import CHAPTERS, LINK, NBS, PAGES, ROOT, Notebook, definitions
+from PIL import Image
 
 import dreamplus.all
 from dreamplus._modidx import d as INDEX
@@ -132,7 +135,8 @@ def reference(module, name):
     def said(arg): # options as code: typography makes a dash of two hyphens
         text = (comments.get(arg.lstrip('*')) or {}).get('docment')
         return text and re.sub(r'`[^`]*`|--[a-z][\w-]*', lambda m: f'`{m[0].strip("`")}`', text)
-    rows = [(f'`{arg}`', code(kind), code(default), said(arg)) for arg, kind, default in args]
+    def given(default): return (text := code(default)) and f'<span class="default">{text}</span>'
+    rows = [(f'`{arg}`', code(kind), given(default), said(arg)) for arg, kind, default in args]
     if returns and not isinstance(returns, ast.Constant):
         rows.append(('*returns*', code(returns), None, said('return')))
     used = [i for i, column in enumerate(zip(*rows)) if i == 0 or any(column)]
@@ -226,10 +230,12 @@ class Tidy:
             if 'text/markdown' in out.get('data', {}):
                 text = re.sub(r'(?<=\d) ± ', '\u00a0±\u00a0', ''.join(out.data['text/markdown']))
                 out.data['text/markdown'] = unbroken(wrapped(text))
-        printed = [out for out in cell.get('outputs', []) if 'text' in out]
+        printed = [out for out in cell.get('outputs', []) if 'text' in out and not PROGRAM.search(''.join(out.text))]
         if any(COLUMNS.search(''.join(out.text)) for out in printed): # a table of text scrolls; its notes wrap
             for out in printed: out.text = '\n'.join(map(fill, ''.join(out.text).split('\n')))
             cell.source = f'#| classes: aligned\n{cell.source}'
+        elif any(shown_width(out) > 560 for out in cell.get('outputs', [])): # pixels; scrolls on a phone
+            cell.source = f'#| classes: wide\n{cell.source}'
         if cell.cell_type == 'code' and checks_only(cell.source) and not cell.get('outputs'):
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
         return True
@@ -244,12 +250,18 @@ def unbroken(text):
         if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]): return kept(found[0])
         if not re.match(r'`[^`]* --', found[0]): return found[0]
         parts = re.split(r'(--[\w-]+(?: "[^"]*"| [^\s-]\S*)?)', escape(found[0].strip('`'), quote=False))
-        return f'<code>{"".join(kept(part) if i % 2 else part for i, part in enumerate(parts))}</code>'
+        parts = [part.replace('-', '&#45;') for part in parts] # two hyphens would become a dash
+        parts[1::2] = [kept(part) if len(part) < 36 + 8*part.count('&') else part for part in parts[1::2]]
+        return f'<code>{"".join(parts)}</code>'
     def cell(found, numbers):
         text = found[0].strip()
-        if re.search(r'[<`$\[]', text): return text
-        if numbers and len(text) <= 20 and re.search('[ -]', text): return kept(text)
-        return re.sub(r'[\w+]+(?:-[\w+]+)+', lambda word: kept(word[0]), text) if len(text) < 200 else text
+        plain = not re.search(r'[<`$\[]', text)
+        most = 24 if re.match(r'[-+±(\d]', text) else 20 # of a number with its interval, of names
+        if numbers and plain and len(text) <= most and re.search('[ -]', text): return kept(text)
+        long = len(re.sub(r'<[^>]*>|\]\([^)]*\)', '', text)) > 24
+        if plain and len(text) < 200:
+            text = re.sub(r'[\w+]+(?:-[\w+]+)+', lambda word: kept(word[0]), text)
+        return f'<span class="words">{text}</span>' if long else text
     def row(line):
         return re.sub(r'(?<=\| )[^|]+(?= \|)', lambda found: cell(found, re.search(r'\d', line)), line)
     def body(found): return found[1] + '\n'.join(map(row, found[2].split('\n')))
@@ -263,7 +275,7 @@ def continued(line, width=90):
     if len(line) <= width or not COMMAND.match(command): return line
     lines = ['']
     for part in re.split(r'(?= --| && )', command):
-        if len(lines[-1] + part) > width - 2: lines.append('   ')
+        if lines[-1] and len(lines[-1] + part) > width - 2: lines.append('   ')
         lines[-1] += part
     return '\n'.join([f'# {comment}']*bool(mark) + [' \\\n'.join(lines)])
 
@@ -272,11 +284,19 @@ def wrapped(text):
     def block(found): return '\n'.join(map(continued, found[0].split('\n')))
     return re.sub(r'(?<=```bash\n).*?(?=```)', block, text, flags=re.S)
 
+def shown_width(out):
+    "The width in pixels at which a picture is shown; 0 for another output"
+    kind = next((kind for kind in out.get('data', {}) if kind in ('image/png', 'image/jpeg')), None)
+    if not kind: return 0
+    width = out.metadata.get(kind, {}).get('width')
+    return width or Image.open(BytesIO(base64.b64decode(''.join(out.data[kind])))).width
+
 def shell_block(text):
     "A block of code of printed commands; None if anything else was printed"
-    lines = text.strip().split('\n')
-    return fenced(text.strip(), 'bash') if all(map(COMMAND.match, lines)) else None
+    lines = [line for line in text.split('\n') if line]
+    return fenced('\n'.join(lines), 'bash') if lines and all(map(COMMAND.match, lines)) else None
 
+PROGRAM = re.compile(r'^import \w+$', re.M) # printed code, which line breaks would change
 COLUMNS = re.compile(r'\S {2,}\S')
 
 def fill(line, width=90):
