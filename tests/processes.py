@@ -15,7 +15,7 @@ from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['preloaded'])
+_context.set_forkserver_preload(['tests.preloaded']) # found from the root of the project, where tests run
 
 class Process:
     "`f(*args)` in a process of its own, begun at once"
