@@ -9,20 +9,22 @@ import os
 import sys
 import traceback
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
+
+from notebooks import ROOT
 
 from dreamplus.cli import main
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # threads that wait leave the cores to others
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['tests.preloaded']) # found from the root of the project, where tests run
+_context.set_forkserver_preload(['tests.preloaded'])
 
 class Process:
     "`f(*args)` in a process of its own, begun at once"
     def __init__(self, f, *args, threads=1):
         self.answers, theirs = _context.Pipe(duplex=False)
         self.process = _context.Process(target=_call, args=(theirs, threads, f, args), daemon=True)
-        self.process.start()
+        with chdir(ROOT): self.process.start() # the first one starts the server, which finds its modules there
         self.pid = self.process.pid
         theirs.close()
 
