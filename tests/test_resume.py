@@ -3,6 +3,7 @@ import csv
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -124,6 +125,13 @@ def test_runs_are_worth_comparing(undisturbed):
 def test_same_seed_twice_with_two_threads(tmp_path):
     for name in 'ab': assert_done(Process(begin, tmp_path/name, 'dream+', threads=2))
     assert_same(tmp_path/'a', tmp_path/'b')
+
+def loaded(name): return name in sys.modules
+
+def test_the_server_of_the_processes_has_its_modules(tmp_path, monkeypatch):
+    "It says nothing if it lacks them, but then each process imports everything"
+    monkeypatch.chdir(tmp_path)
+    assert Process(loaded, 'tests.preloaded').end() == (True, 0)
 
 # Killed
 
