@@ -174,9 +174,12 @@ def in_order(cells, names):
     return [cell for _, cell in sorted(zip(lines, cells), key=lambda pair: pair[0])]
 
 def included(name, page):
-    "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text as it is"
+    "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text flows"
     text = (ROOT/name).read_text(encoding='utf-8')
-    if not name.endswith('.md'): return fenced(text, 'text')
+    def entry(found): return f'* **{found[1]}**: {" ".join(found[2].split())}'
+    if not name.endswith('.md'):
+        text = text.removeprefix('dreamplus\n') # the title of the file
+        return re.sub(r'^(\S+) {2,}(\S.*(?:\n +.*)*)', entry, text, flags=re.M)
     def relink(found):
         if not found[2]: return found[0]
         if (ROOT/found[2].split('#')[0]).is_relative_to(NBS):
@@ -236,6 +239,10 @@ class Tidy:
             cell.source = f'#| classes: aligned\n{cell.source}'
         elif any(shown_width(out) > 560 for out in cell.get('outputs', [])): # pixels; scrolls on a phone
             cell.source = f'#| classes: wide\n{cell.source}'
+        for out in cell.get('outputs', []):
+            if 'text' in out and 'classes: aligned' not in cell.source and OPTION.search(''.join(out.text)):
+                out.update(output_type='display_data', data={'text/html': whole_options(''.join(out.text))}, metadata={})
+                del out['text'], out['name']
         if cell.cell_type == 'code' and checks_only(cell.source) and not cell.get('outputs'):
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
         return True
@@ -296,12 +303,20 @@ def shell_block(text):
     lines = [line for line in text.split('\n') if line]
     return fenced('\n'.join(lines), 'bash') if lines and all(map(COMMAND.match, lines)) else None
 
+OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*(?: \w+=\S+)?')
+
+def whole_options(text):
+    "Printed text as HTML that does not break options at their hyphens"
+    text = OPTION.sub(r'<span class="unbroken">\g<0></span>', escape(text.rstrip(), quote=False))
+    return f'<pre class="printed"><code>{text}</code></pre>'
+
 PROGRAM = re.compile(r'^import \w+$', re.M) # printed code, which line breaks would change
 COLUMNS = re.compile(r'\S {2,}\S')
 
 def fill(line, width=90):
     "A printed line, wrapped unless it has columns"
-    return line if COLUMNS.search(line) else '\n'.join(wrap(line, width, subsequent_indent='  ')) or line
+    return line if COLUMNS.search(line) else '\n'.join(
+        wrap(line, width, subsequent_indent='  ', break_on_hyphens=False)) or line
 
 def checks_only(source):
     "Whether every statement of a cell is a call of `test_...`"
