@@ -241,7 +241,8 @@ class Tidy:
             cell.source = f'#| classes: wide\n{cell.source}'
         for out in cell.get('outputs', []):
             if 'text' in out and 'classes: aligned' not in cell.source and OPTION.search(''.join(out.text)):
-                out.update(output_type='display_data', data={'text/html': whole_options(''.join(out.text))}, metadata={})
+                html = whole_options(''.join(out.text))
+                out.update(output_type='display_data', data={'text/html': html}, metadata={})
                 del out['text'], out['name']
         if cell.cell_type == 'code' and checks_only(cell.source) and not cell.get('outputs'):
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
