@@ -195,6 +195,14 @@ def colab(page):
     link = f'{SOURCE}/nbs/{page.as_posix()}'.replace('https://github.com/', 'https://colab.research.google.com/github/')
     return mk_cell(f'[Open in Colab]({link}). Run `{install}` there first.', 'markdown')
 
+def in_shell(cell):
+    "A cell of commands as a block of a shell, followed by its output; another cell as it is"
+    lines = [line for line in cell.source.split('\n') if line and not line.startswith('#|')]
+    if cell.cell_type != 'code' or not lines or not all(line.startswith('!') for line in lines): return [cell]
+    cell.source = f'#| echo: false\n{cell.source}'
+    commands = '\n'.join(continued(line.removeprefix('!')) for line in lines)
+    return [mk_cell(fenced(commands, 'bash'), 'markdown'), cell]
+
 class Tidy:
     """An nbdev processor: arguments as tables, in the order of definition; routine checks folded; names linked; files
     of the repository included; a link to Colab"""
@@ -212,7 +220,8 @@ class Tidy:
             else:
                 cells += in_order(run, syntax(module)) + [cell] if run else [cell]
                 run = []
-        self.nb.cells = [c for c in cells + (in_order(run, syntax(module)) if run else []) if self.tidy(c, module)]
+        cells += in_order(run, syntax(module)) if run else []
+        self.nb.cells = [part for c in cells if self.tidy(c, module) for part in in_shell(c)]
         for cell in self.nb.cells:
             if cell.cell_type == 'markdown': cell.source = link_names(cell.source, page.as_posix())
         if module == 'dreamplus.all':
@@ -225,7 +234,6 @@ class Tidy:
             cell.update(cell_type='markdown', source=text, metadata={})
             for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
         if cell.cell_type == 'markdown': cell.source = unbroken(wrapped(cell.source))
-        elif cell.source.startswith('!'): cell.source = continued(cell.source)
         for out in cell.get('outputs', []):
             if 'text' in out and (commands := shell_block(''.join(out.text))):
                 del out['text'], out['name']
@@ -255,7 +263,7 @@ def unbroken(text):
     "Markdown whose options and short cells of tables stay on one line: a browser breaks lines at hyphens"
     def kept(text): return f'<span class="unbroken">{text}</span>'
     def code(found):
-        if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]): return kept(found[0])
+        if re.fullmatch(r'`(?:[^`]{,14}-[^`]{,14}|--[\w-]{,24})`', found[0]): return kept(found[0])
         if not re.match(r'`[^`]* --', found[0]): return found[0]
         parts = re.split(r'(--[\w-]+(?: "[^"]*"| [^\s-]\S*)?)', escape(found[0].strip('`'), quote=False))
         parts = [part.replace('-', '&#45;') for part in parts] # two hyphens would become a dash
