@@ -156,8 +156,9 @@ def name_index():
             node, page = syntax(module).get(name), html_name(nb.name)
             what = (ast.get_docstring(node) or '').split('\n')[0] if node else ''
             link = f'[`{name}`]({page}#{anchors(module)[name]})' if what else f'[`{name}`]({page})'
-            rows.append((link, what, f'[{module}]({page})'))
-    return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
+            rows.append((link, what, f'[{module.removeprefix("dreamplus.")}]({page})'))
+    table = markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
+    return f'::: {{.names}}\n\n{table}\n\n:::'
 
 def shown(cell):
     "The name that a cell documents"
@@ -312,7 +313,7 @@ def shell_block(text):
     lines = [line for line in text.split('\n') if line]
     return fenced('\n'.join(lines), 'bash') if lines and all(map(COMMAND.match, lines)) else None
 
-OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*(?: \w+=\S+)?')
+OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*(?: \w+=[^\s)]+)?')
 
 def whole_options(text):
     "Printed text as HTML that does not break options at their hyphens"
