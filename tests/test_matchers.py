@@ -100,6 +100,17 @@ NETWORKS = dict(
     max_pool=lambda: network(channels=3, pool='max'),
     resnet=lambda: ResNet(10, 3, 5, 8, norm='batch', width=4).double())
 
+class InPlace(nn.Module):
+    "A network as people write them: activations overwrite the outputs of convolutions"
+    def __init__(self, channels, classes, size):
+        super().__init__()
+        conv = lambda cin: [nn.Conv2d(cin, 4, 3, padding=1), nn.ReLU(inplace=True)]
+        self.body, self.head = nn.Sequential(*conv(channels), *conv(4), nn.Flatten()), nn.Linear(4*size**2, classes)
+    def embed(self, x): return self.body(x)
+    def logits(self, e): return self.head(e)
+    def forward(self, x): return self.logits(self.embed(x))
+
+NETWORKS['in_place'] = lambda: InPlace(3, 5, 8).double()
 TRAINED_BATCH_NORM = 'batch', 'resnet'
 
 @pytest.mark.parametrize('name', NETWORKS)

@@ -32,8 +32,11 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
 
 @contextmanager
 def _calls(net, kinds, others=()): # others: modules of net
-    "A list that records (module, input, output) of each call while `net` runs"
-    seen, note = [], lambda module, args, out: seen.append((module, args[0], out))
+    "A list that records (module, input, output, its edge of the graph) of each call while `net` runs"
+    seen, edge = [], torch.autograd.graph.get_gradient_edge
+    def note(module, args, out): # an in-place activation after it changes `out`, but not its edge
+        has_edge = torch.is_tensor(out) and out.requires_grad
+        seen.append((module, args[0], out, edge(out) if has_edge else None))
     modules = *(m for m in net.modules() if isinstance(m, kinds)), *others
     hooks = [m.register_forward_hook(note) for m in modules]
     try: yield seen
@@ -76,14 +79,14 @@ class View:
     @cached_property
     def activations(self) -> list: # (C,N,ch,h,w) for each activation module
         "Output of each activation module, before any pooling; outputs without pixels are left out"
-        outputs = [out for m, _, out in self._forward[1] if isinstance(m, _ACTIVATIONS)]
+        outputs = [out for m, _, out, _ in self._forward[1] if isinstance(m, _ACTIVATIONS)]
         return [self._split(out) for out in outputs if out.ndim == 4]
 
     @cached_property
     def features(self) -> list: # (C,N,ch,h,w) for each block
         "Output of each block"
         calls, blocks = self._forward[1], self._blocks
-        outputs = [out for m, _, out in calls if any(m is b for b in blocks)]
+        outputs = [out for m, _, out, _ in calls if any(m is b for b in blocks)]
         return [*map(self._split, outputs or self.net.features(self.x.flatten(0, 1)))]
 
 # %% ../../nbs/40_match.core.ipynb #b6e73223
@@ -107,13 +110,13 @@ def _has_patches(m):
     return m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
 
 def _by_products(view, logits, weights, calls):
-    "As `_by_loop`, by one backward pass; `calls` has the layer, input and output of each weight"
+    "As `_by_loop`, by one backward pass; `calls` has the layer, its input and the edge of its output for each weight"
     C, N = view.x.shape[:2]
     loss = F.cross_entropy(logits, view.labels.flatten(0, 1), reduction='sum')/N
-    outputs, grads = [out for _, _, out in calls], []
-    deltas = torch.autograd.grad(loss, outputs, create_graph=view.graph, retain_graph=True)
+    edges, grads = [edge for *_, edge in calls], []
+    deltas = torch.autograd.grad(loss, edges, create_graph=view.graph, retain_graph=True)
     with torch.set_grad_enabled(view.graph):
-        for w, d, (layer, x, _) in zip(weights, deltas, calls):
+        for w, d, (layer, x, *_) in zip(weights, deltas, calls):
             d, x = (t.unflatten(0, (C, N)) for t in (d.flatten(2) if d.ndim > 2 else d[..., None], _patches(layer, x)))
             grads.append(torch.einsum('cnop,cnkp->cok', d, x).view(C, *w.shape))
     return grads
