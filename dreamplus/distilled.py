@@ -70,7 +70,8 @@ class DistilledSet:
         check_factor(self.factor, x.shape[-1])
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
-        self.pixels, self.y = x, y
+        self.pixels, self.y = x.float() if x.dtype == torch.float64 else x, y # networks compute in float32
+        self.mean, self.std = ([*v]*x.shape[1] if len(v) < x.shape[1] else v for v in (self.mean, self.std))
 
 # %% ../nbs/52_distilled.ipynb #70270fe3
 DistilledSet.__init__ = checked(DistilledSet.__init__) # raises TypeError for a value of a wrong type

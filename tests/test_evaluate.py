@@ -56,6 +56,26 @@ def dset(data): return make_set(data)
 
 def accs(rows): return {r['set']: r['accs'] for r in rows}
 
+@pytest.mark.parametrize('change, says', [
+    (dict(start=torch.zeros(5, 1, 8, 8)), 'start holds images .5, 1, 8, 8. of'),
+    (dict(start=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), 'of torch.uint8, and'),
+    (dict(drops=(2.,)), r'drops=\(2.0,\) must be fractions'), (dict(drops=['a']), "drops=.'a'. must be fractions"),
+    (dict(drops=(-.1,)), 'must be fractions')])
+def test_score_refuses_before_any_training(data, dset, change, says):
+    said = []
+    with pytest.raises(ValueError, match=says):
+        score(dset, data, n=1, rows=('distilled', 'start'), log=said.append, **BRIEF | change)
+    assert not said
+
+def test_sets_from_arrays_of_numpy(tmp_path):
+    "which are float64, with one constant for all channels"
+    data = load_data(toy_images(classes=2, per_class=8, channels=3))
+    x = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64)
+    DistilledSet(x, data.classes, [.5], [.25], evaluation=NET).save(tmp_path)
+    dset = load_distilled(tmp_path)
+    assert dset.mean == [.5]*3 and torch.equal(dset.pixels, x.flatten(0, 1).float())
+    assert score(dset, data, n=1, rows=('distilled',), drops=[.5], **BRIEF)[0]['n'] == 1
+
 # Protocols
 
 @pytest.mark.parametrize('method, epochs, batch, drops, gamma, pick', [

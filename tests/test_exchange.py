@@ -21,7 +21,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.data.whiten import whitened
 from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.data import formats
-from dreamplus.exchange.writers import WRITERS
+from dreamplus.exchange.writers import WRITERS, training_code
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
@@ -523,6 +523,12 @@ def test_the_readme_trains_in_ten_lines(tmp_path, dset, soft, to):
         s.export(tmp_path/f'{s.soft}', to)
         code = [line for line in readme_code(tmp_path/f'{s.soft}').splitlines() if not re.match('from |import ', line)]
         assert 0 < len(code) <= 10 and all(map(str.strip, code)), code
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_the_readme_trains_on_any_number_of_channels(channels):
+    dset = DistilledSet(torch.rand(2, 1, channels, 8, 8), [0, 1], [.5]*channels, [.2]*channels,
+                        evaluation=dict(width=8, augment='color_crop_flip'))
+    exec(training_code(dset, '').replace('500*', '1*'), dict(x=dset.images(), y=dset.labels()))
 
 def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
     pixels = start_pixels(digits, 1, key=Key(0, 'start'))

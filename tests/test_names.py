@@ -15,9 +15,11 @@ from dreamplus.core import toy_images, write_json
 from dreamplus.data.datasets import DATASETS
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.judge.evaluate import score
+from dreamplus.judge.evaluate import read_result, score
+from dreamplus.judge.sets import evaluate_set
 from dreamplus.labels import class_names, read_labels, role_of
-from dreamplus.loop.distill import distill
+from dreamplus.labs.doctor import doctor
+from dreamplus.loop.distill import distill, resume
 from dreamplus.machine import cache_folder
 from dreamplus.recipes import METHODS, Method, recipe
 
@@ -441,6 +443,11 @@ def test_the_home_folder(tmp_path, monkeypatch):
     dset = distill(data, 'dm', outer=1, out='~/run', **TINY)
     assert torch.equal(load_distilled('~/run').pixels, dset.pixels) and (home/'run'/'run.json').exists()
     dset.save('~/set'), dset.to_imagefolder('~/images')
-    assert {'run', 'set', 'images'} <= {*os.listdir(home)} and not os.listdir(tmp_path/'here')
+    brief = dict(n=1, rows=('distilled',), epochs=0, steps=1)
+    evaluate_set('~/set', data, out='~/set.json', **brief), evaluate_set('~/run', **brief)
+    assert read_result('~/run')['method'] == 'dm' and 'data' not in doctor('~/run').skipped
+    assert {'run', 'set', 'images', 'set.json'} <= {*os.listdir(home)} and not os.listdir(tmp_path/'here')
+    os.rename(home/'toys', home/'moved')
+    assert resume('~/run', root='~/moved', log=None).provenance['steps'] == dset.provenance['steps']
     monkeypatch.setenv('DREAMPLUS_CACHE', '~/cache')
     assert cache_folder() == home/'cache'

@@ -132,6 +132,10 @@ class Bench:
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
+        if start is not None and (start.ndim not in (4, 5) or start.flatten(0, -4).shape != dset.pixels.shape
+                                  or not start.is_floating_point()): raise ValueError(
+            f'start holds images {[*start.shape]} of {start.dtype}, and the set {[*dset.pixels.shape]}; give the '
+            'floats that this set started from, or leave start out')
         self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
@@ -294,14 +298,14 @@ def is_current(run: str | Path) -> bool: # A run folder
     "False if the run has other images than those whose accuracies are in `result.json`"
     try: dset = load_distilled(run)
     except ValueError: return True # there are no images to compare with
-    return _record(Path(run)/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
+    return _record(Path(run).expanduser()/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
 
 def read_result(
     run: str | Path, # A run folder that was evaluated
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
     "The content of result.json; `ValueError` if it is missing, damaged, or of images that the run has replaced"
-    file, remedy = Path(run)/'result.json', f'`dreamplus evaluate {run}` writes it again'
+    file, remedy = Path(run).expanduser()/'result.json', f'`dreamplus evaluate {run}` writes it again'
     result = read_checked(file, RESULT | dict(rows=[row]), remedy)
     if is_current(run): return result
     raise ValueError(f'{file} has the accuracies of images that the run has replaced since; {remedy}')

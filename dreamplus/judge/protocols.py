@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..arguments import Count, Natural, NonNegative, Share, arguments, build
+from ..arguments import Count, Natural, NonNegative, Share, arguments, brief, build
 from ..core import seeded
 from ..data.core import ImageData, Split, to_float
 from ..data.datasets import known
@@ -32,7 +32,7 @@ def training_arguments(
     epochs: Natural = 0, steps: Natural = 0, # The longer of the two
     batch: Count = 64, # Batch size
     lr: NonNegative = .01, # Learning rate
-    drops: tuple = (2/3, 5/6), # Fractions of the training after which lr is multiplied by gamma
+    drops: tuple | list = (2/3, 5/6), # Fractions of the training after which lr is multiplied by gamma
     gamma: NonNegative = .2, rebuild: bool = False, # With rebuild, a new optimiser at each drop
     augment: str = '', pick: Literal['stack', 'one'] = 'stack', mix: Share = 0., # As in Augment and CutMix
     soft: str | None = None, # Loss with a teacher's labels: kl, sce or mse
@@ -97,6 +97,8 @@ def check_protocol(name: str, change: dict):
     if soft not in (None, *SOFT_LOSSES):
         raise ValueError(f'{soft=} is unknown; use one of {", ".join(SOFT_LOSSES)}')
     for k, value in change.items(): names[k].check(value)
+    if not all(type(share) in (int, float) and 0 <= share <= 1 for share in change.get('drops', ())): raise ValueError(
+        f'drops={brief(change["drops"])} must be fractions of the training, from 0 to 1, as in (.5, .75)')
 
 def protocol_args(
     name: str, # A key of PROTOCOLS
