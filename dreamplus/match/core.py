@@ -104,10 +104,10 @@ def _patches(layer, x):
     if isinstance(layer, nn.Linear): return x[..., None]
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
-def _has_patches(m):
-    "Whether `_patches` supports this layer"
-    if isinstance(m, nn.Linear): return True
-    return m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
+def _has_patches(m, x):
+    "Whether `_patches` supports this layer and its input; a subclass may change its weight before it is used"
+    if type(m) is nn.Linear: return x.ndim == 2
+    return type(m) is nn.Conv2d and m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
 
 def _by_products(view, logits, weights, calls):
     "As `_by_loop`, by one backward pass; `calls` has the layer, its input and the edge of its output for each weight"
@@ -129,7 +129,7 @@ def grads(self: View,
     embed, seen = self._forward
     with _calls(self.net, _LAYERS) as last: logits = self.net.logits(embed)
     calls = [c for c in seen + last if isinstance(c[0], _LAYERS)]
-    found = [[c for c in calls if c[0].weight is w and _has_patches(c[0])] for w in weights]
+    found = [[c for c in calls if c[0].weight is w and _has_patches(*c[:2])] for w in weights]
     if len(self.x) > 1 and not has_batch_norm(self.net) and all(len(f) == 1 for f in found):
         return _by_products(self, logits, weights, [f[0] for f in found])
     return _by_loop(self, logits, weights)
