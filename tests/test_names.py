@@ -435,6 +435,15 @@ def test_a_method_with_numbers_of_numpy(monkeypatch):
     args = recipe('mine', 'digits')
     assert (type(args['lr']), type(args['outer']), args['lr'], args['outer']) == (float, int, .5, 3)
 
+def test_a_folder_with_the_longest_name(tmp_path, capsys):
+    "of 255 bytes: caches and run folders have longer names"
+    name = '数'*85
+    tree(tmp_path/name, dict(cat=4, dog=4))
+    out = main(['distill', str(tmp_path/name), *'--method dm --steps 1 --nets 0 --width 8'.split()])
+    assert out == 0 and name in capsys.readouterr().out and len(os.listdir(tmp_path/'here'/'runs')) == 1
+    best = dict(bank_nets=1, bank_stages='1', stat_images=2)
+    assert distill(quiet(tmp_path/name), 'best', outer=1, width=8, log=None, **best).counts == [1, 1]
+
 def test_the_home_folder(tmp_path, monkeypatch):
     home = tmp_path/'home'
     tree(home/'toys', dict(cat=4, dog=4))

@@ -31,7 +31,7 @@ from .augment import Augment
 from .facts import digest_of, network_facts
 from ..processes import dealt, this_group
 from ..progress import watch
-from ..runs import others_in
+from ..runs import others_in, short_name
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
 from .zoo import check_trainable
@@ -234,7 +234,7 @@ def find_bank(
     with Key(0).seeded():
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
     if folder: return Path(folder).expanduser(), facts
-    return cache_folder()/'banks'/f'{Path(data.name).name}-{digest_of(facts)}', facts
+    return cache_folder()/'banks'/f'{short_name(Path(data.name).name)}-{digest_of(facts)}', facts
 
 def missing_members(
     path: Path, # A folder with a bank, or with none yet
