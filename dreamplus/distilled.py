@@ -22,7 +22,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .arguments import brief, checked
+from .arguments import brief, checked, plain
 from .core import atomic, is_writing, save_state, temporary_folder, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import DESCRIPTION, read_set
@@ -355,7 +355,7 @@ def select(self: DistilledSet,
            classes, # Names or numbers, each once; the new numbers follow this order
           ) -> DistilledSet:
     "The images of some classes; `ValueError` for a class that does not exist or is given twice"
-    names, ids = [str(c) for c in self.classes], []
+    names, ids, classes = [str(c) for c in self.classes], [], plain(classes)
     if not isinstance(classes, (str, list, tuple, set, range)): raise TypeError(
         f'classes={classes!r} must be a list; give names or numbers of {", ".join(names[:9])}')
     for c in [classes] if isinstance(classes, str) else classes:

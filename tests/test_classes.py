@@ -39,6 +39,9 @@ def learner(data, method, ipc, **change):
 def test_one_class(data, method):
     assert distill(data.select([3]), method, 1, outer=1, inner=2, log=None, **METHODS[method]).counts == [1]
 
+def test_counts_may_be_a_tuple(data):
+    assert distill(data, 'dm', tuple(UNEVEN), outer=1, log=None, **TINY).counts == UNEVEN
+
 def test_a_class_without_training_images(data):
     "A folder may list an empty class, and a selection of the test split may have one"
     train = Split(data.train.x[data.train.y != 2], data.train.y[data.train.y != 2], C)

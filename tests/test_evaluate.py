@@ -60,11 +60,12 @@ def accs(rows): return {r['set']: r['accs'] for r in rows}
     (dict(start=torch.zeros(5, 1, 8, 8)), 'start holds images .5, 1, 8, 8. of'),
     (dict(start=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), 'of torch.uint8, and'),
     (dict(drops=(2.,)), r'drops=\(2.0,\) must be fractions'), (dict(drops=['a']), "drops=.'a'. must be fractions"),
-    (dict(drops=(-.1,)), 'must be fractions')])
+    (dict(drops=(-.1,)), 'must be fractions'),
+    (dict(rows=('random-factor',)), 'no row that is possible .*the factor is 1')])
 def test_score_refuses_before_any_training(data, dset, change, says):
     said = []
     with pytest.raises(ValueError, match=says):
-        score(dset, data, n=1, rows=('distilled', 'start'), log=said.append, **BRIEF | change)
+        score(dset, data, n=1, log=said.append, **dict(rows=('distilled', 'start')) | BRIEF | change)
     assert not said
 
 def test_sets_from_arrays_of_numpy(tmp_path):

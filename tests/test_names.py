@@ -435,6 +435,12 @@ def test_a_method_with_numbers_of_numpy(monkeypatch):
     args = recipe('mine', 'digits')
     assert (type(args['lr']), type(args['outer']), args['lr'], args['outer']) == (float, int, .5, 3)
 
+@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.tensor, lambda ids: [*np.array(ids)]])
+def test_classes_by_numbers_of_numpy(kind):
+    "A number is a number also where the names of the classes are numbers"
+    dset = DistilledSet(torch.rand(3, 1, 8, 8), ['2', '0', '1'], [.5], [.2], y=torch.arange(3))
+    assert dset.select(kind([1, 2])).classes == ['0', '1']
+
 def test_a_folder_with_the_longest_name(tmp_path, capsys):
     "of 255 bytes: caches and run folders have longer names"
     name = '数'*85

@@ -44,7 +44,8 @@ def _from_digits(fit, fraction, seed):
     if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
     x, y = _digits()
     x = x.reshape(-1, 8, 8)/16 # from 0 to 16
-    x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
+    try: x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
+    except ValueError: raise ValueError(f'{fraction=} leaves no image of some classes; use .3') from None
     return [from_arrays(x, y, fit), from_arrays(x_test, y_test, fit)]
 
 # %% ../../nbs/16_data.sources.ipynb #09194a86

@@ -259,8 +259,9 @@ def score(
     check_baselines(rows, n), check_protocol(protocol, change)
     bench = Bench(dset, data, protocol, seed, device, start, cache, equal_steps, **change)
     names, missing = possible_rows(rows, dset, data, start, change.get('soft'))
+    said = '; '.join(f'{row}: {why}' for row, why in missing.items())
+    if not names: raise ValueError(f'{rows=} has no row that is possible ({said}); add others')
     if missing:
-        said = '; '.join(f'{row}: {why}' for row, why in missing.items())
         warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
     jobs = [partial(bench.test, name, s) for name in names for s in range(seed, seed + n)]
     if helpers_for(jobs, bench.data) and (change.get('soft') or {*names} & {*_CHOSEN, 'random-soft'}):

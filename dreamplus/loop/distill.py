@@ -57,6 +57,7 @@ def make_job(
     steps: int | None = None, minutes: float | None = None, # As `distill`
 ) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and images of the user
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
+    ipc = [*ipc] if isinstance(ipc, tuple) else ipc
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
         raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
