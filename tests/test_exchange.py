@@ -221,6 +221,20 @@ def test_folders_with_names_follow_the_data(tmp_path):
     with pytest.raises(ValueError, match="class 'zebra' is not a class of"):
         load_distilled(tmp_path, load_data(Named()))
 
+@pytest.mark.parametrize('names', [['1', '2', '3'], ['c1', 'c2', 'c3'], ['0', '1', '3']])
+def test_folders_whose_names_are_numbers(tmp_path, names):
+    "of classes that are not numbered from 0, or that miss one"
+    class Named:
+        classes = names
+        def __len__(self): return 6
+        def __getitem__(self, i): return torch.full((1, 8, 8), i//2/9), i//2
+    for c, name in enumerate(names):
+        (tmp_path/name).mkdir()
+        Image.new('L', (8, 8), 100*c).save(tmp_path/name/'0.png')
+    dset = load_distilled(tmp_path, load_data(Named()))
+    assert dset.classes == names and dset.y.tolist() == [0, 1, 2]
+    assert dset.pixels[2].max().item() == pytest.approx(200/255)
+
 @pytest.mark.parametrize('layout', ['chw', 'hwc', 'kip', 'bytes'])
 def test_npz(tmp_path, x, layout):
     arrays = dict(images=x.numpy(), labels=Y.numpy())

@@ -221,12 +221,14 @@ def _from_npz(path, content, how):
                  assumed=['images are not normalised, as their values lie in [0, 1]']*bool(inside), **_stored(content))
 
 # %% ../../nbs/17_data.formats.ipynb #321458e4
-def _folder_labels(names):
-    "Class number of each folder, and class names: 00003 and new003 are class 3, other names are names"
+def _folder_labels(names, known=()): # known: the class names of the data
+    "Class number of each folder, and class names: 00003 and new003 are class 3; others are names, as are 1, 2, 3"
     parts = [re.fullmatch(r'(\D*)(\d+)', n) for n in names]
     if all(parts) and len({p[1] for p in parts}) == 1:
         numbers = [int(p[2]) for p in parts]
-        if len({*numbers}) == len(numbers) and max(numbers) < 2*len(numbers): return numbers, None
+        count = lambda first: [*range(first, first + len(numbers))]
+        odd = sorted(numbers) == count(1) or {*names} == {*known} and sorted(numbers) != count(0)
+        if len({*numbers}) == len(numbers) and max(numbers) < 2*len(numbers) and not odd: return numbers, None
     return range(len(names)), list(names)
 
 def _find_crops(folder, root, how):
@@ -264,7 +266,7 @@ def from_class_folders(path, content, how):
     listed = any((root/name).is_file() for name in (CLASSES_FILE, SIDECAR)) # the folders are in label order
     if not any(tree.values()) or not (listed or all(tree.values())): return None
     files = [f for paths in tree.values() for f in paths]
-    numbers, names = (range(len(tree)), list(tree)) if listed else _folder_labels(tree)
+    numbers, names = (range(len(tree)), list(tree)) if listed else _folder_labels(tree, how.get('names', ()))
     counts = torch.tensor([len(paths) for paths in tree.values()])
     hard, soft = torch.tensor([*numbers]).repeat_interleave(counts), 'crops' if crops else 'logits'
     y, says = crop_labels(crops, root, files, hard) if crops else _stored_labels(root, len(files))
