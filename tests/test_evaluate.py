@@ -68,6 +68,15 @@ def test_score_refuses_before_any_training(data, dset, change, says):
         score(dset, data, n=1, log=said.append, **dict(rows=('distilled', 'start')) | BRIEF | change)
     assert not said
 
+def test_a_run_with_a_large_seed(data, tmp_path):
+    "The seeds of its networks, 1,000 times that of the run, have 63 bits"
+    distill(data, 'dm', outer=1, width=8, seed=2**62 + 1, out=tmp_path/'run', log=None)
+    brief = dict(n=1, rows=('distilled',), **BRIEF)
+    rows = evaluate_run(tmp_path/'run', data, **brief)['rows']
+    assert rows[0]['accs'] == score(load_distilled(tmp_path/'run'), data, seed=1000, **brief)[0]['accs']
+    with pytest.raises(ValueError, match='seed=.* must be an integer of at least 0, below 2..64'):
+        score(load_distilled(tmp_path/'run'), data, seed=2**70, **brief)
+
 def test_sets_from_arrays_of_numpy(tmp_path):
     "which are float64, with one constant for all channels"
     data = load_data(toy_images(classes=2, per_class=8, channels=3))
