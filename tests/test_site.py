@@ -6,12 +6,14 @@ import re
 import shlex
 from collections import Counter
 from html import unescape
+from io import BytesIO
 
 import pytest
 import yaml
 from notebooks import CHAPTERS, NBS, PAGES, ROOT
+from PIL import Image
 from test_project import refuse
-from website import continued, homes, html_name, process, render, unbroken, wrapped
+from website import continued, homes, html_name, process, render, unbroken, whole_options, wrapped
 
 from dreamplus.cli import COMMANDS
 from dreamplus.options import overrides, parse_command
@@ -76,6 +78,16 @@ def test_type_in_figures_has_10_points():
     rule = re.compile(r"figure\.dpi|\bdpi=(?!100\b)\d|(?:fontsize|labelsize)=(?:\d(?!\d)|'(?:x+-)?small)")
     small = [(page, line) for page in PAGES for cell in page.code for line in cell.split('\n') if rule.search(line)]
     refuse(small, 'figures with type below 10 points; leave dpi and sizes to matplotlib')
+
+def test_no_picture_is_enlarged():
+    blurred = []
+    for page in PAGES:
+        for cell in json.loads(page.path.read_text(encoding='utf-8'))['cells']:
+            for out in cell.get('outputs', []):
+                for kind in {'image/png', 'image/jpeg'} & {*out.get('data', ())}:
+                    width = Image.open(BytesIO(base64.b64decode(''.join(out['data'][kind])))).width
+                    if out['metadata'].get(kind, {}).get('width', 0) > width: blurred.append((page, width))
+    refuse(blurred, 'pictures that are shown wider than they are')
 
 def test_no_picture_is_shown_twice_on_a_page(site):
     shown = Counter((name, data) for name, (_, html) in site.items()
@@ -167,6 +179,8 @@ def test_narrow_columns_keep_options_and_names_whole(site):
     assert '<span class="unbroken"><code>--minutes</code></span>' in site['glossary.ipynb'][1]
     command = '<code>dreamplus bank <span class="unbroken">&#45;&#45;list</span></code>' # two hyphens become a dash
     assert unbroken('`dreamplus bank --list`') == command
+    assert '<span class="unbroken">--set lr=X</span>)' in whole_options('a smaller rate (--set lr=X)')
+    assert '<span class="unbroken">--data</span>: labels' in site['guides/troubleshooting.ipynb'][1]
     css = (NBS/'styles.css').read_text(encoding='utf-8')
     assert re.search(r'\.unbroken[^{]*{[^}]*nowrap', css)
 
@@ -182,6 +196,11 @@ def test_long_commands_continue_and_stay_the_same_for_a_shell(command):
     lines = continued(command).split('\n')
     assert all(3 < len(line) <= 95 for line in lines)
     assert shlex.split('\n'.join(lines).replace('\\\n', ''), comments=True) == shlex.split(command, comments=True)
+
+def test_commands_are_shown_as_a_shell_takes_them(site):
+    nb, html = site['guides/commands.ipynb']
+    assert '```bash\ndreamplus distill digits --ipc 1' in '\n'.join(cell.source for cell in nb.cells)
+    assert '!dreamplus' not in html
 
 @pytest.mark.parametrize('name, page', [('distill', 'loop.distill'), ('plan', 'labs.plan'), ('compare', 'labs.compare'),
                                         ('DistilledSet.show', 'distilled'), ('METHODS', 'recipes')])
@@ -214,8 +233,8 @@ def test_commands_on_pages_are_commands():
     refuse(wrong, 'commands that dreamplus refuses')
     assert seen > 40
 
-@pytest.mark.parametrize('page, says', [('changelog', 'Keep a Changelog'), ('licence', 'DataDAM'),
-                                        ('contributing', 'Notebooks are the source')])
+@pytest.mark.parametrize('page, says', [('changelog', 'Keep a Changelog'), ('contributing', 'Notebooks are the source'),
+                                        ('licence', '<li><strong>DataDAM</strong>: A. Sajedi')])
 def test_the_notes_of_the_project_are_on_the_site(site, page, says):
     assert says in site[f'project/{page}.ipynb'][1]
 

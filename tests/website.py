@@ -156,8 +156,9 @@ def name_index():
             node, page = syntax(module).get(name), html_name(nb.name)
             what = (ast.get_docstring(node) or '').split('\n')[0] if node else ''
             link = f'[`{name}`]({page}#{anchors(module)[name]})' if what else f'[`{name}`]({page})'
-            rows.append((link, what, f'[{module}]({page})'))
-    return markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
+            rows.append((link, what, f'[{module.removeprefix("dreamplus.")}]({page})'))
+    table = markdown_table(['name', 'what it is', 'module'], sorted(rows, key=lambda row: row[0].lower().split('`')[1]))
+    return f'::: {{.names}}\n\n{table}\n\n:::'
 
 def shown(cell):
     "The name that a cell documents"
@@ -174,9 +175,12 @@ def in_order(cells, names):
     return [cell for _, cell in sorted(zip(lines, cells), key=lambda pair: pair[0])]
 
 def included(name, page):
-    "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text as it is"
+    "A file of the repository as a part of `page`: without its title, links relative to `page`; plain text flows"
     text = (ROOT/name).read_text(encoding='utf-8')
-    if not name.endswith('.md'): return fenced(text, 'text')
+    def entry(found): return f'* **{found[1]}**: {" ".join(found[2].split())}'
+    if not name.endswith('.md'):
+        text = text.removeprefix('dreamplus\n') # the title of the file
+        return re.sub(r'^(\S+) {2,}(\S.*(?:\n +.*)*)', entry, text, flags=re.M)
     def relink(found):
         if not found[2]: return found[0]
         if (ROOT/found[2].split('#')[0]).is_relative_to(NBS):
@@ -191,6 +195,14 @@ def colab(page):
     install = f'%pip install git+{INDEX["settings"]["git_url"]}'
     link = f'{SOURCE}/nbs/{page.as_posix()}'.replace('https://github.com/', 'https://colab.research.google.com/github/')
     return mk_cell(f'[Open in Colab]({link}). Run `{install}` there first.', 'markdown')
+
+def in_shell(cell):
+    "A cell of commands as a block of a shell, followed by its output; another cell as it is"
+    lines = [line for line in cell.source.split('\n') if line and not line.startswith('#|')]
+    if cell.cell_type != 'code' or not lines or not all(line.startswith('!') for line in lines): return [cell]
+    cell.source = f'#| echo: false\n{cell.source}'
+    commands = '\n'.join(continued(line.removeprefix('!')) for line in lines)
+    return [mk_cell(fenced(commands, 'bash'), 'markdown'), cell]
 
 class Tidy:
     """An nbdev processor: arguments as tables, in the order of definition; routine checks folded; names linked; files
@@ -209,7 +221,8 @@ class Tidy:
             else:
                 cells += in_order(run, syntax(module)) + [cell] if run else [cell]
                 run = []
-        self.nb.cells = [c for c in cells + (in_order(run, syntax(module)) if run else []) if self.tidy(c, module)]
+        cells += in_order(run, syntax(module)) if run else []
+        self.nb.cells = [part for c in cells if self.tidy(c, module) for part in in_shell(c)]
         for cell in self.nb.cells:
             if cell.cell_type == 'markdown': cell.source = link_names(cell.source, page.as_posix())
         if module == 'dreamplus.all':
@@ -222,7 +235,6 @@ class Tidy:
             cell.update(cell_type='markdown', source=text, metadata={})
             for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
         if cell.cell_type == 'markdown': cell.source = unbroken(wrapped(cell.source))
-        elif cell.source.startswith('!'): cell.source = continued(cell.source)
         for out in cell.get('outputs', []):
             if 'text' in out and (commands := shell_block(''.join(out.text))):
                 del out['text'], out['name']
@@ -236,6 +248,11 @@ class Tidy:
             cell.source = f'#| classes: aligned\n{cell.source}'
         elif any(shown_width(out) > 560 for out in cell.get('outputs', [])): # pixels; scrolls on a phone
             cell.source = f'#| classes: wide\n{cell.source}'
+        for out in cell.get('outputs', []):
+            if 'text' in out and 'classes: aligned' not in cell.source and OPTION.search(''.join(out.text)):
+                html = whole_options(''.join(out.text))
+                out.update(output_type='display_data', data={'text/html': html}, metadata={})
+                del out['text'], out['name']
         if cell.cell_type == 'code' and checks_only(cell.source) and not cell.get('outputs'):
             cell.source = f'#| code-fold: true\n#| code-summary: "Check"\n{cell.source}'
         return True
@@ -247,7 +264,7 @@ def unbroken(text):
     "Markdown whose options and short cells of tables stay on one line: a browser breaks lines at hyphens"
     def kept(text): return f'<span class="unbroken">{text}</span>'
     def code(found):
-        if re.fullmatch(r'`[^`]{,14}-[^`]{,14}`', found[0]): return kept(found[0])
+        if re.fullmatch(r'`(?:[^`]{,14}-[^`]{,14}|--[\w-]{,24})`', found[0]): return kept(found[0])
         if not re.match(r'`[^`]* --', found[0]): return found[0]
         parts = re.split(r'(--[\w-]+(?: "[^"]*"| [^\s-]\S*)?)', escape(found[0].strip('`'), quote=False))
         parts = [part.replace('-', '&#45;') for part in parts] # two hyphens would become a dash
@@ -296,12 +313,20 @@ def shell_block(text):
     lines = [line for line in text.split('\n') if line]
     return fenced('\n'.join(lines), 'bash') if lines and all(map(COMMAND.match, lines)) else None
 
+OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*(?: \w+=[^\s)]+)?')
+
+def whole_options(text):
+    "Printed text as HTML that does not break options at their hyphens"
+    text = OPTION.sub(r'<span class="unbroken">\g<0></span>', escape(text.rstrip(), quote=False))
+    return f'<pre class="printed"><code>{text}</code></pre>'
+
 PROGRAM = re.compile(r'^import \w+$', re.M) # printed code, which line breaks would change
 COLUMNS = re.compile(r'\S {2,}\S')
 
 def fill(line, width=90):
     "A printed line, wrapped unless it has columns"
-    return line if COLUMNS.search(line) else '\n'.join(wrap(line, width, subsequent_indent='  ')) or line
+    return line if COLUMNS.search(line) else '\n'.join(
+        wrap(line, width, subsequent_indent='  ', break_on_hyphens=False)) or line
 
 def checks_only(source):
     "Whether every statement of a cell is a call of `test_...`"

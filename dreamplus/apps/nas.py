@@ -332,7 +332,7 @@ def plot_search(
     of = lambda name: np.array([100*max(1 - r['accs'][name], 5e-4) for r in records]) # errors, %
     full = of('full')
     best = np.isin(np.arange(len(full)), best_of(-full, top))
-    cols = min(3, len(names))
+    cols = 2 if len(names) == 4 else min(3, len(names))
     lines = -(-len(names)//cols)
     fig = Figure(figsize=(2.7*cols + .3, 2.8*lines + .3), layout='constrained')
     fig.get_layout_engine().set(h_pad=.1)

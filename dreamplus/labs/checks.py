@@ -238,7 +238,8 @@ def _noise(dset, data=None):
 def _unfinished(run, done):
     "The run has come to its end"
     if not done: return 'the run holds no distilled set yet', (
-        '`dreamplus resume RUN` finishes it; if its loss was not finite, begin again with a smaller --set lr')
+        '`dreamplus resume RUN` finishes it; if its loss was not finite, begin again with a smaller '
+        'learning rate (--set lr=X)')
 
 @check('10 % accuracy', 'images look like noise', 'results differ from the paper')
 def _too_few_steps(dset):
@@ -255,9 +256,9 @@ def _diverged(history):
     "The loss is finite and has not doubled"
     losses = [float(r['loss']) for r in history if r.get('loss') not in (None, '')]
     if losses and not all(map(math.isfinite, losses)):
-        return 'the loss became NaN or infinite', 'use a smaller --set lr'
+        return 'the loss became NaN or infinite', 'use a smaller learning rate (--set lr=X)'
     if len(losses) > 1 and losses[0] > 0 and losses[-1] > 2*losses[0]: return (
-        f'the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}', 'use a smaller --set lr')
+        f'the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}', 'use a smaller learning rate (--set lr=X)')
 
 def _accuracy(result) -> dict: # Name of a row to its accuracy and standard deviation
     "The accuracies of a result"
@@ -272,7 +273,7 @@ def _start_better(result):
         (there, a), (own, b) = accs[name], accs['distilled']
         if there - own > max(a, b, .01): return (
             f'the distilled images reach {100*own:.1f} %, but {name} images {100*there:.1f} %',
-            'use a smaller --set lr, or more iterations; doctor with --data checks labels and factor')
+            'use a smaller learning rate (--set lr=X), or more iterations; doctor with --data checks labels and factor')
 
 @check('10 % accuracy')
 def _chance(result, dset):

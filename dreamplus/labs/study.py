@@ -294,7 +294,7 @@ def effects_table(records: list) -> str: # Markdown
         for e in effects([r for r in records if r.get(name, 0) is not None], name):
             half = f' ± {scale*e["ci"]:.{digits}f}' if e['ci'] is not None else ''
             row = rows.setdefault(e['levels'], dict.fromkeys(names) | dict(ingredient=e['ingredient']))
-            row[name] = f'{scale*e["mean"]:+.{digits}f}{half}'
+            row[name] = f'{scale*e["mean"]:+z.{digits}f}{half}'
     lines = [[row['ingredient'], level, *(row[n] for n in names)] for level, row in rows.items()]
     return markdown_table(['ingredient', 'level', *names], lines)
 
