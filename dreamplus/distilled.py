@@ -66,8 +66,7 @@ class DistilledSet:
             f'images are {str(x.dtype)[6:]}; give floats, as in images/255')
         if not {len(self.mean), len(self.std)} <= {1, x.shape[1]}: raise ValueError(
             f'mean={self.mean} and std={self.std} are not for {x.shape[1]} channels; give a number for each')
-        check_decode(self.factor, self.decode)
-        check_factor(self.factor, x.shape[-1])
+        check_decode(self.factor, self.decode), check_factor(self.factor, x.shape[-1])
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x.float() if x.dtype == torch.float64 else x, y # networks compute in float32

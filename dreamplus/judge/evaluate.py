@@ -29,8 +29,9 @@ from ..data.core import ImageData, Split, fingerprint, listed, to_float
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, load_distilled
 from ..files import TensorOf, read_cache, read_checked
-from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of, logits_on,
-                                       network_text, protocol_args, train_fresh, training_steps)
+from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of,
+                                       initial_images, logits_on, network_text, protocol_args, train_fresh,
+                                       training_steps)
 from ..loop.elsewhere import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
@@ -132,11 +133,7 @@ class Bench:
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
-        if start is not None and (start.ndim not in (4, 5) or start.flatten(0, -4).shape != dset.pixels.shape
-                                  or not start.is_floating_point()): raise ValueError(
-            f'start holds images {[*start.shape]} of {start.dtype}, and the set {[*dset.pixels.shape]}; give the '
-            'floats that this set started from, or leave start out')
-        self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
+        self.dset, self.start, self.seed, self.cache = dset, initial_images(start, dset), seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # the normalisation of the set
@@ -192,7 +189,7 @@ def images(self: Bench, row: str, # A name in ROWS
     def decoded(pixels):
         like = replace(dset, pixels=pixels, y=y)
         return like.images(), like.labels()
-    if row == 'start': return decoded(self.start.flatten(0, -4))
+    if row == 'start': return decoded(self.start)
     if row == 'random-factor':
         counts = [n*dset.factor**2 for n in dset.counts]
         x = to_float(data.train.x[_real_positions('random', data, counts, key=key)]).cpu()
@@ -261,8 +258,7 @@ def score(
     names, missing = possible_rows(rows, dset, data, start, change.get('soft'))
     said = '; '.join(f'{row}: {why}' for row, why in missing.items())
     if not names: raise ValueError(f'{rows=} has no row that is possible ({said}); add others')
-    if missing:
-        warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
+    if missing: warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
     jobs = [partial(bench.test, name, s) for name in names for s in range(seed, seed + n)]
     if helpers_for(jobs, bench.data) and (change.get('soft') or {*names} & {*_CHOSEN, 'random-soft'}):
         _ = bench.chooser # once for all of them
@@ -325,9 +321,8 @@ def label_of(protocol: str, changes: dict) -> str:
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"
     remedy = 'restore or remove it; without it, the row start is left out'
-    pixels = read_checked(file, dict(pixels=(TensorOf(4), TensorOf(5))), remedy)['pixels']
-    if pixels.flatten(0, -4).shape == dset.pixels.shape: return pixels
-    raise ValueError(f'{file} holds images {[*pixels.shape]}, and the set {[*dset.pixels.shape]}; {remedy}')
+    found = read_checked(file, dict(pixels=(TensorOf(4), TensorOf(5))), remedy)
+    return initial_images(found['pixels'], dset, remedy, file)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d686c865
 def record_of(

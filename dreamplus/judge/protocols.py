@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PAPERS', 'SOFT_LOSSES', 'training_arguments', 'idc_training', 'dc_training', 'idc_photo_training',
-           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'logits_on',
-           'accuracy_on', 'train_network', 'train_fresh', 'calibration_error']
+           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'initial_images',
+           'logits_on', 'accuracy_on', 'train_network', 'train_fresh', 'calibration_error']
 
 # %% ../../nbs/70_judge.protocols.ipynb #fdcd45d3
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -142,6 +143,20 @@ def network_text(
     e = dict(arch='convnet') | evaluation
     known = [str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k)]
     return ' '.join(known) + ', whitened'*bool(e.get('zca'))
+
+# %% ../../nbs/70_judge.protocols.ipynb #8d161564
+def initial_images(
+    start: torch.Tensor | None, # Floats (N,ch,h,w) or (C,n,ch,h,w); None: unknown
+    dset: DistilledSet, # The set that was distilled from them
+    remedy: str = 'give the floats that this set started from', # What a user can do if they are others
+    where: str | Path = 'start', # An argument or a file
+) -> torch.Tensor | None: # (N,ch,h,w)
+    "The initial images as the set stores its images; `ValueError` if they are those of another set"
+    if start is None: return
+    x = start.reshape(-1, *start.shape[-3:])
+    if x.is_floating_point() and x.shape == dset.pixels.shape: return x
+    raise ValueError(f'{where} holds images {[*start.shape]} of {start.dtype}, and the set {[*dset.pixels.shape]}; '
+                     f'{remedy}')
 
 # %% ../../nbs/70_judge.protocols.ipynb #ba32d52b
 def _seen(data, x):

@@ -155,7 +155,7 @@ ADVICE = { # question to what helps in general
         'use a smaller --ipc, --factor, --width or --size; `dreamplus plan` measures the peak before a run'],
     'images look like noise': [
         'sets of DC, DSA and MTT may look like noise to people and work for networks: compare accuracies',
-        'start from real images (--start k-means), and use a smaller --set lr or more iterations',
+        'start from real images (--start k-means), with a smaller learning rate (--set lr=X) or more iterations',
         '`dreamplus show RUN --decoded` draws what networks are trained on'],
     'results differ from the paper': [
         '`dreamplus reproduce --list` has the published settings, and `dreamplus reproduce NAME` runs one',

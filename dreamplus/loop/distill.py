@@ -184,6 +184,8 @@ def parameter_groups(model) -> list:
 def _silent(log): "Replaces fastai's logger, which prints a line for each epoch"
 
 # %% ../../nbs/66_loop.distill.ipynb #49ddf0ca
+_AUGMENTS = 'augment', 'net_augment', 'bank_augment', 'eval_augment' # arguments of parts
+
 def make_learner(
     data: ImageData, # On the CPU
     job: dict, # Of `make_job`
@@ -203,8 +205,7 @@ def make_learner(
                     classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
-    for name in 'augment', 'net_augment', 'bank_augment', 'eval_augment': # before minutes of training
-        Augment(args.get(name, '')).check(data.channels, name)
+    for k in _AUGMENTS: Augment(args.get(k, '')).check(data.channels, k) # before minutes of training
     if bank_is_incomplete(args, data, make): rehearse(given, job)
     supplied['bank'] = make_bank(args, data, make, log)
     loss = make_loss(args, data, **supplied)
