@@ -331,7 +331,7 @@ def test_damaged_download_is_named(tmp_path, monkeypatch):
     (dict(source=(X, Y), channels=2), 'channels=2 cannot be made of 3'), (dict(test=(X, Y)), 'train is 8x8 with 1'),
     (dict(source=(X, Y), seed=-1), 'seed=-1'), (dict(source=(X, Y), test=(X, Y), fraction=7.), 'fraction=7.0 must'),
     (dict(fraction=.001), 'fraction=0.001 leaves no image of some'),
-    (dict(source='nowhere', valid=1.), 'valid=1.0 must be at least 0 and below 1')]) # before it is read
+    (dict(source='nowhere', valid=1.), 'valid=1.0 must lie between 0 and 1')]) # before it is read
 def test_arguments_refused(arguments, says):
     with refused(says): load_data(**arguments)
 

@@ -198,7 +198,7 @@ def _check_arguments(source, test, root, size, channels, resize, stats, seed, le
             raise ValueError(f'{k}={brief(v)} must be a whole number of at least 1 and at most 65536; '
                              'leave it out to keep that of the images')
     if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
-    if not 0 <= valid < 1: raise ValueError(f'{valid=} must be at least 0 and below 1; use .1, or 0 for no split')
+    if not 0 <= valid < 1: raise ValueError(f'{valid=} must lie between 0 and 1; use .1, or 0 for no split')
     if resize not in (None, 'crop', 'squash'):
         raise ValueError(f'{resize=} is unknown; use crop or squash')
     if levels is not None: check_levels(levels)
