@@ -71,12 +71,12 @@ def distill(
     from dreamplus.loop.start import split_start
     from dreamplus.machine import keep_memory
     from dreamplus.recipes import recipe, recipe_source
-    from dreamplus.runs import free_folder
+    from dreamplus.runs import free_folder, short_name
     keep_memory()
     images = named_data(data, levels, root=root, size=size, channels=channels, resize=resize, seed=seed, valid=valid)
     given |= overrides(set, d.distill)
     args = recipe(method, images, ipc, **split_start(given)[0])
-    name = f'{images.name}-{method}-ipc{ipc}-seed{seed}'
+    name = f'{short_name(images.name)}-{method}-ipc{ipc}-seed{seed}'
     with nullcontext(Path(out).expanduser()) if out else free_folder('runs', name) as out:
         say(f'{images}\n{method} ({_about(args)}), ipc {ipc}, into {out}; recipe: {recipe_source(images.name)}')
         d.distill(images, method, ipc, seed=seed, device=device, out=out, steps=steps, minutes=minutes,

@@ -40,9 +40,10 @@ def set_rng_state(state: dict): # A state that rng_state returned
 
 # %% ../nbs/00_core.ipynb #52b3af66
 @contextmanager
-def seeded(seed: int): # 0 or more
+def seeded(seed: int): # 0 or more, below 2**64
     "Seed torch's generators inside the block, and restore their state at its end"
-    if not isinstance(seed, int) or seed < 0: raise ValueError(f'{seed=} must be an integer of at least 0')
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f'{seed=} must be an integer of at least 0, below 2**64')
     before, plain = rng_state(), not (torch.cuda.is_available() or torch.backends.mps.is_available())
     (torch.default_generator.manual_seed if plain else torch.manual_seed)(seed) # the latter also traces its caller
     try: yield

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from .arguments import brief, checked
+from .arguments import brief, checked, plain
 from .core import atomic, is_writing, save_state, temporary_folder, write_json
 from .data.core import ImageData, picture, shown
 from .exchange.readers import DESCRIPTION, read_set
@@ -66,11 +66,11 @@ class DistilledSet:
             f'images are {str(x.dtype)[6:]}; give floats, as in images/255')
         if not {len(self.mean), len(self.std)} <= {1, x.shape[1]}: raise ValueError(
             f'mean={self.mean} and std={self.std} are not for {x.shape[1]} channels; give a number for each')
-        check_decode(self.factor, self.decode)
-        check_factor(self.factor, x.shape[-1])
+        check_decode(self.factor, self.decode), check_factor(self.factor, x.shape[-1])
         owner = y.argmax(1) if y.ndim == 2 else y
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
-        self.pixels, self.y = x, y
+        self.pixels, self.y = x.float() if x.dtype == torch.float64 else x, y # networks compute in float32
+        self.mean, self.std = ([*v]*x.shape[1] if len(v) < x.shape[1] else v for v in (self.mean, self.std))
 
 # %% ../nbs/52_distilled.ipynb #70270fe3
 DistilledSet.__init__ = checked(DistilledSet.__init__) # raises TypeError for a value of a wrong type
@@ -354,7 +354,7 @@ def select(self: DistilledSet,
            classes, # Names or numbers, each once; the new numbers follow this order
           ) -> DistilledSet:
     "The images of some classes; `ValueError` for a class that does not exist or is given twice"
-    names, ids = [str(c) for c in self.classes], []
+    names, ids, classes = [str(c) for c in self.classes], [], plain(classes)
     if not isinstance(classes, (str, list, tuple, set, range)): raise TypeError(
         f'classes={classes!r} must be a list; give names or numbers of {", ".join(names[:9])}')
     for c in [classes] if isinstance(classes, str) else classes:

@@ -127,9 +127,7 @@ def recipe(
 ) -> dict: # All arguments of the method
     "The arguments of `method` on `data`; `ValueError` for an argument that is unknown, wrong or without effect"
     stated, families = METHODS.find(method).args, METHODS[method].families
-    counts = ipc if isinstance(ipc, (list, tuple)) else [ipc]
-    if min(counts) < 1: raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
-    ipc = max(counts)
+    if ipc < 1: raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
     given = {k: v for k, v in (overrides | dict(factor=factor)).items() if v is not None}
     factor = (dict(factor=1) | published(families, recipe_facts(data, ipc, 0)) | stated | given)['factor']
     own = published(families, recipe_facts(data, ipc, factor)) | stated

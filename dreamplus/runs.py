@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder', 'check_new_run', 'new_run', 'open_run',
-           'append_record', 'read_records', 'begin_records', 'free_folder']
+           'append_record', 'read_records', 'begin_records', 'short_name', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
@@ -214,6 +214,14 @@ def begin_records(
     for k in (other.keys() & there.keys()) - {*free}:
         raise ValueError(f'{path} was made with another {k}; give another folder, or delete it')
     return other
+
+# %% ../nbs/08_runs.ipynb #f10bc317
+def short_name(
+    name: str, # Of data: any name that a folder can have
+    most: int = 120, # Bytes
+) -> str:
+    "The beginning of a name, as a part of longer names of files and folders"
+    return os.fsencode(name)[:most].decode('utf-8', 'ignore')
 
 # %% ../nbs/08_runs.ipynb #21d184dc
 @contextmanager

@@ -155,8 +155,9 @@ def check_start(
                          'or larger images (size=32, --size 32)')
     check_factor(factor, data.size)
     part, need, least = STARTS.find(start), ipc*factor**2, min(data.train.counts)
-    if not getattr(part, 'real', False) or need <= least: return
     few = data.classes[data.train.counts.index(least)]
+    if not least: raise ValueError(f'class {few!r} has no training images; add some, or leave the class out')
+    if not getattr(part, 'real', False) or need <= least: return
     raise ValueError(f'{ipc=} at {factor=} starts from {need} real images per class, but class {few!r} has {least}; '
                      'use a smaller --ipc or --factor, or --start noise')
 

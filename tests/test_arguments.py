@@ -17,7 +17,7 @@ from dreamplus.labs import compare as labs_compare
 from dreamplus.labs.compare import compare
 from dreamplus.labs.plan import plan
 from dreamplus.labs.study import study
-from dreamplus.loop.distill import distill
+from dreamplus.loop.distill import distill, make_job
 from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.nets.schedules import SCHEDULES, NetworkSchedule
 from dreamplus.parts import OPTIMISERS, PixelOptimiser
@@ -263,3 +263,9 @@ def test_wrong_values_in_python(data):
                        (lambda: study(data, 'o', seeds=()), 'give at least one seed'),
                        (lambda: load_data('digits', fraction=2), 'fraction=2 must lie')):
         with pytest.raises(ValueError, match=says): call()
+
+def test_a_budget_longer_than_the_recipe(data):
+    "has as many outer iterations as it needs; those that are asked for stay"
+    outer = lambda **kw: make_job(data, 'idc', 1, None, 0, 'cpu', kw, steps=10**6 + 1)['args']['outer']
+    assert outer(inner=100) == 10_001 and outer(inner=100, outer=3) == 3
+    assert make_job(data, 'idc', 1, None, 0, 'cpu', {}, steps=5)['args']['outer'] == recipe('idc', data)['outer']

@@ -108,13 +108,13 @@ def test_stages_of_two_kinds_do_not_mix(data, bank, tmp_path):
     assert [torch.equal(weights(a), weights(b)) for a, b in zip(mixed.nets, bank.nets)] == [True]*2
 
 @pytest.mark.parametrize('name', ['net000-4.json', 'net001-8.safetensors', 'net000-8-statistics'])
-def test_a_damaged_file_is_named_or_made_anew(data, tmp_path, name):
+def test_a_damaged_file_is_named_or_trained_again(data, tmp_path, name):
     args = TINY | dict(bank_folder=str(tmp_path/'bank'))
     whole = distill(data, 'best', **args)
     [file] = (tmp_path/'bank').glob(f'{name}*')
     file.write_bytes(file.read_bytes()[:40])
     if 'statistics' not in name:
-        says = f'{name} is (damaged|not JSON).*; remove it, and it is made anew'
+        says = f'{name} is (damaged|not JSON).*; remove it, and it is trained again'
         with pytest.raises(ValueError, match=says): distill(data, 'best', **args)
         file.unlink()
     assert torch.equal(distill(data, 'best', **args).pixels, whole.pixels)

@@ -1,4 +1,6 @@
 "Classes come from the batch: some at a time, in any chunks, and nothing of a class depends on the others beside it."
+from dataclasses import replace
+
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -8,6 +10,7 @@ from dreamplus.choose.coresets import CORESETS, coreset
 from dreamplus.choose.kmeans import kmeans
 from dreamplus.choose.samplers import SAMPLERS
 from dreamplus.core import Key, toy_images
+from dreamplus.data.core import Split
 from dreamplus.data.sources import load_data
 from dreamplus.loop.callbacks import DistillLoaders
 from dreamplus.loop.distill import distill, distiller, resume
@@ -31,6 +34,20 @@ def data(): return load_data(toy_images(classes=C, per_class=20, size=8))
 def learner(data, method, ipc, **change):
     "A Learner whose epoch is one inner iteration"
     return distiller(data, method, ipc, report=1, **METHODS[method] | change)
+
+@pytest.mark.parametrize('method', ['idc', 'dm'])
+def test_one_class(data, method):
+    assert distill(data.select([3]), method, 1, outer=1, inner=2, log=None, **METHODS[method]).counts == [1]
+
+def test_counts_may_be_a_tuple(data):
+    assert distill(data, 'dm', tuple(UNEVEN), outer=1, log=None, **TINY).counts == UNEVEN
+
+def test_a_class_without_training_images(data):
+    "A folder may list an empty class, and a selection of the test split may have one"
+    train = Split(data.train.x[data.train.y != 2], data.train.y[data.train.y != 2], C)
+    for start in 'noise', 'random':
+        with pytest.raises(ValueError, match="class '2' has no training images"):
+            distill(replace(data, train=train), 'dm', 1, start=start, log=None, **TINY)
 
 # Batches
 

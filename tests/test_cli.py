@@ -445,7 +445,7 @@ def test_offline(here, monkeypatch):
     ('mnist --root nowhere', "root='nowhere' is not a folder"), ('--outer 0', 'outer=0 must be'),
     ('--start telepathy', 'use one of noise'), ('--sampler all', 'use one of random, representative'),
     ('--match telepathy', "match='telepathy' is unknown"), ('--match 3*', "match='' is unknown"),
-    ('--match x*dm', 'gradient + 0.5*embedding'), ('--valid 2', 'must lie between 0 and 1'),
+    ('--match x*dm', 'gradient + 0.5*embedding'), ('--valid 2', 'valid=2.0 must lie between 0 and 1'),
     ('--valid nan', 'between'), ('--seed -1', 'seed'), ('--device nope', 'use cpu'),
     ('--device cuda:99', 'not available on this machine'), ('--nets -1', 'nets=-1 must be'),
     ('--protocol slow', 'use one of quick, dcbench, paper'), ('--size 0', 'size=0 must be'),

@@ -329,7 +329,9 @@ def test_damaged_download_is_named(tmp_path, monkeypatch):
     (dict(size=0), 'size=0 must be'), (dict(channels=0), 'channels=0 must be'), (dict(stats='digits'), 'no constants'),
     (dict(stats='cifar10'), 'stats are for 3 channels'), (dict(source=(X, Y), fraction=1.), 'fraction=1.0 must'),
     (dict(source=(X, Y), channels=2), 'channels=2 cannot be made of 3'), (dict(test=(X, Y)), 'train is 8x8 with 1'),
-    (dict(source=(X, Y), seed=-1), 'seed=-1')])
+    (dict(source=(X, Y), seed=-1), 'seed=-1'), (dict(source=(X, Y), test=(X, Y), fraction=7.), 'fraction=7.0 must'),
+    (dict(fraction=.001), 'fraction=0.001 leaves no image of some'),
+    (dict(source='nowhere', valid=1.), 'valid=1.0 must lie between 0 and 1')]) # before it is read
 def test_arguments_refused(arguments, says):
     with refused(says): load_data(**arguments)
 
@@ -415,6 +417,8 @@ def test_a_cache_of_other_images_is_not_used(tmp_path, monkeypatch):
     (lambda data: data.to('cuda:99'), ValueError, 'is not available'),
     (lambda data: data.to([1]), ValueError, 'is not a device name'),
     (lambda data: data.batch('x'), TypeError, 'must be positions'),
+    (lambda data: data.select([.9]), TypeError, 'must be class numbers'),
+    (lambda data: data.select(['1']), TypeError, 'must be class numbers'),
     (lambda data: data.show(cell='x'), ValueError, "cell='x'"),
     (lambda data: data.show(cell=10**9), ValueError, 'at most 4096'),
     (lambda data: data.show(across=0), ValueError, 'across=0')])

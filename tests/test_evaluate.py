@@ -56,6 +56,36 @@ def dset(data): return make_set(data)
 
 def accs(rows): return {r['set']: r['accs'] for r in rows}
 
+@pytest.mark.parametrize('change, says', [
+    (dict(start=torch.zeros(5, 1, 8, 8)), 'start holds images .5, 1, 8, 8. of'),
+    (dict(start=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), 'of torch.uint8, and'),
+    (dict(drops=(2.,)), r'drops=\(2.0,\) must be fractions'), (dict(drops=['a']), "drops=.'a'. must be fractions"),
+    (dict(drops=(-.1,)), 'must be fractions'),
+    (dict(rows=('random-factor',)), 'no row that is possible .*the factor is 1')])
+def test_score_refuses_before_any_training(data, dset, change, says):
+    said = []
+    with pytest.raises(ValueError, match=says):
+        score(dset, data, n=1, log=said.append, **dict(rows=('distilled', 'start')) | BRIEF | change)
+    assert not said
+
+def test_a_run_with_a_large_seed(data, tmp_path):
+    "The seeds of its networks, 1,000 times that of the run, have 63 bits"
+    distill(data, 'dm', outer=1, width=8, seed=2**62 + 1, out=tmp_path/'run', log=None)
+    brief = dict(n=1, rows=('distilled',), **BRIEF)
+    rows = evaluate_run(tmp_path/'run', data, **brief)['rows']
+    assert rows[0]['accs'] == score(load_distilled(tmp_path/'run'), data, seed=1000, **brief)[0]['accs']
+    with pytest.raises(ValueError, match='seed=.* must be an integer of at least 0, below 2..64'):
+        score(load_distilled(tmp_path/'run'), data, seed=2**70, **brief)
+
+def test_sets_from_arrays_of_numpy(tmp_path):
+    "which are float64, with one constant for all channels"
+    data = load_data(toy_images(classes=2, per_class=8, channels=3))
+    x = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64)
+    DistilledSet(x, data.classes, [.5], [.25], evaluation=NET).save(tmp_path)
+    dset = load_distilled(tmp_path)
+    assert dset.mean == [.5]*3 and torch.equal(dset.pixels, x.flatten(0, 1).float())
+    assert score(dset, data, n=1, rows=('distilled',), drops=[.5], **BRIEF)[0]['n'] == 1
+
 # Protocols
 
 @pytest.mark.parametrize('method, epochs, batch, drops, gamma, pick', [

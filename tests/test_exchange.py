@@ -21,7 +21,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.data.whiten import whitened
 from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.data import formats
-from dreamplus.exchange.writers import WRITERS
+from dreamplus.exchange.writers import WRITERS, training_code
 from dreamplus.judge.evaluate import score
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
@@ -220,6 +220,20 @@ def test_folders_with_names_follow_the_data(tmp_path):
     (tmp_path/'a').rename(tmp_path/'zebra')
     with pytest.raises(ValueError, match="class 'zebra' is not a class of"):
         load_distilled(tmp_path, load_data(Named()))
+
+@pytest.mark.parametrize('names', [['1', '2', '3'], ['c1', 'c2', 'c3'], ['0', '1', '3']])
+def test_folders_whose_names_are_numbers(tmp_path, names):
+    "of classes that are not numbered from 0, or that miss one"
+    class Named:
+        classes = names
+        def __len__(self): return 6
+        def __getitem__(self, i): return torch.full((1, 8, 8), i//2/9), i//2
+    for c, name in enumerate(names):
+        (tmp_path/name).mkdir()
+        Image.new('L', (8, 8), 100*c).save(tmp_path/name/'0.png')
+    dset = load_distilled(tmp_path, load_data(Named()))
+    assert dset.classes == names and dset.y.tolist() == [0, 1, 2]
+    assert dset.pixels[2].max().item() == pytest.approx(200/255)
 
 @pytest.mark.parametrize('layout', ['chw', 'hwc', 'kip', 'bytes'])
 def test_npz(tmp_path, x, layout):
@@ -523,6 +537,12 @@ def test_the_readme_trains_in_ten_lines(tmp_path, dset, soft, to):
         s.export(tmp_path/f'{s.soft}', to)
         code = [line for line in readme_code(tmp_path/f'{s.soft}').splitlines() if not re.match('from |import ', line)]
         assert 0 < len(code) <= 10 and all(map(str.strip, code)), code
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_the_readme_trains_on_any_number_of_channels(channels):
+    dset = DistilledSet(torch.rand(2, 1, channels, 8, 8), [0, 1], [.5]*channels, [.2]*channels,
+                        evaluation=dict(width=8, augment='color_crop_flip'))
+    exec(training_code(dset, '').replace('500*', '1*'), dict(x=dset.images(), y=dset.labels()))
 
 def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
     pixels = start_pixels(digits, 1, key=Key(0, 'start'))

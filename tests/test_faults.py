@@ -274,7 +274,9 @@ def test_compare_begins_nothing_that_cannot_be_done(data, tmp_path, given, says)
     (dict(match='attention', p=1e30), 'p=1e+30'), (dict(match='attention', balance=1e30), 'balance=1e+30'),
     (dict(checkpoint_seconds=-1), 'checkpoint_seconds=-1'), (dict(cbs=5), 'cbs=5 must be a list of callbacks'),
     (dict(metrics=[5]), 'metrics=[5] must be a list of metrics'), (dict(metrics=ValidAccuracy), 'must be a list'),
-    (dict(checkpoint_seconds=float('nan')), 'checkpoint_seconds=nan')])
+    (dict(checkpoint_seconds=float('nan')), 'checkpoint_seconds=nan'),
+    (dict(net_augment='color_light'), 'net_augment: jitter and light need red, green and blue, but'),
+    (dict(eval_augment='imagenet'), 'eval_augment: jitter and light need red')])
 def test_distill_begins_nothing_that_cannot_be_done(data, tmp_path, change, says):
     for out in tmp_path/'run', None: refuses(partial(distill, data, 'idc', out=out, **SMALL | change), says)
     assert not (tmp_path/'run').exists()

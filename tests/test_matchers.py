@@ -100,6 +100,24 @@ NETWORKS = dict(
     max_pool=lambda: network(channels=3, pool='max'),
     resnet=lambda: ResNet(10, 3, 5, 8, norm='batch', width=4).double())
 
+class Standardised(nn.Conv2d):
+    "A convolution with a weight that is computed from its parameter"
+    def forward(self, x): return self._conv_forward(x, self.weight/self.weight.norm(), self.bias)
+
+class Written(nn.Module):
+    "A network as people write them: activations overwrite the outputs of convolutions"
+    def __init__(self, channels, classes, size, kind=nn.Conv2d, tokens=False):
+        super().__init__()
+        conv = lambda cin: [kind(cin, 4, 3, padding=1), nn.ReLU(inplace=True)]
+        mixed = [nn.Linear(size, size, bias=False)]*tokens # of the pixels of a row
+        self.body = nn.Sequential(*conv(channels), *mixed, *conv(4), nn.Flatten())
+        self.head = nn.Linear(4*size**2, classes)
+    def embed(self, x): return self.body(x)
+    def logits(self, e): return self.head(e)
+    def forward(self, x): return self.logits(self.embed(x))
+
+NETWORKS |= dict(in_place=lambda: Written(3, 5, 8).double(),
+                 standardised=lambda: Written(3, 5, 8, Standardised).double())
 TRAINED_BATCH_NORM = 'batch', 'resnet'
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -109,6 +127,10 @@ def test_other_networks(name):
     chunks = (1,) if name in TRAINED_BATCH_NORM else (1, 3)
     same(GradientMatcher('l1'), net, lambda r, s, c: slow_gradient(net, r, s, c, 'l1'), real, syn, y, *chunks)
     same(EmbeddingMatcher('mse'), net, lambda r, s, c: slow_embedding(net, r, s, 'mse'), real, syn, y, *chunks)
+
+def test_linear_layers_of_several_axes():
+    net, (real, syn, y) = Written(1, 5, 8, tokens=True).double(), images()
+    same(GradientMatcher(fc=True), net, lambda r, s, c: slow_gradient(net, r, s, c, 'mse', fc=True), real, syn, y, 1, 3)
 
 @pytest.mark.parametrize('matcher', [GradientMatcher(), GradientMatcher('cos', fc=True), Bidirectional()])
 def test_several_classes_take_one_backward_pass(matcher, monkeypatch):

@@ -15,9 +15,11 @@ from dreamplus.core import toy_images, write_json
 from dreamplus.data.datasets import DATASETS
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.judge.evaluate import score
+from dreamplus.judge.evaluate import read_result, score
+from dreamplus.judge.sets import evaluate_set
 from dreamplus.labels import class_names, read_labels, role_of
-from dreamplus.loop.distill import distill
+from dreamplus.labs.doctor import doctor
+from dreamplus.loop.distill import distill, resume
 from dreamplus.machine import cache_folder
 from dreamplus.recipes import METHODS, Method, recipe
 
@@ -433,6 +435,21 @@ def test_a_method_with_numbers_of_numpy(monkeypatch):
     args = recipe('mine', 'digits')
     assert (type(args['lr']), type(args['outer']), args['lr'], args['outer']) == (float, int, .5, 3)
 
+@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.tensor, lambda ids: [*np.array(ids)]])
+def test_classes_by_numbers_of_numpy(kind):
+    "A number is a number also where the names of the classes are numbers"
+    dset = DistilledSet(torch.rand(3, 1, 8, 8), ['2', '0', '1'], [.5], [.2], y=torch.arange(3))
+    assert dset.select(kind([1, 2])).classes == ['0', '1']
+
+def test_a_folder_with_the_longest_name(tmp_path, capsys):
+    "of 255 bytes: caches and run folders have longer names"
+    name = '数'*85
+    tree(tmp_path/name, dict(cat=4, dog=4))
+    out = main(['distill', str(tmp_path/name), *'--method dm --steps 1 --nets 0 --width 8'.split()])
+    assert out == 0 and name in capsys.readouterr().out and len(os.listdir(tmp_path/'here'/'runs')) == 1
+    best = dict(bank_nets=1, bank_stages='1', stat_images=2)
+    assert distill(quiet(tmp_path/name), 'best', outer=1, width=8, log=None, **best).counts == [1, 1]
+
 def test_the_home_folder(tmp_path, monkeypatch):
     home = tmp_path/'home'
     tree(home/'toys', dict(cat=4, dog=4))
@@ -441,6 +458,11 @@ def test_the_home_folder(tmp_path, monkeypatch):
     dset = distill(data, 'dm', outer=1, out='~/run', **TINY)
     assert torch.equal(load_distilled('~/run').pixels, dset.pixels) and (home/'run'/'run.json').exists()
     dset.save('~/set'), dset.to_imagefolder('~/images')
-    assert {'run', 'set', 'images'} <= {*os.listdir(home)} and not os.listdir(tmp_path/'here')
+    brief = dict(n=1, rows=('distilled',), epochs=0, steps=1)
+    evaluate_set('~/set', data, out='~/set.json', **brief), evaluate_set('~/run', **brief)
+    assert read_result('~/run')['method'] == 'dm' and 'data' not in doctor('~/run').skipped
+    assert {'run', 'set', 'images', 'set.json'} <= {*os.listdir(home)} and not os.listdir(tmp_path/'here')
+    os.rename(home/'toys', home/'moved')
+    assert resume('~/run', root='~/moved', log=None).provenance['steps'] == dset.provenance['steps']
     monkeypatch.setenv('DREAMPLUS_CACHE', '~/cache')
     assert cache_folder() == home/'cache'

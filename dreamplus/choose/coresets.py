@@ -66,6 +66,8 @@ def coreset(
         few = data.classes[data.train.counts.index(least)]
         raise ValueError(f'{n} images per class are needed, but class {few!r} has {least}; '
                          'use a smaller ipc or factor')
+    if candidates is not None and candidates < n:
+        raise ValueError(f'{candidates=} is below the {n} images of a class; use at least as many')
     key = key or Key()
     rows = data.class_batch().index if key.rows is None else key.rows # a class keeps its row of the key
     for ids in class_parts(data.train):

@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -277,7 +278,7 @@ def class_batch(self: ImageData,
         if made is None or made.index.device != self.device:
             made = self._all_classes = self.class_batch(range(self.n_classes))
         return made
-    try: ids = tuple(map(int, plain(ids)))
+    try: ids = tuple(map(index, plain(ids)))
     except (TypeError, ValueError):
         raise TypeError(f'ids={brief(ids)} must be class numbers, as in [0, 3]; the names are in classes') from None
     wrong = [c for c in ids if not 0 <= c < self.n_classes]

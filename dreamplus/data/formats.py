@@ -221,12 +221,14 @@ def _from_npz(path, content, how):
                  assumed=['images are not normalised, as their values lie in [0, 1]']*bool(inside), **_stored(content))
 
 # %% ../../nbs/17_data.formats.ipynb #321458e4
-def _folder_labels(names):
-    "Class number of each folder, and class names: 00003 and new003 are class 3, other names are names"
+def _folder_labels(names, known=()): # known: the class names of the data
+    "Class number of each folder, and class names: 00003 and new003 are class 3; others are names, as are 1, 2, 3"
     parts = [re.fullmatch(r'(\D*)(\d+)', n) for n in names]
     if all(parts) and len({p[1] for p in parts}) == 1:
-        numbers = [int(p[2]) for p in parts]
-        if len({*numbers}) == len(numbers) and max(numbers) < 2*len(numbers): return numbers, None
+        numbers, n = [int(p[2]) for p in parts], len(parts)
+        from_0, from_1 = (sorted(numbers) == [*range(first, first + n)] for first in (0, 1))
+        if from_0 or not from_1 and {*names} != {*known} and len({*numbers}) == n and max(numbers) < 2*n:
+            return numbers, None
     return range(len(names)), list(names)
 
 def _find_crops(folder, root, how):
@@ -244,12 +246,10 @@ _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 
 def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, or None, and what is assumed of them"
-    for path in (folder/name for name in _SOFT):
-        if not not_a_pipe(path).is_file(): continue
+    for path in (path for name in _SOFT if not_a_pipe(path := folder/name).is_file()):
         try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
         except (ValueError, EOFError, TypeError): y = None
-        if not _tensor(y, 2) or len(y) != n:
-            raise ValueError(
+        if not _tensor(y, 2) or len(y) != n: raise ValueError(
                 f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
         return y, [f'row i of {path.name} belongs to image i in the order of paths; column c to class c']
     return None, []
@@ -264,13 +264,13 @@ def from_class_folders(path, content, how):
     listed = any((root/name).is_file() for name in (CLASSES_FILE, SIDECAR)) # the folders are in label order
     if not any(tree.values()) or not (listed or all(tree.values())): return None
     files = [f for paths in tree.values() for f in paths]
-    numbers, names = (range(len(tree)), list(tree)) if listed else _folder_labels(tree)
-    counts = torch.tensor([len(paths) for paths in tree.values()])
-    hard, soft = torch.tensor([*numbers]).repeat_interleave(counts), 'crops' if crops else 'logits'
+    numbers, names = (range(len(tree)), list(tree)) if listed else _folder_labels(tree, how.get('names', ()))
+    hard = torch.tensor([*numbers]).repeat_interleave(torch.tensor([*map(len, tree.values())]))
     y, says = crop_labels(crops, root, files, hard) if crops else _stored_labels(root, len(files))
     with closing(decode_files(files, Fit())) as images: x = stack_images(images, files)
     says = [f'class {"numbers" if names is None else "names"} are those of the folders', *says]
-    return Found(x, hard if y is None else y, 'unit', classes=names, assumed=says, soft=None if y is None else soft)
+    return Found(x, hard if y is None else y, 'unit', classes=names, assumed=says,
+                 soft=None if y is None else 'crops' if crops else 'logits')
 
 # %% ../../nbs/17_data.formats.ipynb #b76f06d6
 class _Rows:

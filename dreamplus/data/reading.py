@@ -34,7 +34,7 @@ from ..labels import (CLASSES_FILE, check_dense, choose_parts, class_names, is_j
 from ..machine import cache_folder
 from ..messages import is_memory_error
 from ..progress import watch
-from ..runs import RunFolder
+from ..runs import RunFolder, short_name
 
 # %% ../../nbs/12_data.reading.ipynb #f86e65db
 def _rechannel(x, channels):
@@ -372,7 +372,7 @@ def _is_of(x, path, fit):
 
 def _cached(folder, trees, fit, progress):
     "One image tensor for each tree of files, from the cache if the files have not changed"
-    path = cache_folder()/'folders'/f'{folder.name}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
+    path = cache_folder()/'folders'/f'{short_name(folder.name)}-{fingerprint(str(folder), *astuple(fit))}.safetensors'
     paths = [[path for files in tree.values() for path, *_ in files] for tree in trees]
     listing = fingerprint(decoder(), [*map(file_digests, paths)])
     shape = dict(listing=str, x={str(i): TensorOf(4, torch.uint8) for i in range(len(trees))})

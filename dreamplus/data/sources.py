@@ -44,7 +44,8 @@ def _from_digits(fit, fraction, seed):
     if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
     x, y = _digits()
     x = x.reshape(-1, 8, 8)/16 # from 0 to 16
-    x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
+    try: x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
+    except ValueError: raise ValueError(f'{fraction=} leaves no image of some classes; use .3') from None
     return [from_arrays(x, y, fit), from_arrays(x_test, y_test, fit)]
 
 # %% ../../nbs/16_data.sources.ipynb #09194a86
@@ -182,7 +183,7 @@ def read_source(
     return from_memory(source, fit, progress, names), None
 
 # %% ../../nbs/16_data.sources.ipynb #b57de9b3
-def _check_arguments(source, test, root, size, channels, resize, stats, seed, levels=None):
+def _check_arguments(source, test, root, size, channels, resize, stats, seed, levels=None, fraction=.3, valid=0.):
     "Raise `ValueError` before anything is read"
     for name, path in dict(source=source, test=test, root=root).items():
         if isinstance(path, str) and not path:
@@ -196,6 +197,8 @@ def _check_arguments(source, test, root, size, channels, resize, stats, seed, le
         if v is not None and not (isinstance(v, Integral) and 1 <= v <= 2**16):
             raise ValueError(f'{k}={brief(v)} must be a whole number of at least 1 and at most 65536; '
                              'leave it out to keep that of the images')
+    if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
+    if not 0 <= valid < 1: raise ValueError(f'{valid=} must lie between 0 and 1; use .1, or 0 for no split')
     if resize not in (None, 'crop', 'squash'):
         raise ValueError(f'{resize=} is unknown; use crop or squash')
     if levels is not None: check_levels(levels)
@@ -253,7 +256,7 @@ def load_data(
     levels: tuple | None = None, # Values that become black and white, if images have more than 8 bits
 ) -> ImageData: # On the CPU
     "Load labelled images from any source; `ValueError` if they cannot be used for training"
-    _check_arguments(source, test, root, size, channels, resize, stats, seed, levels)
+    _check_arguments(source, test, root, size, channels, resize, stats, seed, levels, fraction, valid)
     levels = levels and tuple(map(float, levels))
     names = class_names(source) or class_names(test) # a part of a dataset may have none
     fit = Fit(size, channels, resize, levels)

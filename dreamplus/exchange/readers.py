@@ -259,7 +259,8 @@ def read_set(
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f'{path} does not exist; give a run folder, or a set of another program')
-    with _naming(path): format, found = find(path, dict(experiment=experiment, soft=soft))
+    names = [*map(str, data.classes)] if isinstance(data, ImageData) else []
+    with _naming(path): format, found = find(path, dict(experiment=experiment, soft=soft, names=names))
     if soft == 'crops' != found.soft: raise ValueError(
         f'{path} has no labels of crops, as epoch_0/batch_0.tar in a folder in it or beside it; '
         'put them there, or leave out soft=crops')

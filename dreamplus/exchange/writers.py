@@ -60,7 +60,7 @@ def _moves(e, mirror, mean, wide):
     affine = _AFFINE.format(turn=15*('rotate' in ops), shift=(.125, .125) if 'crop' in ops else None,
                             scale=(.83, 1.2) if 'scale' in ops else None, fill=0 if wide else mean)
     moved, flipped = bool({'rotate', 'crop', 'scale'} & {*ops}), 'flip' in ops and mirror
-    colour = _WIDE if wide else 'T.ColorJitter(.5, .5)'
+    colour = 'T.ColorJitter(.5, .5)' if not wide and len(mean) in (1, 3) else _WIDE
     return [affine]*moved + ['T.RandomHorizontalFlip()']*flipped + [colour]*('color' in ops)
 
 def training_code(

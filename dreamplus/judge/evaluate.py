@@ -29,8 +29,9 @@ from ..data.core import ImageData, Split, fingerprint, listed, to_float
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, load_distilled
 from ..files import TensorOf, read_cache, read_checked
-from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of, logits_on,
-                                       network_text, protocol_args, train_fresh, training_steps)
+from .protocols import (accuracy_on, calibration_error, check_protocol, evaluation_of,
+                                       initial_images, logits_on, network_text, protocol_args, train_fresh,
+                                       training_steps)
 from ..loop.elsewhere import run_data
 from ..machine import cache_folder, peak_mib, pick_device, versions
 from ..nets.facts import network_facts
@@ -132,7 +133,7 @@ class Bench:
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
-        self.dset, self.start, self.seed, self.cache = dset, start, seed, cache
+        self.dset, self.start, self.seed, self.cache = dset, initial_images(start, dset), seed, cache
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # the normalisation of the set
@@ -188,7 +189,7 @@ def images(self: Bench, row: str, # A name in ROWS
     def decoded(pixels):
         like = replace(dset, pixels=pixels, y=y)
         return like.images(), like.labels()
-    if row == 'start': return decoded(self.start.flatten(0, -4))
+    if row == 'start': return decoded(self.start)
     if row == 'random-factor':
         counts = [n*dset.factor**2 for n in dset.counts]
         x = to_float(data.train.x[_real_positions('random', data, counts, key=key)]).cpu()
@@ -255,9 +256,9 @@ def score(
     check_baselines(rows, n), check_protocol(protocol, change)
     bench = Bench(dset, data, protocol, seed, device, start, cache, equal_steps, **change)
     names, missing = possible_rows(rows, dset, data, start, change.get('soft'))
-    if missing:
-        said = '; '.join(f'{row}: {why}' for row, why in missing.items())
-        warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
+    said = '; '.join(f'{row}: {why}' for row, why in missing.items())
+    if not names: raise ValueError(f'{rows=} has no row that is possible ({said}); add others')
+    if missing: warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
     jobs = [partial(bench.test, name, s) for name in names for s in range(seed, seed + n)]
     if helpers_for(jobs, bench.data) and (change.get('soft') or {*names} & {*_CHOSEN, 'random-soft'}):
         _ = bench.chooser # once for all of them
@@ -294,14 +295,14 @@ def is_current(run: str | Path) -> bool: # A run folder
     "False if the run has other images than those whose accuracies are in `result.json`"
     try: dset = load_distilled(run)
     except ValueError: return True # there are no images to compare with
-    return _record(Path(run)/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
+    return _record(Path(run).expanduser()/'result.json').get('images') in (None, fingerprint(dset.pixels, dset.y))
 
 def read_result(
     run: str | Path, # A run folder that was evaluated
     row=ROW, # The shape of a row: what the reader needs
 ) -> dict: # What `evaluate_run` returned
     "The content of result.json; `ValueError` if it is missing, damaged, or of images that the run has replaced"
-    file, remedy = Path(run)/'result.json', f'`dreamplus evaluate {run}` writes it again'
+    file, remedy = Path(run).expanduser()/'result.json', f'`dreamplus evaluate {run}` writes it again'
     result = read_checked(file, RESULT | dict(rows=[row]), remedy)
     if is_current(run): return result
     raise ValueError(f'{file} has the accuracies of images that the run has replaced since; {remedy}')
@@ -320,9 +321,8 @@ def label_of(protocol: str, changes: dict) -> str:
 def _start_of(file, dset):
     "The initial images of a set; `ValueError` if they are of another set"
     remedy = 'restore or remove it; without it, the row start is left out'
-    pixels = read_checked(file, dict(pixels=(TensorOf(4), TensorOf(5))), remedy)['pixels']
-    if pixels.flatten(0, -4).shape == dset.pixels.shape: return pixels
-    raise ValueError(f'{file} holds images {[*pixels.shape]}, and the set {[*dset.pixels.shape]}; {remedy}')
+    found = read_checked(file, dict(pixels=(TensorOf(4), TensorOf(5))), remedy)
+    return initial_images(found['pixels'], dset, remedy, file)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d686c865
 def record_of(
@@ -361,7 +361,7 @@ def evaluate_run(
     dset, data = load_distilled(out), run_data(out, info, data)
     device, file = pick_device(device or info['device']), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
-    label, seed = label_of(protocol, changes), 1000*info['seed']
+    label, seed = label_of(protocol, changes), 1000*info['seed'] % 2**63
     images = fingerprint(dset.pixels, dset.y) # they change if the run is continued
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for

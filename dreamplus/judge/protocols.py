@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PAPERS', 'SOFT_LOSSES', 'training_arguments', 'idc_training', 'dc_training', 'idc_photo_training',
-           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'logits_on',
-           'accuracy_on', 'train_network', 'train_fresh', 'calibration_error']
+           'check_protocol', 'protocol_args', 'training_steps', 'evaluation_of', 'network_text', 'initial_images',
+           'logits_on', 'accuracy_on', 'train_network', 'train_fresh', 'calibration_error']
 
 # %% ../../nbs/70_judge.protocols.ipynb #fdcd45d3
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..arguments import Count, Natural, NonNegative, Share, arguments, build
+from ..arguments import Count, Natural, NonNegative, Share, arguments, brief, build
 from ..core import seeded
 from ..data.core import ImageData, Split, to_float
 from ..data.datasets import known
@@ -32,7 +33,7 @@ def training_arguments(
     epochs: Natural = 0, steps: Natural = 0, # The longer of the two
     batch: Count = 64, # Batch size
     lr: NonNegative = .01, # Learning rate
-    drops: tuple = (2/3, 5/6), # Fractions of the training after which lr is multiplied by gamma
+    drops: tuple | list = (2/3, 5/6), # Fractions of the training after which lr is multiplied by gamma
     gamma: NonNegative = .2, rebuild: bool = False, # With rebuild, a new optimiser at each drop
     augment: str = '', pick: Literal['stack', 'one'] = 'stack', mix: Share = 0., # As in Augment and CutMix
     soft: str | None = None, # Loss with a teacher's labels: kl, sce or mse
@@ -97,6 +98,8 @@ def check_protocol(name: str, change: dict):
     if soft not in (None, *SOFT_LOSSES):
         raise ValueError(f'{soft=} is unknown; use one of {", ".join(SOFT_LOSSES)}')
     for k, value in change.items(): names[k].check(value)
+    if not all(type(share) in (int, float) and 0 <= share <= 1 for share in change.get('drops', ())): raise ValueError(
+        f'drops={brief(change["drops"])} must be fractions of the training, from 0 to 1, as in (.5, .75)')
 
 def protocol_args(
     name: str, # A key of PROTOCOLS
@@ -140,6 +143,20 @@ def network_text(
     e = dict(arch='convnet') | evaluation
     known = [str(e[k]) for k in ('arch', 'width', 'norm', 'depth') if e.get(k)]
     return ' '.join(known) + ', whitened'*bool(e.get('zca'))
+
+# %% ../../nbs/70_judge.protocols.ipynb #8d161564
+def initial_images(
+    start: torch.Tensor | None, # Floats (N,ch,h,w) or (C,n,ch,h,w); None: unknown
+    dset: DistilledSet, # The set that was distilled from them
+    remedy: str = 'give the floats that this set started from', # What a user can do if they are others
+    where: str | Path = 'start', # An argument or a file
+) -> torch.Tensor | None: # (N,ch,h,w)
+    "The initial images as the set stores its images; `ValueError` if they are those of another set"
+    if start is None: return
+    x = start.reshape(-1, *start.shape[-3:])
+    if x.is_floating_point() and x.shape == dset.pixels.shape: return x
+    raise ValueError(f'{where} holds images {[*start.shape]} of {start.dtype}, and the set {[*dset.pixels.shape]}; '
+                     f'{remedy}')
 
 # %% ../../nbs/70_judge.protocols.ipynb #ba32d52b
 def _seen(data, x):

@@ -212,7 +212,7 @@ def score_run(
     run, info = open_run(out)
     dset, data, begun = load_distilled(out), run_data(out, info, data), time.monotonic()
     changes = {k: v for k, v in kw.items() if k not in _CALL}
-    own = dict(n=n, seed=1000*info['seed'], device=pick_device(device or info['device'])) | kw
+    own = dict(n=n, seed=1000*info['seed'] % 2**63, device=pick_device(device or info['device'])) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)
     with run.wait():
         uses = next_use(out)

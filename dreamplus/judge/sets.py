@@ -73,7 +73,7 @@ def evaluate_set(
     if (path/'run.json').exists() and not how:
         return evaluate_run(path, data, protocol, n, rows, device, log, **changes)
     check_protocol(protocol, changes)
-    if out and not Path(out).absolute().parent.is_dir():
+    if out and not Path(out).expanduser().absolute().parent.is_dir():
         raise ValueError(f'{out} is in no folder; create its folder')
     dset, data = open_set(path, data, how)
     if data is None:

@@ -173,7 +173,7 @@ def read_case(
 ) -> tuple[dict, list]: # The values for checks, and findings of what cannot be read
     "Read what checks look at; `ValueError` if there is nothing, or if `data` cannot be loaded"
     if isinstance(what, DistilledSet): case, bad, path = dict(dset=what), [], None
-    else: case, bad, path = {}, [], Path(what)
+    else: case, bad, path = {}, [], Path(what).expanduser()
     if path and not path.exists():
         raise ValueError(f'{path} does not exist; give a run folder or a saved set')
     def read(key, f, remedy):

@@ -57,6 +57,7 @@ def make_job(
     steps: int | None = None, minutes: float | None = None, # As `distill`
 ) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and images of the user
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
+    ipc = [*ipc] if isinstance(ipc, tuple) else ipc
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
         raise ValueError(f'{ipc=} must be at least 1: each class needs an image')
@@ -76,6 +77,8 @@ def make_job(
         overrides = overrides | dict(outer=10**6) # the budget ends the run
     overrides, earlier = split_start({k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()})
     args = recipe(method, data, max(counts), factor, **overrides)
+    if steps and overrides.get('outer') is None: # a budget may be longer than the recipe
+        args['outer'] = max(args['outer'], -(-steps//args['inner']))
     # a resumed run may have another working directory
     args |= {k: os.path.abspath(Path(v).expanduser()) for k, v in folder_arguments(args).items()}
     if taken := (inspect.signature(make_job).parameters.keys() - {'factor'}) & args.keys():
@@ -165,7 +168,7 @@ def check_network(loss, loop, data, model): # Of `make_loss`, `make_callbacks`, 
         f'use chunk=1 or chunk={C}')
     seen = min(*shown, batch)*min(match.chunk, C)
     check_trainable(net, data.channels, data.size, min(seen, getattr(schedule, 'batch', seen)))
-    y = torch.arange(2, device=data.device)
+    y = torch.arange(2, device=data.device) % C
     blank = View(net, torch.zeros(2, 2, *data.train.x.shape[1:], device=data.device), y)
     match.matcher(blank if match.matcher.needs_real else None, blank)
 
@@ -181,6 +184,8 @@ def parameter_groups(model) -> list:
 def _silent(log): "Replaces fastai's logger, which prints a line for each epoch"
 
 # %% ../../nbs/66_loop.distill.ipynb #49ddf0ca
+_AUGMENTS = 'augment', 'net_augment', 'bank_augment', 'eval_augment' # arguments of parts
+
 def make_learner(
     data: ImageData, # On the CPU
     job: dict, # Of `make_job`
@@ -200,8 +205,8 @@ def make_learner(
                     classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
-    for ops in args.get('augment', ''), evaluated['augment']: Augment(ops) # raises ValueError for a wrong one
-    if bank_is_incomplete(args, data, make): rehearse(given, job) # before minutes of training
+    for k in _AUGMENTS: Augment(args.get(k, '')).check(data.channels, k) # before minutes of training
+    if bank_is_incomplete(args, data, make): rehearse(given, job)
     supplied['bank'] = make_bank(args, data, make, log)
     loss = make_loss(args, data, **supplied)
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))

@@ -47,7 +47,7 @@ def find_origin(
     out: str | Path, root: str | Path | None = None, # As in `find_folder`
 ) -> dict: # Arguments of `load_data`
     "Where the data of a run are now; `ValueError` if they are not found"
-    origin = dict(info['data']['origin'])
+    origin, root = dict(info['data']['origin']), root and Path(root).expanduser()
     if root and not Path(root).is_dir():
         raise ValueError(f'root={str(root)!r} is not a folder; give a folder')
     for name in 'source', 'test', 'root':

@@ -58,7 +58,8 @@ class MapMatcher(Matcher):
     def terms(self, real, syn):
         layers = list(zip(real.activations, syn.activations))[:-1]
         if not layers:
-            raise ValueError('attention needs a network with at least 2 activations; use a deeper network')
+            raise ValueError('attention needs a network with at least 2 activations of pixels, as modules '
+                             'such as nn.ReLU; use another network')
         mean = lambda f: self.see(f, self.p).mean(1)
         return {f'{self.name}{i}': (mean(f) - mean(g)).pow(2).sum(1) for i, (f, g) in enumerate(layers, 1)}
 

@@ -32,8 +32,11 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
 
 @contextmanager
 def _calls(net, kinds, others=()): # others: modules of net
-    "A list that records (module, input, output) of each call while `net` runs"
-    seen, note = [], lambda module, args, out: seen.append((module, args[0], out))
+    "A list that records (module, input, output, its edge of the graph) of each call while `net` runs"
+    seen, edge = [], torch.autograd.graph.get_gradient_edge
+    def note(module, args, out): # an in-place activation after it changes `out`, but not its edge
+        has_edge = torch.is_tensor(out) and out.requires_grad
+        seen.append((module, args[0], out, edge(out) if has_edge else None))
     modules = *(m for m in net.modules() if isinstance(m, kinds)), *others
     hooks = [m.register_forward_hook(note) for m in modules]
     try: yield seen
@@ -76,14 +79,14 @@ class View:
     @cached_property
     def activations(self) -> list: # (C,N,ch,h,w) for each activation module
         "Output of each activation module, before any pooling; outputs without pixels are left out"
-        outputs = [out for m, _, out in self._forward[1] if isinstance(m, _ACTIVATIONS)]
+        outputs = [out for m, _, out, _ in self._forward[1] if isinstance(m, _ACTIVATIONS)]
         return [self._split(out) for out in outputs if out.ndim == 4]
 
     @cached_property
     def features(self) -> list: # (C,N,ch,h,w) for each block
         "Output of each block"
         calls, blocks = self._forward[1], self._blocks
-        outputs = [out for m, _, out in calls if any(m is b for b in blocks)]
+        outputs = [out for m, _, out, _ in calls if any(m is b for b in blocks)]
         return [*map(self._split, outputs or self.net.features(self.x.flatten(0, 1)))]
 
 # %% ../../nbs/40_match.core.ipynb #b6e73223
@@ -101,19 +104,19 @@ def _patches(layer, x):
     if isinstance(layer, nn.Linear): return x[..., None]
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
-def _has_patches(m):
-    "Whether `_patches` supports this layer"
-    if isinstance(m, nn.Linear): return True
-    return m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
+def _has_patches(m, x):
+    "Whether `_patches` supports this layer and its input; a subclass may change its weight before it is used"
+    if type(m) is nn.Linear: return x.ndim == 2
+    return type(m) is nn.Conv2d and m.groups == 1 and m.padding_mode == 'zeros' and isinstance(m.padding, tuple)
 
 def _by_products(view, logits, weights, calls):
-    "As `_by_loop`, by one backward pass; `calls` has the layer, input and output of each weight"
+    "As `_by_loop`, by one backward pass; `calls` has the layer, its input and the edge of its output for each weight"
     C, N = view.x.shape[:2]
     loss = F.cross_entropy(logits, view.labels.flatten(0, 1), reduction='sum')/N
-    outputs, grads = [out for _, _, out in calls], []
-    deltas = torch.autograd.grad(loss, outputs, create_graph=view.graph, retain_graph=True)
+    edges, grads = [edge for *_, edge in calls], []
+    deltas = torch.autograd.grad(loss, edges, create_graph=view.graph, retain_graph=True)
     with torch.set_grad_enabled(view.graph):
-        for w, d, (layer, x, _) in zip(weights, deltas, calls):
+        for w, d, (layer, x, *_) in zip(weights, deltas, calls):
             d, x = (t.unflatten(0, (C, N)) for t in (d.flatten(2) if d.ndim > 2 else d[..., None], _patches(layer, x)))
             grads.append(torch.einsum('cnop,cnkp->cok', d, x).view(C, *w.shape))
     return grads
@@ -126,7 +129,7 @@ def grads(self: View,
     embed, seen = self._forward
     with _calls(self.net, _LAYERS) as last: logits = self.net.logits(embed)
     calls = [c for c in seen + last if isinstance(c[0], _LAYERS)]
-    found = [[c for c in calls if c[0].weight is w and _has_patches(c[0])] for w in weights]
+    found = [[c for c in calls if c[0].weight is w and _has_patches(*c[:2])] for w in weights]
     if len(self.x) > 1 and not has_batch_norm(self.net) and all(len(f) == 1 for f in found):
         return _by_products(self, logits, weights, [f[0] for f in found])
     return _by_loop(self, logits, weights)

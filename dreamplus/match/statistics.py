@@ -47,9 +47,10 @@ def waves(view: View,
 def blocks(view: View,
            side: int = 8, # Larger feature maps are averaged to side*side pixels, which bounds the memory
           ) -> list: # One (C,N,D) for each block
-    "Output of each block of the network; of one without feature maps, the embedding"
+    "Output of each block of the network; of one without blocks, the embedding"
     def bounded(f): # (C,N,ch,h,w)
-        return f if max(f.shape[3:]) <= side else F.adaptive_avg_pool2d(f.flatten(0, 1), side).unflatten(0, f.shape[:2])
+        if f.ndim < 5 or max(f.shape[3:]) <= side: return f
+        return F.adaptive_avg_pool2d(f.flatten(0, 1), side).unflatten(0, f.shape[:2])
     return [bounded(f).flatten(2) for f in view.features] or [view.embed]
 
 STATISTICS.update(

@@ -226,6 +226,18 @@ class Augment:
 
 # %% ../../nbs/24_nets.augment.ipynb #83328602
 @patch
+def check(self: Augment,
+    channels: int, # Of the images
+    name: str = 'ops', # The argument that gave the operations, for the message
+):
+    "Raise `ValueError` if an operation does not exist for images with so many channels"
+    have = f'but the images have {channels} channel{"s"*(channels > 1)}'
+    if channels != 3 and {'jitter', 'light'} & {*self.ops}:
+        raise ValueError(f'{name}: jitter and light need red, green and blue, {have}; use color')
+    if channels > 3 and 'noise' in self.ops:
+        raise ValueError(f'{name}: noise is drawn for at most 3 channels, {have}; leave noise out')
+
+@patch
 def __call__(self: Augment,
     x: torch.Tensor, # Normalised (n,ch,h,w), or (n,m,ch,h,w): m images share a draw
     params: dict, # The result of draw()
@@ -235,10 +247,7 @@ def __call__(self: Augment,
     if not x.is_floating_point(): raise ValueError(f'{x.dtype=} is not float; normalise the images first')
     if x.dim() not in (4, 5) or x.shape[-1] != x.shape[-2]:
         raise ValueError(f'{tuple(x.shape)=} must be (n,ch,h,w) or (n,m,ch,h,w) with h equal to w')
-    if photo and x.shape[-3] != 3:
-        raise ValueError(f'{x.shape[-3]=} channels, but jitter and light need red, green and blue; use color')
-    if 'noise' in params and x.shape[-3] > 3:
-        raise ValueError(f'{x.shape[-3]=} channels, but noise is drawn for at most 3; leave noise out')
+    self.check(x.shape[-3])
     if draws := {len(p) for p in params.values()} - {len(x)}:
         raise ValueError(f'{len(x)=} rows do not fit {draws.pop()} draws; use draw({len(x)}, ...)')
     y = x.reshape(len(x), -1, *x.shape[-3:])

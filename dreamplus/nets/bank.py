@@ -31,7 +31,7 @@ from .augment import Augment
 from .facts import digest_of, network_facts
 from ..processes import dealt, this_group
 from ..progress import watch
-from ..runs import others_in
+from ..runs import others_in, short_name
 from ..tables import markdown_table
 from .train import Stream, accuracy, load_momentum, momentum_state, sgd, train
 from .zoo import check_trainable
@@ -58,7 +58,7 @@ def data_facts(data: ImageData) -> dict: # JSON values
     return dict(digest=data.digest, held=data.held, whitened=whitened, **constants)
 
 # %% ../../nbs/27_nets.bank.ipynb #c5456d0f
-_ANEW = 'remove it, and it is made anew' # the remedy for a damaged file
+_AGAIN = 'remove it, and it is trained again' # the remedy for a damaged file
 _FACTS = dict(data=dict(digest=str, held=([float], None), whitened=bool, mean=[float], std=[Positive]),
               net=dict(modules=str, code=str), training=dict(bank_seed=Natural)) # the shape of bank.json
 
@@ -74,7 +74,7 @@ class Member(NamedTuple):
     def read(self) -> dict: # As `Trainee.state_dict` returns it
         "The state of its training; `ValueError` if the file is damaged"
         shape = dict(net={str: TensorOf(dtype=None)}, step=Natural, seconds=NonNegative, accuracy=Share)
-        return read_checked(self.file, shape | {'momentum?': dict, 'stream?': dict}, _ANEW)
+        return read_checked(self.file, shape | {'momentum?': dict, 'stream?': dict}, _AGAIN)
 
 @dataclass(frozen=True)
 class BankTraining:
@@ -139,7 +139,7 @@ class Bank:
         if not (self.path/'bank.json').exists():
             raise ValueError(f'{self.path} holds no network bank; `dreamplus bank` makes one')
         self.info = read_checked(self.path/'bank.json', _FACTS | dict(name=str),
-                                 'remove the folder, and the bank is made anew')
+                                 'remove the folder, and the bank is trained again')
         found = [self._member(f) for f in sorted(self.path.glob('net[0-9]*.json'))]
         if nets is not None: found = [m for m in found if m.net < nets]
         if stages is not None: found = [m for m in found if m.stage in stages]
@@ -147,7 +147,7 @@ class Bank:
 
     def _member(self, file):
         shape = {k: kind for k, kind in Member.__annotations__.items() if k != 'file'}
-        found = read_checked(file, shape, _ANEW)
+        found = read_checked(file, shape, _AGAIN)
         return Member(**{k: found[k] for k in shape}, file=file.with_suffix('.safetensors'))
 
     def __len__(self): return len(self.members)
@@ -159,7 +159,7 @@ class Bank:
             with Key(0).seeded(): net = make()
             try: net.load_state_dict(state := m.read()['net'])
             except RuntimeError:
-                raise ValueError(f'{m.file} is damaged: its weights do not fit the network; {_ANEW}') from None
+                raise ValueError(f'{m.file} is damaged: its weights do not fit the network; {_AGAIN}') from None
             weights = b''.join(value.numpy().tobytes() for value in state.values())
             self.digests.append(hashlib.sha256(weights).hexdigest()[:12])
             self.nets.append(net.eval())
@@ -210,7 +210,7 @@ def _extend(path, data, make, how, k, stages, log):
         last = max(alike, key=lambda m: m.step)
         try: trainee.load_state_dict(last.read())
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
-            raise ValueError(f'{last.file} is damaged: it does not fit the training; {_ANEW}') from None
+            raise ValueError(f'{last.file} is damaged: it does not fit the training; {_AGAIN}') from None
     before = trainee.seconds
     for stage in missing:
         _reach(trainee, stage, log)
@@ -234,7 +234,7 @@ def find_bank(
     with Key(0).seeded():
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
     if folder: return Path(folder).expanduser(), facts
-    return cache_folder()/'banks'/f'{Path(data.name).name}-{digest_of(facts)}', facts
+    return cache_folder()/'banks'/f'{short_name(Path(data.name).name)}-{digest_of(facts)}', facts
 
 def missing_members(
     path: Path, # A folder with a bank, or with none yet
