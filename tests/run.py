@@ -36,8 +36,8 @@ nbdev.test.nbdev_test(n_workers=0, do_print=True, timing=True)
 """
 # the tests that start processes and wait for them (one server forks these), to leave a core to the others meanwhile
 WAITING = [f'tests/test_{name}.py' for name in (
-    'campaign', 'classes', 'compare', 'continual', 'evaluate', 'helpers', 'package', 'parallel', 'resume',
-    'trajectory', 'windows')]
+    'campaign', 'classes', 'compare', 'continual', 'evaluate', 'helpers', 'imagenet', 'package', 'parallel',
+    'resume', 'trajectory', 'windows')]
 
 def main():
     pytest = sys.executable, '-m', 'pytest', *sys.argv[1:]
