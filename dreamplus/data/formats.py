@@ -246,11 +246,11 @@ _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 
 def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, or None, and what is assumed of them"
-    for path in (path for name in _SOFT if not_a_pipe(path := folder/name).is_file()):
+    for path in (folder/name for name in _SOFT if not_a_pipe(folder/name).is_file()):
         try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
         except (ValueError, EOFError, TypeError): y = None
         if not _tensor(y, 2) or len(y) != n: raise ValueError(
-                f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
+            f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
         return y, [f'row i of {path.name} belongs to image i in the order of paths; column c to class c']
     return None, []
 

@@ -41,7 +41,6 @@ def _digits():
 def _from_digits(fit, fraction, seed):
     "Train and test of scikit-learn's digits; `fraction` of each class is the test split"
     from sklearn.model_selection import train_test_split
-    if not 0 < fraction < 1: raise ValueError(f'{fraction=} must lie between 0 and 1; use .3')
     x, y = _digits()
     x = x.reshape(-1, 8, 8)/16 # from 0 to 16
     try: x, x_test, y, y_test = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)

@@ -184,8 +184,6 @@ def parameter_groups(model) -> list:
 def _silent(log): "Replaces fastai's logger, which prints a line for each epoch"
 
 # %% ../../nbs/66_loop.distill.ipynb #49ddf0ca
-_AUGMENTS = 'augment', 'net_augment', 'bank_augment', 'eval_augment' # arguments of parts
-
 def make_learner(
     data: ImageData, # On the CPU
     job: dict, # Of `make_job`
@@ -205,7 +203,7 @@ def make_learner(
                     classes=min(iterations.class_batch or data.n_classes, data.n_classes))
     optimiser = build(OPTIMISERS[args['optimiser']], args, data=data, **supplied)
     evaluated = build(evaluation, args, paper=method.family, **args)
-    for k in _AUGMENTS: Augment(args.get(k, '')).check(data.channels, k) # before minutes of training
+    for k in (k for k in args if k.endswith('augment')): Augment(args[k]).check(data.channels, k) # before any training
     if bank_is_incomplete(args, data, make): rehearse(given, job)
     supplied['bank'] = make_bank(args, data, make, log)
     loss = make_loss(args, data, **supplied)
