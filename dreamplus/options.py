@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import re
+from functools import cache, partial
 from textwrap import shorten
 from types import SimpleNamespace
 
@@ -99,6 +100,8 @@ def _add_common(parser):
     for name, text in _ALL.items():
         parser.add_argument(f'--{name}', action='store_true', default=argparse.SUPPRESS, help=text)
 
+_comments = cache(partial(docments, full=True)) # reads the source of a function once
+
 def make_parser(
     commands: dict, # Name to function: arguments without a default are positional, comments become help
     wanted: str | None = None, # Add options for this command only; None: for all, without those of parts
@@ -117,7 +120,7 @@ def make_parser(
         _add_common(sub)
         if wanted not in (None, name): continue
         source, without = getattr(f, 'like', (f, ())) # whose arguments it takes, and which of them not
-        own = {k: p for k, p in docments(source, full=True).items()
+        own = {k: p for k, p in _comments(source).items()
                if k not in ('return', 'given', *without)}
         only = {k for k, p in inspect.signature(source).parameters.items() if p.kind is p.KEYWORD_ONLY}
         for k, p in own.items(): _add_option(sub, k, p, option=k in only)

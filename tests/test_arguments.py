@@ -265,7 +265,9 @@ def test_wrong_values_in_python(data):
         with pytest.raises(ValueError, match=says): call()
 
 def test_a_budget_longer_than_the_recipe(data):
-    "has as many outer iterations as it needs; those that are asked for stay"
+    "has as many outer iterations as it needs; fewer that were asked for are refused"
     outer = lambda **kw: make_job(data, 'idc', 1, None, 0, 'cpu', kw, steps=10**6 + 1)['args']['outer']
-    assert outer(inner=100) == 10_001 and outer(inner=100, outer=3) == 3
+    assert outer(inner=100) == outer(inner=100, outer=10_001) == 10_001
+    with pytest.raises(ValueError, match='steps=1000001 is more than outer=10000 times inner=100'):
+        outer(inner=100, outer=10_000)
     assert make_job(data, 'idc', 1, None, 0, 'cpu', {}, steps=5)['args']['outer'] == recipe('idc', data)['outer']

@@ -77,8 +77,10 @@ def make_job(
         overrides = overrides | dict(outer=10**6) # the budget ends the run
     overrides, earlier = split_start({k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()})
     args = recipe(method, data, max(counts), factor, **overrides)
-    if steps and overrides.get('outer') is None: # a budget may be longer than the recipe
-        args['outer'] = max(args['outer'], -(-steps//args['inner']))
+    needed = -(-(steps or 0)//args['inner']) # a budget may be longer than the recipe
+    if overrides.get('outer') is None: args['outer'] = max(args['outer'], needed)
+    elif needed > args['outer']: raise ValueError(
+        f'{steps=} is more than outer={args["outer"]} times inner={args["inner"]}; leave out one of steps and outer')
     # a resumed run may have another working directory
     args |= {k: os.path.abspath(Path(v).expanduser()) for k, v in folder_arguments(args).items()}
     if taken := (inspect.signature(make_job).parameters.keys() - {'factor'}) & args.keys():
