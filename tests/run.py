@@ -24,6 +24,8 @@ WAITING = [f'tests/test_{name}.py' for name in (
 def notebooks():
     "`nbdev_test` in this process. Each page begins with the environment of the first"
     import nbdev.test
+    from matplotlib_inline.config import InlineBackend
+    InlineBackend.instance().print_figure_kwargs = dict(bbox_inches=None) # a figure is drawn once, not twice to crop it
     test, env = nbdev.test.test_nb, dict(os.environ)
     def alone(*args, **kw):
         gc.collect(), gc.freeze() # collections of garbage pass over what was there before
