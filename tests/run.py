@@ -51,8 +51,8 @@ def start(cache, log, f, *args):
 def main():
     os.chdir(ROOT)
     if not DEFAULTS.keys() <= os.environ.keys(): # glibc reads them when a program starts
-        path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-        os.execve(sys.executable, [sys.executable, *sys.argv], DEFAULTS | os.environ | dict(PATH=path))
+        os.execve(sys.executable, [sys.executable, *sys.argv], DEFAULTS | os.environ)
+    os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     # not fastai, which changes what `test_eq` compares in the notebooks
     import matplotlib.pyplot # noqa: F401
     import sklearn.model_selection # noqa: F401
