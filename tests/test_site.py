@@ -95,7 +95,7 @@ def test_no_picture_is_shown_twice_on_a_page(site):
     refuse([name for (name, _), n in shown.items() if n > 1], 'pictures that repeat another')
 
 def test_outputs_are_plain_text(site):
-    debris = re.compile(r'\x1b\[|\r(?!\n)|^<[\w.]+ .*at 0x|(?:User|Future|Deprecation)Warning:', re.M)
+    debris = re.compile(r'\x1b\[|\r(?!\n)|^<[\w.]+ .*at 0x|(?:User|Future|Deprecation)Warning:|^[IWE]\d{4} \d\d:', re.M)
     texts = [(page, ''.join(out.get('text', ()) or out.get('data', {}).get('text/plain', ())))
              for page in PAGES for cell in page.cells for out in cell.get('outputs', ())
              if not {'text/html', 'text/markdown'} & {*out.get('data', ())}]
