@@ -14,6 +14,7 @@ from dreamplus.loop.distill import distill
 from dreamplus.machine import keep_memory
 from dreamplus.match.core import match_terms
 from dreamplus.recipes import recipe
+from dreamplus.runs import first_seed
 
 from . import head, make_parser
 
@@ -49,7 +50,7 @@ def measure(data, change, seed, a):
     dset = distill(held, ipc=a.ipc, seed=seed, log=None, **own)
     scored = copy.copy(held)
     scored.test = held.valid
-    [row] = score(dset, scored, n=a.nets, rows=('distilled',), seed=1000*seed)
+    [row] = score(dset, scored, n=a.nets, rows=('distilled',), seed=first_seed(seed))
     made = dset.provenance
     return dict(change=change, seed=seed, accs=row['accs'], steps=made['steps'], seconds=made['seconds'],
                 bank_seconds=made.get('bank', {}).get('seconds', 0))

@@ -14,6 +14,7 @@ from dreamplus.data.core import Split
 from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import score
 from dreamplus.loop.distill import distill
+from dreamplus.runs import first_seed
 
 from . import head, make_parser
 
@@ -37,7 +38,7 @@ def measure(data, change, seed, nets):
     held = data.hold_out(.35, seed)
     held = replace(held, test=held.valid)
     dset = distill(held, 'dream+', ipc=1, seed=seed, log=None, **change)
-    rows = score(dset, held, n=nets, rows=('distilled', 'random', 'k-means'), seed=1000*seed)
+    rows = score(dset, held, n=nets, rows=('distilled', 'random', 'k-means'), seed=first_seed(seed))
     return dict(change=change, seed=seed, accs={r['set']: r['accs'] for r in rows})
 
 def main():

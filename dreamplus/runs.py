@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder', 'check_new_run', 'new_run', 'open_run',
-           'append_record', 'read_records', 'begin_records', 'short_name', 'free_folder']
+           'append_record', 'read_records', 'begin_records', 'first_seed', 'short_name', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
@@ -214,6 +214,13 @@ def begin_records(
     for k in (other.keys() & there.keys()) - {*free}:
         raise ValueError(f'{path} was made with another {k}; give another folder, or delete it')
     return other
+
+# %% ../nbs/08_runs.ipynb #b5f0a5f9
+def first_seed(
+    seed: int, # Of a run
+) -> int:
+    "Seed of the first network that evaluates a run; the others have the seeds that follow"
+    return 1000*seed % 2**63
 
 # %% ../nbs/08_runs.ipynb #f10bc317
 def short_name(

@@ -38,7 +38,7 @@ from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
 from ..processes import dealt, helpers_for, this_group
-from ..runs import RunFolder, open_run
+from ..runs import RunFolder, first_seed, open_run
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
 
@@ -361,7 +361,7 @@ def evaluate_run(
     dset, data = load_distilled(out), run_data(out, info, data)
     device, file = pick_device(device or info['device']), run/'start.safetensors'
     start = _start_of(file, dset) if file.exists() else None
-    label, seed = label_of(protocol, changes), 1000*info['seed'] % 2**63
+    label, seed = label_of(protocol, changes), first_seed(info['seed'])
     images = fingerprint(dset.pixels, dset.y) # they change if the run is continued
     asked = [(row, n) for row in possible_rows(rows, dset, data, start, changes.get('soft'))[0]]
     with run.wait(): # another evaluation may be at work, and its record may be the one that is asked for

@@ -25,7 +25,7 @@ from .sets import open_set
 from ..loop.elsewhere import run_data
 from ..machine import pick_device, versions
 from ..nets.zoo import check_trainable, network
-from ..runs import open_run
+from ..runs import first_seed, open_run
 from ..tables import markdown_table, mean_std
 
 # %% ../../nbs/74_judge.scores.ipynb #96a17691
@@ -212,7 +212,7 @@ def score_run(
     run, info = open_run(out)
     dset, data, begun = load_distilled(out), run_data(out, info, data), time.monotonic()
     changes = {k: v for k, v in kw.items() if k not in _CALL}
-    own = dict(n=n, seed=1000*info['seed'] % 2**63, device=pick_device(device or info['device'])) | kw
+    own = dict(n=n, seed=first_seed(info['seed']), device=pick_device(device or info['device'])) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)
     with run.wait():
         uses = next_use(out)
