@@ -208,10 +208,12 @@ def _types(a) -> tuple:
     return (kind,) if isinstance(kind, type) and kind is not inspect.Parameter.empty else ()
 
 def checked(f: Callable) -> Callable: # With the signature and the documentation of f
-    "Check the types of all arguments of a function with each call; `TypeError` that says what to give"
+    "Check types and bounds of all arguments with each call; `TypeError` or `ValueError` that says what to give"
     signature = inspect.signature(f)
     allowed = {name: _types(p.annotation) for name, p in signature.parameters.items()
                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    limited = {name: Argument(name, p.default, '', *annotation(p.annotation))
+               for name, p in signature.parameters.items() if get_origin(p.annotation) is Annotated}
     @wraps(f)
     def call(*args, **kw):
         bound = signature.bind(*args, **kw)
@@ -220,7 +222,9 @@ def checked(f: Callable) -> Callable: # With the signature and the documentation
             if not kinds or given is signature.parameters[name].default: continue
             value = bound.arguments[name] = given if torch.Tensor in kinds else plain(given)
             fits = [k for kind in kinds for k in _ALIKE.get(kind, (kind,))]
-            if isinstance(value, tuple(fits)) and (type(value) is not bool or bool in fits): continue
+            if isinstance(value, tuple(fits)) and (type(value) is not bool or bool in fits):
+                if name in limited: limited[name].check(value)
+                continue
             if isinstance(value, float) and int in kinds:
                 raise ValueError(f'{name}={value!r} must be a whole number')
             names = ['None' if k is types.NoneType else k.__name__ for k in dict.fromkeys(kinds)]

@@ -423,7 +423,7 @@ def calls(data, dset):
     short = dict(outer=1, inner=1, width=4, batch_real=4, log=None)
     return [
         (dp.distill, dict(data=data, method='dm', ipc=1, out='new', **short)), (dp.resume, dict(out='run', log=None)),
-        (dp.recipe, dict(method='dm', dataset='digits', ipc=1)), (dp.load_data, dict(source='toys')),
+        (dp.recipe, dict(method='dm', data='digits', ipc=1)), (dp.load_data, dict(source='toys')),
         (dp.score, dict(dset=dset, data=data, n=1, rows=('distilled',))),
         (dp.plan, dict(data=data, method='dm', **short)),
         (dp.compare, dict(data=data, methods=['dm'], ipc=(1,), out='new', steps=1, nets=1, width=4, log=None)),

@@ -10,7 +10,7 @@ from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
-from dreamplus.judge.evaluate import evaluate_run, score
+from dreamplus.judge.evaluate import check_baselines, evaluate_run, score
 from dreamplus.judge.protocols import check_protocol
 from dreamplus.judge.scores import cross
 from dreamplus.labs import compare as labs_compare
@@ -20,6 +20,7 @@ from dreamplus.labs.study import study
 from dreamplus.loop.distill import distill, make_job
 from dreamplus.match.core import MATCHERS, Matcher
 from dreamplus.nets.schedules import SCHEDULES, NetworkSchedule
+from dreamplus.nets.zoo import create_net
 from dreamplus.parts import OPTIMISERS, PixelOptimiser
 from dreamplus.recipes import METHODS, Method, recipe
 from dreamplus.synthetic import STARTS
@@ -261,6 +262,9 @@ def test_wrong_values_in_python(data):
     for call, says in ((lambda: distill(data, ipc=1.5), 'ipc=1.5 must be a whole number'),
                        (lambda: plan(data, nets=-1), 'nets=-1'),
                        (lambda: study(data, 'o', seeds=()), 'give at least one seed'),
+                       (lambda: data.show(n=0), 'n=0 must be a whole number of at least 1'),
+                       (lambda: check_baselines(('random',), 10**20), 'must be from 1 to 10,000'),
+                       (lambda: create_net('convnet', 10**20, 3, 8), r'convnet fails for [^\n]*; change it$'),
                        (lambda: load_data('digits', fraction=2), 'fraction=2 must lie')):
         with pytest.raises(ValueError, match=says): call()
 

@@ -339,6 +339,17 @@ def test_files_of_one_name_in_two_folders_of_an_archive(tmp_path, x):
     with pytest.raises(ValueError, match=r"b.tar .*'cat', which must be a class number"):
         load_distilled(archive(tmp_path/'b.tar', {'0.npy': npy(x[0]), '0.cls': b'cat'}), stats='cifar10')
 
+def test_headers_with_a_wrong_byte(tmp_path, x):
+    "Python's readers raise errors of several kinds"
+    raw = npy(x[0])
+    with pytest.raises(ValueError, match='b.tar cannot be read as a WebDataset'):
+        load_distilled(archive(tmp_path/'b.tar', {'0.npy': raw.replace(b')', b'(', 1), '0.cls': b'1'}), stats='cifar10')
+    torch.save([x, Y], tmp_path/'c.pt')
+    raw = bytearray((tmp_path/'c.pt').read_bytes())
+    raw[raw.index(b'PK\6\7') + 16] = 2 # the archive is one of two disks
+    (tmp_path/'c.pt').write_bytes(raw)
+    with pytest.raises(ValueError, match='c.pt'): load_distilled(tmp_path/'c.pt', stats='cifar10')
+
 @pytest.mark.parametrize('to', ['pt', 'npz'])
 def test_a_file_says_its_classes_and_constants(tmp_path, x, to):
     DistilledSet(x, [f'c{c}' for c in range(C)], [.1, .2, .3], [.4, .5, .6], y=Y).export(tmp_path/'out', to)

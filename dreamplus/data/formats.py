@@ -18,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from collections.abc import Callable
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -78,10 +79,9 @@ def kind_of(path: Path) -> str: # A key of OPENERS
     "How `path` is opened, by its first bytes"
     if path.is_dir(): return 'folder'
     with open(not_a_pipe(path), 'rb') as f: head = f.read(512)
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as z: names = z.namelist()
-        except zipfile.BadZipFile: return 'other'
+    try: names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else None
+    except zipfile.BadZipFile: return 'other' # `is_zipfile` too raises it
+    if names is not None:
         if any(n.endswith('data.pkl') for n in names): return 'torch'
         if all(n.endswith('.npy') for n in names): return 'npz'
     if head[257:262] == b'ustar': return 'tar'
@@ -248,7 +248,7 @@ def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, or None, and what is assumed of them"
     for path in (folder/name for name in _SOFT if not_a_pipe(folder/name).is_file()):
         try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError, TypeError): y = None
+        except (ValueError, EOFError, TypeError, TokenError): y = None
         if not _tensor(y, 2) or len(y) != n: raise ValueError(
             f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
         return y, [f'row i of {path.name} belongs to image i in the order of paths; column c to class c']
@@ -393,7 +393,7 @@ def _from_webdataset(path, content, how):
                 row = rows.setdefault((folder, key), {})
                 if ext in row: raise ValueError(f'{member.name} must be there once, not twice')
                 row[ext] = _decode_member(ext, tar.extractfile(member).read())
-    except (tarfile.TarError, ValueError, OSError, EOFError) as e:
+    except (tarfile.TarError, ValueError, OSError, EOFError, TokenError) as e: # numpy reads a header as Python
         raise ValueError(f'{path} cannot be read as a WebDataset ({str(e)[:80]}); restore it') from None
     first = next(iter(rows.values()), {})
     image = next((ext for ext in first if ext in _PIXELS), None)

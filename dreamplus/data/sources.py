@@ -16,6 +16,7 @@ from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def load_arrays(
     "The arrays of a file, read without running code from it; `ValueError` if it is missing or damaged"
     try:
         with open(not_a_pipe(path), 'rb') as f, np.load(f, allow_pickle=False) as arrays: return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TokenError) as e: # numpy reads a header as Python
         raise ValueError(f'{path} cannot be read ({shorten(str(e), 100)}); give an .npz file of numbers') from None
 
 # %% ../../nbs/16_data.sources.ipynb #c0abe47c

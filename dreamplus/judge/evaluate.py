@@ -52,7 +52,7 @@ def check_baselines(rows: tuple, n: int): # n: networks for each row
     if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
     unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
     if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
-    if n < 1: raise ValueError(f'{n=} must be at least 1: each row needs a network')
+    if not 1 <= n <= 10_000: raise ValueError(f'{n=} must be from 1 to 10,000: each row needs so many networks')
 
 def possible_rows(
     rows: tuple, # Names of rows; ROWS: all that apply

@@ -259,7 +259,8 @@ def _make(name, make, shape, kw):
     try: return make(**given, **kw)
     except ValueError: raise
     except Exception as e: # a function of someone's own can raise anything
-        raise ValueError(f'{name} fails for {given | kw} ({type(e).__name__}: {e}); change it') from e
+        said = str(e).partition('\n')[0] # without the stack of C++
+        raise ValueError(f'{name} fails for {given | kw} ({type(e).__name__}: {said}); change it') from e
 
 # %% ../../nbs/22_nets.zoo.ipynb #53d1be09
 @torch.no_grad()
