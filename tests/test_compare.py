@@ -152,7 +152,7 @@ def test_overrides_reach_the_methods_that_know_them(tmp_path, monkeypatch):
     (['idc'], dict(match='embedding', distance='mse', p=2.), "'p' has no effect here"),
     (['idc', 'dm'], dict(n_data=-1), 'n_data=-1 must be'), (['idc'], dict(inner='x'), "inner='x' must be"),
     (['dm'], IDC, "'n_data' has no effect here"),
-    (['dm'], dict(nets=0), 'n=0 must be at least 1'),
+    (['dm'], dict(nets=0), 'n=0 must be from 1 to 10,000'),
     (['dm'], dict(rows=('random',)), 'must include distilled'),
     (['dm'], dict(steps=2.5), 'steps=2.5 must be a whole number'),
     (['dm'], dict(training=dict(epoch=1)), "'epoch' is not an argument"),
