@@ -33,7 +33,6 @@ class ValidAccuracy(Metric):
                  nets: Count = 1, # Networks of each measurement
                  **change): # Arguments of the protocol to change, as in protocol_args
         check_protocol(protocol, change)
-        if nets < 1: raise ValueError(f'{nets=} must be at least 1')
         self.protocol, self.nets, self.change, self.accs = protocol, nets, change, []
 
     def check_data(self, data: ImageData):
