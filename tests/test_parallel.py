@@ -1,25 +1,19 @@
 "Several processes give the bits of one, stop together, go on in another number, and say in one line what is wrong."
 import itertools
-import json
 import os
-import re
 import shutil
 import signal
 import socket
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback, CancelFitException
 from processes import Process, command
-from torch.distributed.run import get_args_parser
 
 from dreamplus.apps.continual import continual
 from dreamplus.apps.nas import search
-from dreamplus.cli import COMMANDS
 from dreamplus.core import load_state, toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
@@ -32,7 +26,6 @@ from dreamplus.loop.report import read_history
 from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.match.experts import train_experts
-from dreamplus.options import parse_command
 from dreamplus.parallel import Meetings, SharedNetworks
 from dreamplus.processes import JoinedGroup, joined, says_why, this_group
 
@@ -292,42 +285,3 @@ def test_records_do_not_depend_on_the_number_of_processes(tmp_path, whole):
     one, two, three = answers(start(3, jobs, whole, tmp_path/'three')) # some have no job
     assert one == two == three
     assert one == alone
-
-# torchrun itself
-
-def test_from_a_notebook(tmp_path):
-    "A child with two processes shows its progress, and its set has the same pixels"
-    lines, digits = [], load_data('digits')
-    args = ONCE | dict(log=lines.append, report=1)
-    found = distill(digits, 'dm', out=tmp_path/'run', processes=2, **args)
-    assert torch.equal(found.pixels, distill(digits, 'dm', chunk=1, **ONCE).pixels) # of a process alone
-    assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ['1', '2', '3']
-    assert {'log-0.txt', 'log-1.txt'} <= {p.name for p in (tmp_path/'run').iterdir()}
-    with pytest.raises(ValueError, match='cannot use SignalCB'):
-        distill(load_data('digits'), 'dm', processes=2, cbs=[SignalCB(2, 0, 0)], **ONCE)
-
-JOB = dict(SLURM_JOB_NODELIST='one,two', SLURM_JOB_ID='123456', SLURM_NNODES='2', SLURM_CPUS_PER_TASK='8')
-STUBS = dict(scontrol='printf "one\\ntwo\\n"', srun='until [ "$1" = torchrun ]; do shift; done; exec "$@"',
-             torchrun='echo "$OMP_NUM_THREADS"; printf "%s\\n" "$@"')
-
-def test_the_slurm_script_of_the_guide(tmp_path):
-    "torchrun and dreamplus understand what it passes; a second job continues the run"
-    page = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'processes.ipynb').read_text(encoding='utf-8'))
-    text = next(t for t in map(''.join, (c['source'] for c in page['cells'])) if '#SBATCH' in t)
-    script = re.search('(#!/bin/bash.*?)```', text, re.DOTALL)[1].replace('/shared', str(tmp_path))
-    for name, body in STUBS.items():
-        (tmp_path/name).write_text(f'#!/bin/sh\n{body}\n')
-        (tmp_path/name).chmod(0o755)
-    def words():
-        env = os.environ | JOB | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}')
-        threads, *argv = subprocess.run(['bash', '-eu', '-c', script], env=env, capture_output=True, text=True,
-                                        check=True).stdout.splitlines()
-        asked = get_args_parser().parse_args(argv)
-        assert (threads, asked.nnodes, asked.rdzv_endpoint, asked.rdzv_id) == ('2', '2', 'one:23456', '123456')
-        assert asked.module and asked.training_script == 'dreamplus'
-        return parse_command(COMMANDS, asked.training_script_args)[:2]
-    command, kw = words()
-    assert command == 'distill' and kw['out'] == f'{tmp_path}/runs/imagenet'
-    (tmp_path/'runs'/'imagenet').mkdir(parents=True)
-    (tmp_path/'runs'/'imagenet'/'run.json').touch()
-    assert words() == ('resume', words()[1]) and words()[1]['run'] == kw['out']
