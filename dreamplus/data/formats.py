@@ -79,11 +79,12 @@ def kind_of(path: Path) -> str: # A key of OPENERS
     "How `path` is opened, by its first bytes"
     if path.is_dir(): return 'folder'
     with open(not_a_pipe(path), 'rb') as f: head = f.read(512)
-    try: names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else None
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z: names = z.namelist()
+            if any(n.endswith('data.pkl') for n in names): return 'torch'
+            if all(n.endswith('.npy') for n in names): return 'npz'
     except zipfile.BadZipFile: return 'other' # `is_zipfile` too raises it
-    if names is not None:
-        if any(n.endswith('data.pkl') for n in names): return 'torch'
-        if all(n.endswith('.npy') for n in names): return 'npz'
     if head[257:262] == b'ustar': return 'tar'
     if head[:4] == b'PAR1': return 'parquet'
     return 'torch' if head[:1] == b'\x80' else 'other'
