@@ -29,7 +29,7 @@ from .exchange.readers import DESCRIPTION, read_set
 from .files import TensorOf, read_cache, read_checked
 from .labels import CLASSES_FILE, class_list, is_junk
 from .runs import locked_folder, others_in
-from .synthetic import check_decode, check_factor, decode_classes
+from .synthetic import check_decode, check_factor, decode_classes, hard_labels
 
 # %% ../nbs/52_distilled.ipynb #a70f3629
 @dataclass
@@ -50,9 +50,8 @@ class DistilledSet:
         if y is None and x.ndim == 5: y = torch.arange(len(x)).repeat_interleave(x.shape[1])
         if x.ndim == 5: x = x.flatten(0, 1)
         if y is None or x.ndim != 4 or len(y) != len(x):
-            shapes = tuple(self.pixels.shape), None if y is None else tuple(y.shape)
-            raise ValueError('images {} and labels {} do not fit together; give one label for each image'
-                             .format(*shapes))
+            raise ValueError(f'images {tuple(self.pixels.shape)} and labels {None if y is None else tuple(y.shape)} '
+                             'do not fit together; give one label for each image')
         y = y.to(x.device, torch.float32 if y.is_floating_point() else torch.int64)
         if y.ndim == 2 and y.shape[1] != C or y.ndim > 2:
             raise ValueError(f'labels {tuple(y.shape)} are not for {C} classes; give {C} columns')
@@ -67,7 +66,7 @@ class DistilledSet:
         if not {len(self.mean), len(self.std)} <= {1, x.shape[1]}: raise ValueError(
             f'mean={self.mean} and std={self.std} are not for {x.shape[1]} channels; give a number for each')
         check_decode(self.factor, self.decode), check_factor(self.factor, x.shape[-1])
-        owner = y.argmax(1) if y.ndim == 2 else y
+        owner = hard_labels(y)
         if (owner.diff() < 0).any(): x, y = (t[owner.argsort(stable=True)] for t in (x, y))
         self.pixels, self.y = x.float() if x.dtype == torch.float64 else x, y # networks compute in float32
         self.mean, self.std = ([*v]*x.shape[1] if len(v) < x.shape[1] else v for v in (self.mean, self.std))
@@ -84,8 +83,7 @@ def soft(self: DistilledSet) -> bool:
 @patch(as_prop=True)
 def counts(self: DistilledSet) -> list:
     "Number of stored images of each class; a soft label counts for its most probable class"
-    owner = self.y.argmax(1) if self.soft else self.y
-    return torch.bincount(owner, minlength=len(self.classes)).tolist()
+    return torch.bincount(hard_labels(self.y), minlength=len(self.classes)).tolist()
 
 @patch(as_prop=True)
 def ipc(self: DistilledSet): # An integer, or the mean if classes differ
@@ -106,7 +104,7 @@ def check_values(self: DistilledSet):
     bad = ~self.pixels.isfinite().flatten(1).all(1)
     if bad.any():
         i = int(bad.nonzero()[0])
-        name = self.classes[int(self.y[i].argmax() if self.soft else self.y[i])]
+        name = self.classes[int(hard_labels(self.y)[i])]
         raise ValueError(f'stored image {i}, of class {name!r}, has pixels that are not finite numbers, as do '
                          f'{int(bad.sum())} of {len(bad)} images; distil again with a smaller learning rate')
     mean, std = (torch.as_tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
@@ -116,6 +114,7 @@ def check_values(self: DistilledSet):
 
 # %% ../nbs/52_distilled.ipynb #dd303ecd
 @patch
+@checked
 def images(self: DistilledSet,
            decoded: bool = True # Decoded images, as networks train on; False: stored images
           ) -> torch.Tensor: # (n,ch,h,w), pixels in [0, 1], sorted by class
@@ -125,6 +124,7 @@ def images(self: DistilledSet,
     return decode_classes(self.pixels, self.counts, self.factor, self.decode)[0]
 
 @patch
+@checked
 def labels(self: DistilledSet,
            decoded: bool = True # As in images
           ) -> torch.Tensor: # (n,) int64, or probabilities (n,C)
@@ -201,7 +201,7 @@ class ImageLoaders(DataLoaders):
         "Display training images of one batch under their labels; a soft label counts for its most probable class"
         x, y = self.train.one_batch()
         mean, std = (x.new_tensor(s).view(-1, 1, 1) for s in self.stats)
-        names = [self.vocab[i] for i in (y.argmax(1) if y.ndim == 2 else y)[:max_n]]
+        names = [self.vocab[i] for i in hard_labels(y[:max_n])]
         return shown(picture((x[:max_n]*std + mean).clamp(0, 1)[:, None], names, **kw))
 
 @patch
@@ -222,6 +222,7 @@ def dls(self: DistilledSet,
 
 # %% ../nbs/52_distilled.ipynb #099b982d
 @patch
+@checked
 def grid(self: DistilledSet,
          decoded: bool = False, # Decoded images, as networks train on; False: stored images
          classes: int | None = None, # Maximum number of classes; None: all
@@ -230,8 +231,7 @@ def grid(self: DistilledSet,
     "A picture of the stored or the decoded images"
     if classes is not None and (type(classes) is not int or classes < 1):
         raise ValueError(f'classes={brief(classes)} must be a whole number of at least 1; leave it out to show all')
-    owner = self.labels(decoded).argmax(1) if self.soft else self.labels(decoded)
-    counts = torch.bincount(owner, minlength=len(self.classes)).tolist()
+    counts = torch.bincount(hard_labels(self.labels(decoded)), minlength=len(self.classes)).tolist()
     return picture(self.images(decoded).split(counts)[:classes], self.classes, **kw)
 
 @patch
@@ -340,7 +340,7 @@ def to_imagefolder(self: DistilledSet,
         warnings.warn('class folders hold the most probable class of each image; save() keeps soft labels',
                       stacklevel=2)
     x = (x.detach()*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() # (n,h,w,ch)
-    owner = (y.argmax(1) if self.soft else y).cpu().numpy()
+    owner = hard_labels(y).cpu().numpy()
     with new_content(path, there) as tmp:
         for c, name in enumerate(names := folder_names(self.classes)):
             (tmp/name).mkdir()
@@ -364,8 +364,7 @@ def select(self: DistilledSet,
         ids.append(c if known_id else names.index(c))
     if not ids or len({*ids}) < len(ids):
         raise ValueError(f'classes={brief(classes)} must hold at least one class, and each class once')
-    owner = self.y.argmax(1) if self.soft else self.y
-    keep = torch.isin(owner, torch.tensor(ids, device=owner.device))
+    keep = torch.isin(hard_labels(self.y), torch.tensor(ids, device=self.y.device))
     y = self.y[keep]
     y = y[:, ids]/y[:, ids].sum(1, keepdim=True) if self.soft else torch.tensor([ids.index(c) for c in y.tolist()])
     return replace(self, pixels=self.pixels[keep], y=y, classes=[self.classes[c] for c in ids])

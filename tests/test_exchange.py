@@ -358,6 +358,16 @@ def test_a_file_says_its_classes_and_constants(tmp_path, x, to):
     assert dset.classes == [f'c{c}' for c in range(C)] and dset.mean == pytest.approx([.1, .2, .3])
     assert dset.std == pytest.approx([.4, .5, .6]) and torch.equal(dset.pixels, x)
 
+@pytest.mark.parametrize('values', ['unit', 'normalised'])
+@pytest.mark.parametrize('to', WRITERS)
+def test_constants_of_another_number_of_channels(tmp_path, x, to, values):
+    DistilledSet(x, [f'c{c}' for c in range(C)], [.1, .2, .3], [.4, .5, .6], y=Y).export(tmp_path/'out', to)
+    said = read_json(side := tmp_path/'out'/'dreamplus.json')
+    for mean, std in ([.1, .2, .3], []), ([.5], [.5]):
+        side.write_text(json.dumps(said | dict(mean=mean, std=std)))
+        with pytest.raises(ValueError, match='out.*images have 3 channels, but the constants'):
+            load_distilled(tmp_path/'out', values=values)
+
 def test_channels_last_in_any_format(tmp_path, x):
     torch.save(dict(images=x.permute(0, 2, 3, 1), labels=Y.tolist()), tmp_path/'set.pt')
     assert torch.equal(load_distilled(tmp_path/'set.pt', values='unit', stats='cifar10').pixels, x)

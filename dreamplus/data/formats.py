@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from collections.abc import Callable
-from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from .crops import crop_folders, crop_labels, load_torch
 from .datasets import DATASETS
 from .reading import (Fit, class_folders, decode_files, from_dataset, image_files,
                                     stack_images)
-from .sources import load_arrays
+from .sources import load_arrays, read_numpy
 from ..images import decoded_image
 from ..labels import CLASSES_FILE
 
@@ -248,8 +247,8 @@ _SOFT = 'labels.pt', 'soft_labels.pt', 'labels.npy', 'soft_labels.npy'
 def _stored_labels(folder, n):
     "Soft labels (n,C) that lie beside the images, or None, and what is assumed of them"
     for path in (folder/name for name in _SOFT if not_a_pipe(folder/name).is_file()):
-        try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError, TypeError, TokenError): y = None
+        try: y = load_torch(path) if path.suffix == '.pt' else torch.from_numpy(read_numpy(path))
+        except (ValueError, TypeError): y = None
         if not _tensor(y, 2) or len(y) != n: raise ValueError(
             f'{path} does not hold one row for each of the {n} images; remove it, or store one row each')
         return y, [f'row i of {path.name} belongs to image i in the order of paths; column c to class c']
@@ -374,7 +373,7 @@ _MEMBERS = *_PIXELS, 'cls', 'soft.npy' # other files, such as .json and .txt, ar
 
 def _decode_member(name, raw):
     "The array or number in a file of an archive"
-    if name.endswith('npy'): return np.load(io.BytesIO(raw), allow_pickle=False)
+    if name.endswith('npy'): return read_numpy(io.BytesIO(raw))
     if name == 'cls':
         if raw.strip().isdigit(): return int(raw)
         raise ValueError(f'a .cls file holds {brief(raw)}, which must be a class number')
@@ -394,7 +393,7 @@ def _from_webdataset(path, content, how):
                 row = rows.setdefault((folder, key), {})
                 if ext in row: raise ValueError(f'{member.name} must be there once, not twice')
                 row[ext] = _decode_member(ext, tar.extractfile(member).read())
-    except (tarfile.TarError, ValueError, OSError, EOFError, TokenError) as e: # numpy reads a header as Python
+    except (tarfile.TarError, ValueError, OSError, EOFError) as e:
         raise ValueError(f'{path} cannot be read as a WebDataset ({str(e)[:80]}); restore it') from None
     first = next(iter(rows.values()), {})
     image = next((ext for ext in first if ext in _PIXELS), None)

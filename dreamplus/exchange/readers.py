@@ -164,7 +164,7 @@ def _constants(stats, default, data, row):
     if isinstance(data, ImageData): return data.mean.flatten().tolist(), data.std.flatten().tolist()
     return (row.mean, row.std) if row.mean else None
 
-def _check_content(x, y, C, normal):
+def _check_content(x, y, C):
     "Raise `ValueError` for images or labels that cannot be trained on"
     if not x.isfinite().all() or not y.isfinite().all():
         raise ValueError('some values are not finite; networks cannot be trained on this set')
@@ -172,9 +172,6 @@ def _check_content(x, y, C, normal):
     if y.ndim == 1 and not 0 <= y.min() <= y.max() < most:
         raise ValueError(
             f'labels go from {y.min()} to {y.max()}; they must be class numbers from 0 to {most - 1}')
-    if normal is not None and len(torch.as_tensor(normal[0]).flatten()) != x.shape[1]:
-        raise ValueError(
-            f'images have {x.shape[1]} channels, but the constants are for another number; give other stats')
 
 def _complete(found, data, soft, stats, classes):
     "Images, labels, class names, and constants or None"
@@ -190,11 +187,13 @@ def _complete(found, data, soft, stats, classes):
     name = data.name if isinstance(data, ImageData) else data or found.dataset
     row, says, found.dataset = known(name) if name else Dataset(), found.facts, name
     default = (says['mean'], says['std']) if 'mean' in says else found.stats.get(row.like)
-    normal = _constants(stats, default, data, row)
+    normal, channels = _constants(stats, default, data, row), found.images.shape[1]
+    if normal is not None and any(torch.as_tensor(v).numel() != channels for v in normal):
+        raise ValueError(f'images have {channels} channels, but the constants are for another number; give other stats')
     C = classes or len(found.classes or ()) or (data.n_classes if isinstance(data, ImageData) else row.classes)
     y = to_labels(found.labels, len(found.images), C, soft or found.soft)
     x = _to_unit(found, normal, data)
-    _check_content(x, y, C, normal)
+    _check_content(x, y, C)
     y, names = _to_classes(y, found.classes, data)
     C = y.shape[1] if y.ndim == 2 else max(C or 0, int(y.max()) + 1)
     return x, y, names or [str(c) for c in range(C)], normal

@@ -27,6 +27,7 @@ from ..data.datasets import known, named_stats
 from ..data.formats import NORMALISED_AS, SIDECAR
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, check_png, new_content
+from ..synthetic import hard_labels
 
 # %% ../../nbs/53_exchange.writers.ipynb #132ca72f
 _HEAD = '''import torch
@@ -135,14 +136,12 @@ x, y = (torch.from_numpy(np.load('set.npz')[k]) for k in ('images', 'labels'))''
 WRITERS['pt'] = Writer(_write_pt, '''x, y = (torch.load('set.pt')[k] for k in ('images', 'labels'))''')
 
 # %% ../../nbs/53_exchange.writers.ipynb #062387f3
-def _hard(dset): return (dset.y.argmax(1) if dset.soft else dset.y).tolist()
-
 def _write_huggingface(dset, folder, data):
     "train/00000.png, ..., train/metadata.jsonl"
     check_png(dset.pixels)
     (folder/'train').mkdir()
     rows = []
-    for i, (x, label) in enumerate(zip(dset.pixels, _hard(dset))):
+    for i, (x, label) in enumerate(zip(dset.pixels, hard_labels(dset.y).tolist())):
         to_png(x).save(folder/'train'/f'{i:05}.png')
         row = dict(file_name=f'{i:05}.png', label=label, name=str(dset.classes[label]))
         rows.append(row | (dict(soft=dset.y[i].tolist()) if dset.soft else {}))
@@ -170,7 +169,7 @@ def _write_webdataset(dset, folder, data):
         np.save(buffer := io.BytesIO(), x.numpy())
         return buffer.getvalue()
     with tarfile.open(folder/'set-000000.tar', 'w') as tar:
-        for i, (x, label) in enumerate(zip(dset.pixels, _hard(dset))):
+        for i, (x, label) in enumerate(zip(dset.pixels, hard_labels(dset.y).tolist())):
             add(tar, f'{i:06}.npy', array(x))
             add(tar, f'{i:06}.cls', str(label).encode())
             if dset.soft: add(tar, f'{i:06}.soft.npy', array(dset.y[i]))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..data.core import ImageData, to_float
 from ..recipes import METHODS, recipe
-from ..synthetic import decode_classes
+from ..synthetic import decode_classes, hard_labels
 
 # %% ../../nbs/85_labs.checks.ipynb #17431053
 class Finding(NamedTuple):
@@ -168,7 +168,7 @@ def _fits(dset, data): # Whether images and classes can be compared
 
 def _likeness(dset, data, factor) -> torch.Tensor: # (C,C)
     "`class_likeness` of a set, of at most about 2,000 stored images, decoded with a factor"
-    owner, most = dset.y.argmax(1) if dset.soft else dset.y, max(1, 2000//data.n_classes)
+    owner, most = hard_labels(dset.y), max(1, 2000//data.n_classes)
     first = torch.tensor([0, *dset.counts[:-1]]).cumsum(0)
     some = torch.arange(len(owner)) - first[owner] < most # of each class
     counts = torch.bincount(owner[some], minlength=data.n_classes).tolist()
