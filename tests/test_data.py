@@ -3,6 +3,8 @@ import gzip
 import os
 import shutil
 import warnings
+from contextlib import suppress
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dreamplus.core import load_state, save_state, toy_images
 from dreamplus.data import reading as module
 from dreamplus.data.core import Split, image_grid, to_float
 from dreamplus.data.datasets import DATASETS
-from dreamplus.data.sources import load_data
+from dreamplus.data.sources import load_arrays, load_data
 from dreamplus.machine import cache_folder
 
 X, Y = toy_images(classes=3, per_class=8, channels=3)
@@ -320,6 +322,17 @@ def test_damaged_download_is_named(tmp_path, monkeypatch):
     (raw/'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(b'0'*1000)[:15])
     with refused('mnist cannot be read', 'train-images-idx3-ubyte.gz'): load_data('mnist', root=tmp_path)
     assert [p.name for p in raw.iterdir()] == ['train-images-idx3-ubyte.gz']
+
+@pytest.mark.parametrize('write', [np.savez, np.savez_compressed])
+def test_damaged_arrays_raise_value_errors_only(tmp_path, write):
+    "numpy, zipfile and zlib raise errors of many kinds"
+    write(path := tmp_path/'toys.npz', images=X, labels=Y)
+    raw, rng = path.read_bytes(), Random(0)
+    for _ in range(200):
+        damaged = bytearray(raw)
+        damaged[rng.randrange(len(raw))] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged[:rng.choice([len(raw), rng.randrange(len(raw))])])
+        with suppress(ValueError): load_arrays(path)
 
 # Arguments
 

@@ -11,13 +11,11 @@ import gzip
 import os
 import shutil
 import warnings
-import zipfile
 from collections.abc import Mapping
 from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
-from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
@@ -107,8 +105,8 @@ def read_numpy(
     try:
         found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray) != named: return dict(found) if named else found
-    except (EOFError, TypeError, zipfile.BadZipFile, TokenError) as e: # numpy reads a header as Python
-        raise ValueError(shorten(str(e), 100)) from None
+    except (OSError, MemoryError): raise
+    except Exception as e: raise ValueError(shorten(str(e), 100)) from None # a damaged file raises any error
     raise ValueError('it holds one array without a name' if named else 'it holds arrays with names')
 
 def load_arrays(
