@@ -84,8 +84,8 @@ def test_soft_labels_and_classes_without_images(tmp_path, data):
 
 def test_too_few_real_images_for_a_baseline(data):
     long = dict(long=DistilledSet(torch.rand(3, 20, 1, 8, 8), data.classes, [.5], [.25]))
-    with pytest.raises(ValueError, match='20 images per class are needed, but .* has 16; leave random out of baselines'):
-        make_rows(data, long)
+    says = '20 images per class are needed, but .* has 16; leave random out of baselines'
+    with pytest.raises(ValueError, match=says): make_rows(data, long)
     assert [row.name for row in make_rows(data, long, ('early',))] == ['long', 'full', 'early-ipc20']
 
 @pytest.mark.parametrize('n', [1, 7, 48])

@@ -106,7 +106,8 @@ def make_rows(
     for ipc in sorted({row.ipc for row in rows}):
         for kind in (b for b in baselines if b in ('random', 'k-means')):
             try: i = coreset(kind, data, ipc, key=Key(seed, 'architectures', kind)).flatten() # (C*ipc,)
-            except ValueError as e: raise ValueError(f'{str(e).partition(";")[0]}; leave {kind} out of baselines') from None
+            except ValueError as e: # too few images
+                raise ValueError(f'{str(e).partition(";")[0]}; leave {kind} out of baselines') from None
             rows.append(real(f'{kind}-ipc{ipc}', kind, ipc, train.x[i], train.y[i], of(len(i))))
     rows.append(real('full', 'full', None, train.x, train.y, whole))
     rows += [real(f'early-ipc{n}', 'early', n, train.x, train.y, whole)
