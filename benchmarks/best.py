@@ -62,6 +62,7 @@ def main():
     for name, (default, text) in NUMBERS.items():
         parser.add_argument(f'--{name}', type=int, default=default, help=f'{text} [{default}]')
     parser.add_argument('--seeds', default='0,1,2', help='[0,1,2]')
+    parser.add_argument('--budgets', help='inner iterations to measure in place of the changes, for example 60,120,720')
     parser.add_argument('--valid', type=float, default=.1, help='fraction of train that is held out [0.1]')
     a = parser.parse_args()
     data, seeds = load_data(a.data, **dict(root=a.root) if a.root else {}), [*map(int, a.seeds.split(','))]
@@ -70,6 +71,7 @@ def main():
     record = head({data.name: data.digest}, seeds)
     record |= {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets', 'valid')}
     changes = DIGITS if data.name == 'digits' else ONE if a.ipc == 1 else CHANGES
+    if a.budgets: changes = [dict(steps=int(n)) for n in a.budgets.split(',')]
     for seed in seeds:
         for change in changes[:a.first]:
             if any(c['change'] == change and c['seed'] == seed for c in cells): continue

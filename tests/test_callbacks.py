@@ -1,4 +1,5 @@
 "Every part of fastai that `nbs/66_loop.distill.ipynb` lists works on the Learner of a distillation."
+import gc
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -99,6 +100,19 @@ def test_recorder(make):
     assert len(r.losses) == len(r.lrs) == 4 and [*r.iters] == [2, 4] and [v[2] for v in r.values] == [.1, .2]
     assert [v[0] for v in r.values] == [r.losses[1], r.losses[3]]
     assert len(learn.final_record) == 3
+
+class CountTensors(Callback):
+    "Tensors that live after each batch"
+    order, counts = 90, ()
+    def after_batch(self): self.counts = *self.counts, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+@pytest.mark.parametrize('method, own', [
+    ('dream', SMALL | dict(outer=1, inner=8, interval=8)), ('best', dict(outer=8, width=8, bank_nets=1, bank_stages='1'))])
+def test_no_batch_leaves_a_tensor(data, method, own):
+    "Kept between large tensors, small ones divide the free memory, and the process grows with each batch"
+    watch = CountTensors()
+    distill(data, method, cbs=[watch], log=None, **own | dict(report=4))
+    assert len(watch.counts) == 8 and len({*watch.counts[2:]}) == 1, watch.counts
 
 @pytest.mark.parametrize('metrics', [(), [Scripted(.1, .2)]], ids=['', 'metrics'])
 def test_plot_loss(make, metrics):

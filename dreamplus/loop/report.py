@@ -46,15 +46,19 @@ class ValidLoss(AvgLoss):
     def value(self): return super().value if self.count else math.nan
 
 class DeviceRecorder(Recorder):
-    "fastai's Recorder; losses stay on the device until an epoch ends"
+    "fastai's Recorder; losses stay on a GPU until an epoch ends, then they are numbers"
     name = 'recorder'
     def __init__(self, **kw):
         super().__init__(**kw)
         self.loss, self.smooth_loss = ValidLoss(), DeviceLoss()
         for metric in self.loss, self.smooth_loss: metric.reset()
+    def after_batch(self):
+        super().after_batch()
+        last = (vars(self).get('losses') or [None])[-1] # there are none outside of `fit`
+        if torch.is_tensor(last) and last.device.type == 'cpu': self.losses[-1] = last.item()
     def after_epoch(self):
-        if new := [loss for loss in self.losses if loss.device.type != 'cpu']:
-            self.losses[-len(new):] = torch.stack(new).cpu()
+        if new := [loss for loss in self.losses if torch.is_tensor(loss)]:
+            self.losses[-len(new):] = torch.stack(new).tolist()
         super().after_epoch()
 
 def default_callbacks() -> list:
