@@ -62,7 +62,7 @@ def train_expert(
         falls = (0,) if decay and epoch == epochs//2 + 2 else ()
         steps = math.ceil(stream.n/stream.size)
         loss = train(net, opt, data.batch, stream, steps, one, milestones=falls, gamma=.1)
-        losses.append(torch.stack(loss).mean())
+        losses.append(loss.mean())
         tau.append(to_vector(net))
     return torch.stack(tau), torch.stack(losses)
 

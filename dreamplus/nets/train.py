@@ -120,14 +120,14 @@ def train(
     gamma: float = .2,
     loss: Callable = F.cross_entropy, # As in train_step
     call: Callable | None = None, # Called in place of net, for example fast_call(net)
-) -> list: # The loss of each step, on the device
+) -> torch.Tensor: # The loss of each step (steps,), on the device
     "Train `net` for a number of steps"
     net.train()
-    losses = []
+    losses = torch.zeros(steps, device=next(net.parameters()).device) # many small ones would divide the free memory
     for step in range(steps):
         if step in milestones:
             for group in opt.param_groups: group['lr'] *= gamma
-        losses.append(train_step(call or net, opt, *get(next(stream)), augment, mix, loss))
+        losses[step] = train_step(call or net, opt, *get(next(stream)), augment, mix, loss)
     return losses
 
 # %% ../../nbs/26_nets.train.ipynb #bba8f41f
