@@ -107,7 +107,8 @@ class CountTensors(Callback):
     def after_batch(self): self.counts = *self.counts, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
 @pytest.mark.parametrize('method, own', [
-    ('dream', SMALL | dict(outer=1, inner=8, interval=8)), ('best', dict(outer=8, width=8, bank_nets=1, bank_stages='1'))])
+    ('dream', SMALL | dict(outer=1, inner=8, interval=8)),
+    ('best', dict(outer=8, width=8, bank_nets=1, bank_stages='1'))])
 def test_no_batch_leaves_a_tensor(data, method, own):
     "Kept between large tensors, small ones divide the free memory, and the process grows with each batch"
     watch = CountTensors()
