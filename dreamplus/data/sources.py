@@ -98,8 +98,8 @@ def absolute(
     return Path(os.path.abspath(Path(root or '').expanduser()/Path(path).expanduser()))
 
 def read_numpy(
-    file: Path | BinaryIO, # An .npy file; or an .npz file, if `named`
-    named: bool = False
+    file: Path | BinaryIO, # An .npy or .npz file
+    named: bool = False, # It is an .npz file
 ) -> np.ndarray | dict: # An array; named: name -> array
     "The arrays of NumPy in a file, read without running code from it; `ValueError` if it is damaged"
     try:
