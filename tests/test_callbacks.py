@@ -103,8 +103,8 @@ def test_recorder(make):
 
 class CountTensors(Callback):
     "Tensors that live after each batch"
-    order, counts = 90, ()
-    def after_batch(self): self.counts = *self.counts, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+    order, alive = 90, ()
+    def after_batch(self): self.alive = *self.alive, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
 @pytest.mark.parametrize('method, own', [
     ('dream', SMALL | dict(outer=1, inner=8, interval=8)),
@@ -116,7 +116,7 @@ def test_no_batch_leaves_a_tensor(data, method, own):
     gc.disable() # what other tests left is not collected between two batches
     try: distill(data, method, cbs=[watch], log=None, **own | dict(report=4))
     finally: gc.enable()
-    assert len(watch.counts) == 8 and len({*watch.counts[2:]}) == 1, watch.counts
+    assert len(watch.alive) == 8 and len({*watch.alive[2:]}) == 1, watch.alive
 
 @pytest.mark.parametrize('metrics', [(), [Scripted(.1, .2)]], ids=['', 'metrics'])
 def test_plot_loss(make, metrics):
