@@ -25,6 +25,8 @@ class Bounds(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
     below: bool = False
+    def __eq__(self, other): # `typing` may give one `Annotated` for equal bounds, also of another class
+        return type(other) is type(self) and tuple(self) == tuple(other)
 
 Count = Annotated[int, Bounds(1)] # 1, 2, 3, ...
 Natural = Annotated[int, Bounds(0)] # 0, 1, 2, ...

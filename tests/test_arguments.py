@@ -4,7 +4,7 @@ from functools import wraps
 import pytest
 import torch
 
-from dreamplus.arguments import Count, Natural, NonNegative, Share
+from dreamplus.arguments import Bounds, Count, Natural, NonNegative, Share
 from dreamplus.choose.samplers import SAMPLERS, Sampler, class_table
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images
@@ -275,3 +275,7 @@ def test_a_budget_longer_than_the_recipe(data):
     with pytest.raises(ValueError, match='steps=1000001 is more than outer=10000 times inner=100'):
         outer(inner=100, outer=10_000)
     assert make_job(data, 'idc', 1, None, 0, 'cpu', {}, steps=5)['args']['outer'] == recipe('idc', data)['outer']
+
+def test_bounds_are_not_equal_to_other_tuples():
+    "In Python 3.11.2, `Annotated[int, Bounds(1)]` is what was made first with anything equal to `Bounds(1)`"
+    assert Bounds(1) == Bounds(1) != Bounds(2) and not Bounds(1) == tuple(Bounds(1))

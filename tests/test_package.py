@@ -22,7 +22,8 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT/'dreamplus', folder/'dreamplus', ignore=shutil.ignore_patterns('__pycache__'))
     run(sys.executable, '-W', 'ignore', '-c', BUILD, 'sdist', '.', cwd=folder)
     [archive] = folder.glob('*.tar.gz')
-    with tarfile.open(archive) as tar: tar.extractall(folder, filter='data')
+    safe = dict(filter='data') if hasattr(tarfile, 'data_filter') else {} # none before Python 3.11.4
+    with tarfile.open(archive) as tar: tar.extractall(folder, **safe)
     source = folder/archive.name.removesuffix('.tar.gz')
     run(sys.executable, '-W', 'ignore', '-c', BUILD, 'wheel', '.', cwd=source)
     [built] = source.glob('*.whl')
