@@ -139,8 +139,9 @@ def save(self: DistilledSet, path: str | Path): # A folder; created if it does n
     "Write `distilled.safetensors` and `distilled.json` into `path`"
     (path := Path(path).expanduser()).mkdir(parents=True, exist_ok=True)
     rest = {k: v for k, v in vars(self).items() if k not in ('pixels', 'y')}
-    save_state(path/'distilled.safetensors', dict(pixels=self.pixels, labels=self.y))
-    write_json(path/'distilled.json', dict(format=2, **rest))
+    with atomic(path/'distilled.safetensors') as tmp: # an error leaves both old files
+        save_state(tmp, dict(pixels=self.pixels, labels=self.y))
+        write_json(path/'distilled.json', dict(format=2, **rest))
 
 _AGAIN = 'restore the file, or save the set again'
 

@@ -3,6 +3,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +230,20 @@ def test_round_trip(tmp_path):
     tensors = dict(pixels=0, y=0)
     assert vars(back) | tensors == vars(dset) | tensors
     assert torch.equal(back.images(), decode(dset.pixels.unflatten(0, (3, 2)), 2, 'multi').flatten(0, 1))
+
+@pytest.mark.parametrize('writer', ['save_state', 'write_json'])
+def test_save_that_fails(tmp_path, monkeypatch, writer):
+    "leaves the old set, and not one file of each"
+    old, new = a_set(['a', 'b'], factor=2), a_set(['c', 'd'])
+    old.save(tmp_path)
+    def full(path, content): raise OSError(28, 'No space left on device', str(path))
+    monkeypatch.setattr('dreamplus.distilled.' + writer, full)
+    with pytest.raises(OSError) as e: new.save(tmp_path)
+    name = dict(save_state='distilled.safetensors', write_json='distilled.json')[writer]
+    assert Path(e.value.filename) == tmp_path/name
+    back = load_distilled(tmp_path)
+    assert (back.classes, back.factor) == (['a', 'b'], 2) and torch.equal(back.pixels, old.pixels)
+    assert {p.name for p in tmp_path.iterdir()} == {'distilled.safetensors', 'distilled.json'}
 
 def test_labels_in_a_file_are_used(tmp_path):
     "whatever their order; files of version 0.1 have a class axis, and the order of classes where they have no labels"
