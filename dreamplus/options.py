@@ -107,7 +107,7 @@ def make_parser(
     wanted: str | None = None, # Add options for this command only; None: for all, without those of parts
 ) -> argparse.ArgumentParser:
     "A parser with one sub-command for each function"
-    about = 'A few synthetic images per class on which a fresh network trains almost as well.'
+    about = 'Learn a few synthetic images per class that train a network to much of the accuracy of the whole dataset.'
     parser = Parser('dreamplus', description=about, epilog='`dreamplus COMMAND --help` shows the options of a '
                     'command, with examples.')
     _add_common(parser)
@@ -149,7 +149,8 @@ def _add_part_options(
         if name == 'compiled': kind = dict(action='store_true', default=None)
         doc = f"{doc}; default: the recipe's".replace('%', '%%')
         parser.add_argument(f'--{name}', help=doc, **kind)
-    every = 'arguments for --set NAME=VALUE, by the part that they belong to:\n' + arguments_text(parts)
+    every = ('arguments for --set NAME=VALUE, by the part that they belong to, with the defaults of the part (the recipe '
+             'of a method changes many of them):\n' + arguments_text(parts))
     parser.epilog = '\n\n'.join(filter(None, [parser.epilog, every]))
 
 def read_value(text: str):

@@ -151,7 +151,8 @@ ADVICE = { # question to what helps in general
         'protocol is wrong; otherwise the set is'],
     'out of memory': [
         'compare fewer classes at a time: --set chunk=1, or --set class_batch=N for some classes in each iteration',
-        'use fewer real images: --set batch_real=32; choose among fewer: --set candidates=500',
+        'if the method draws real images in each iteration: --set batch_real=32; with dream and dream+ also '
+        '--set candidates=500',
         'use a smaller --ipc, --factor, --width or --size; `dreamplus plan` measures the peak before a run'],
     'images look like noise': [
         'sets of DC, DSA and MTT may look like noise to people and work for networks: compare accuracies',

@@ -112,7 +112,7 @@ class TrajectoryMatcher(Matcher):
     def __init__(self,
                  data: ImageData, # On the device, with the normalisation of the experts
                  make: Callable, # () -> a network of the experts' kind, on the device
-                 experts: Folder | None = None, # Folder of experts, made by dreamplus experts; required
+                 experts: Folder | None = None, # Folder of experts, made by dreamplus experts; mtt and tesla require it
                  syn_steps: Count = 20, # Steps of the student
                  batch_syn: Count | None = None, # Synthetic images in a step; None: all
                  form: Literal[tuple(FORMS)] = 'rebuilt', # Exact: rebuilt, plain; approximate: tesla, tesla-code
