@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder', 'check_new_run', 'new_run', 'open_run',
-           'append_record', 'read_records', 'begin_records', 'first_seed', 'short_name', 'free_folder']
+           'run_settings', 'append_record', 'read_records', 'begin_records', 'first_seed', 'short_name', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
 import json
@@ -146,6 +146,16 @@ def open_run(
                          f'`pip install dreamplus=={theirs}`')
     run = RunFolder(path)
     return (run.acquire() if write else run), info
+
+# %% ../nbs/08_runs.ipynb #9e2c6c81
+def run_settings(
+    path: Path, # A folder
+) -> dict: # args; and settings: budget, the part that was held out, and whether it started from images of the user. {} if it holds no run
+    "What runs of one method share if they differ in their seeds only"
+    if not (path/'run.json').exists(): return {}
+    info = read_checked(path/'run.json', {'args': dict, 'data?': dict}, 'restore the file')
+    held = info.get('data', {}).get('held')
+    return dict(args=info['args'], settings=dict(budget=info.get('budget'), held=held, earlier='earlier' in info))
 
 # %% ../nbs/08_runs.ipynb #d44c4707
 def _end_line(f):

@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch.nn import functional as F
 
 from dreamplus.arguments import build
@@ -12,6 +13,7 @@ from dreamplus.data.sources import load_data
 from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.labs.plan import plan
 from dreamplus.loop.distill import distill, distiller, resume
+from dreamplus.match import statistics
 from dreamplus.match.core import View, make_matcher
 from dreamplus.match.statistics import StatisticsMatcher, TeachMatcher, bank_statistics, class_statistics, waves
 from dreamplus.nets.augment import Augment
@@ -80,6 +82,7 @@ def test_another_network_of_the_same_name_is_another_bank(data, monkeypatch):
 
 @pytest.mark.parametrize('change, said', [
     (dict(bank_stages='5,.5'), "bank_stages='5,.5' must be steps"), (dict(bank_stages='.999'), 'ask for less'),
+    (dict(bank_folder=__file__ + '/inside'), 'is a file, or in one; give a folder'),
     (dict(bank_nets=0),
      'bank_nets=0 must be a whole number of at least 1'), (dict(bank_augment='blur'), "asks for 'blur'"),
     (dict(match='statistics', networks='real'), "use networks='bank'"),
@@ -201,6 +204,17 @@ def test_statistics_are_kept_for_each_augmentation(data, bank):
     means = [found[0][0]['mean'] for found in (a, b, again)]
     assert torch.equal(means[0], means[2]) and not torch.equal(means[0], means[1])
     assert len(bank_statistics(bank, data, Augment('crop'), 20, statistic='squares')[0]) == 2
+
+def test_statistics_are_written_under_the_lock_of_the_bank(data, bank, monkeypatch):
+    "which an extension of the bank takes before it removes the files of killed writers"
+    seen, save = [], statistics.save_state
+    def saving(file, made):
+        with pytest.raises(Timeout): FileLock(bank.path/'.lock', timeout=0).acquire()
+        seen.append(file)
+        save(file, made)
+    monkeypatch.setattr(statistics, 'save_state', saving)
+    bank_statistics(bank, data, Augment('flip'), 7)
+    assert len(seen) == len(bank)
 
 def test_a_loss_of_one_class_is_that_of_all(data, bank):
     match = StatisticsMatcher(data, bank, Augment(''), None, 20) + .3*TeachMatcher(bank, 'last')

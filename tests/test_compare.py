@@ -283,3 +283,8 @@ def test_a_changed_network_is_not_compared_with_what_it_was(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="was made when network 'mine' computed something else; use another --out"):
         run(2, ['dm'])
     assert bare(run(1, ['dm'])) == bare(first)
+
+def test_labels_of_a_teacher_beside_a_validation_split(tmp_path):
+    "Reports have no teacher, so they train on the labels of the set"
+    [done] = run(tmp_path/'out', ['dm'], seeds=(0,), training=dict(epochs=0, steps=4, soft='kl'))
+    assert 'failed' not in done and done['history'][-1]['valid_acc'] is not None

@@ -182,3 +182,11 @@ def test_refused_before_any_work(tmp_path, monkeypatch, capsys, given, says):
     err = capsys.readouterr().err
     assert status == 2 and err.startswith('dreamplus: error: ') and err.count('\n') == 1 and says in err, err
     assert not [*tmp_path.iterdir()]
+
+def test_a_memory_needs_one_factor():
+    "of its sets: refused before any of them is distilled"
+    data = load_data(toy_images(classes=4, per_class=40, size=32), test=toy_images(classes=4, size=32, seed=1))
+    args = dict(methods=('best',), steps=2, memory=(4,), out='never', orders=1, nets=1, iterations=1, log=None)
+    with pytest.raises(ValueError, match='best has factor 2 for 2, 4 for 1 images of a class, .* factor=2'):
+        continual(data, **args)
+    assert not os.path.exists('never')

@@ -365,6 +365,9 @@ def test_best_of_the_reports_is_kept(data, tmp_path, worth, best, stop, capsys):
     assert cb.best == worth[best]
     assert capsys.readouterr().out == ''
 
+def test_a_report_has_no_teacher(data):
+    with pytest.raises(ValueError, match="soft='kl' needs a teacher"): ValidAccuracy(soft='kl')
+
 def test_measuring_changes_no_pixel(data):
     held, metric = data.hold_out(.25), ValidAccuracy(nets=2, **BRIEF)
     args = dict(outer=1, inner=2, report=1, log=None, **SMALL)

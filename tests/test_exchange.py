@@ -235,6 +235,19 @@ def test_folders_whose_names_are_numbers(tmp_path, names):
     assert dset.classes == names and dset.y.tolist() == [0, 1, 2]
     assert dset.pixels[2].max().item() == pytest.approx(200/255)
 
+@pytest.mark.parametrize('names, last', [(['1', '0'], '1'), (['cat', 'dog'], 'dog')])
+def test_numbers_that_name_classes(tmp_path, names, last):
+    "are matched by name, also in another order; where the data have other names, by position"
+    class Named:
+        classes = names
+        def __len__(self): return 6
+        def __getitem__(self, i): return torch.full((1, 8, 8), i/9), i//3
+    x = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    DistilledSet(x, ['0', '1'], [.5], [.2], y=torch.arange(2)).export(tmp_path/'out', 'npz')
+    dset = load_distilled(tmp_path/'out', load_data(Named()))
+    assert dset.classes == names
+    assert [dset.classes[c] for c in dset.y[dset.pixels.flatten(1).amax(1) == 1]] == [last]
+
 @pytest.mark.parametrize('layout', ['chw', 'hwc', 'kip', 'bytes'])
 def test_npz(tmp_path, x, layout):
     arrays = dict(images=x.numpy(), labels=Y.numpy())

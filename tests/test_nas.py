@@ -1,17 +1,20 @@
 "Architecture search: what a kill leaves, what a record may be reused for, and that nothing looks at the test split."
 import json
 import re
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dreamplus.apps import nas
 from dreamplus.apps.nas import load_search, make_rows, measure, search
 from dreamplus.cli import main
-from dreamplus.core import toy_images
+from dreamplus.core import Key, toy_images
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet
+from dreamplus.labs.ranks import agreement, kendall
 from dreamplus.nets.convnet import ConvNet
 from dreamplus.nets.spaces import SPACES, candidates, combinations_of, stratified
 
@@ -138,3 +141,14 @@ def test_refused(here, capsys, argv, says):
     status, out, err = run(capsys, 'nas', 'digits', *argv.split())
     assert status == 2 and says in err and re.fullmatch(r'dreamplus: error: .+\n', err), err
     assert {*Path().rglob('*')} == before
+
+def test_intervals_of_many_networks_need_little_memory():
+    "and are those of all resamples at once"
+    x, y = (np.random.RandomState(seed).rand(120) for seed in (0, 1))
+    tracemalloc.start()
+    found = agreement(x, y, 200)['kendall']
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    i = Key(0, 'bootstrap').randint(0, 120, 200, 120).numpy()
+    assert found[1:] == pytest.approx(np.quantile(kendall(x[i], y[i]), (.025, .975)).tolist(), abs=1e-12)
+    assert peak < 50e6 # one array of all pairs of all resamples has 23 MB

@@ -356,6 +356,15 @@ def test_more_iterations_are_those_of_a_longer_run(tmp_path, monkeypatch, run):
     assert read_json(tmp_path/'run'/'run.json')['args']['outer'] == 4
     assert torch.equal(resume(tmp_path/'run', toys(), log=None).pixels, whole.pixels) # killed after: the new goal
 
+def test_a_budget_that_outer_replaces_raises_the_learning_rate(tmp_path):
+    "also where outer is that of the recipe, and the run says so"
+    said, args = [], FEW | dict(outer=4, inner=1, lr_schedule='cosine')
+    distill(toys(), 'idc', out=tmp_path/'run', steps=2, **args)
+    resume(tmp_path/'run', toys(), log=said.append)
+    assert not any('lr_schedule' in line for line in said)
+    resume(tmp_path/'run', toys(), outer=4, log=said.append)
+    assert any('so the learning rate rises now' in line for line in said)
+
 def test_a_result_of_fewer_iterations_is_not_reused(tmp_path):
     data = load_data()
     distill(data, 'idc', out=tmp_path/'run', **FEW | dict(outer=1, lr=10.))

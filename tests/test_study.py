@@ -219,6 +219,25 @@ def test_tables_and_pictures_take_what_there_is(done, faked):
         plot_study(records, 'seconds').clear()
     assert len(fewer_table(faked).split('\n')) == 2 + 24
 
+def test_arguments_of_a_part_that_is_chosen(data, tmp_path):
+    "have an effect; those without any are refused, not recorded"
+    def points(name, **more):
+        own = {k: v for k, v in QUICK.items() if k != 'lr_base'}
+        return timeless(study(data, tmp_path/name, **ONE, **own, **more)[0])
+    adam = points('a', optimiser='adam', lr_schedule='constant')
+    assert points('b', optimiser='adam', lr_schedule='constant', beta1=.1) != adam
+    for name, change in dict(beta1=dict(beta1=.5), statistic=dict(statistic='waves'), bank_nets=dict(bank_nets=7)).items():
+        with pytest.raises(ValueError, match=f'{name}=.* has no effect in any run of this study'): points('c', **change)
+    assert not (tmp_path/'c').exists()
+
+@pytest.mark.parametrize('match, warm, own', [('gradient', 0, dict(batch_real=8)),
+                                              ('statistics', 'bank', dict(bank_nets=1, bank_stages='2', stat_images=8))])
+def test_one_iteration_and_a_matcher_without_real_images(data, tmp_path, match, warm, own):
+    how = dict(outer=1, every=1, inner=1, nets=1, steps=3, log=None, width=8, depth=1, factor=1, lr=.3, lr_base=8) | own
+    study(data, tmp_path/'out', **ONE | dict(matches=(match,), warms=(warm,)), **how)
+    [r] = load_study(tmp_path/'out')
+    assert r['unevenness'] is r['oscillation'] is None and effects_table([r]) and fewer_table([r])
+
 # Reproducing
 
 @pytest.fixture
@@ -244,6 +263,15 @@ def test_an_interrupted_reproduction_goes_on(data, quick_paper, tmp_path):
     reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)
     for name in ('result.json', 'distilled.json', 'distilled.safetensors'): (tmp_path/'cut'/'seed0'/name).unlink()
     assert reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)['accs'] == r['accs']
+
+def test_a_reproduction_with_a_factor_a_start_or_a_wrong_argument(data, quick_paper, tmp_path):
+    again = lambda name, **change: reproduce('dm/cifar10/ipc1', tmp_path/name, (0,), 1, data, log=None, **SMALL, **change)
+    again('factor', factor=2)
+    assert read_json(tmp_path/'factor'/'seed0'/'run.json')['args']['factor'] == 2
+    start = torch.rand(3, 1, 1, 8, 8)
+    assert again('start', start=start)['accs'] == again('start', start=start)['accs']
+    for name, value in dict(ipc=2, method='dsa').items():
+        with pytest.raises(ValueError, match=f'{name} is given twice; leave {name}='): again('wrong', **{name: value})
 
 def test_the_command_says_whether_it_came_out(quick_paper, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

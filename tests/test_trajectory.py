@@ -14,6 +14,8 @@ from dreamplus.core import Key, rng_state, seeded, toy_images
 from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.data.whiten import ZCA, precondition, whitened
+from dreamplus.loop.callbacks import LoopCB
+from dreamplus.loop.distill import distill, resume
 from dreamplus.match.core import MATCHERS
 from dreamplus.match.experts import Experts, to_vector, to_weights, train_experts
 from dreamplus.match.trajectory import FORMS, TrajectoryMatcher, draw_batches
@@ -276,12 +278,29 @@ def test_experts_and_epochs_are_drawn_from_the_key(made, monkeypatch):
     with seeded(3): a = ours.loss(x, LABELS, lr)
     with seeded(3): assert ours.loss(x, LABELS, lr, Key()) == a # without a key, torch's generator
 
-def test_the_matcher_has_no_state(made):
+def test_the_matcher_keeps_the_number_of_its_experts_only(made):
     ours = matcher(made)
-    assert MATCHERS['trajectory'] is TrajectoryMatcher and not ours.state_dict() and not list(ours.parameters())
+    assert MATCHERS['trajectory'] is TrajectoryMatcher and not list(ours.parameters())
+    assert ours.state_dict() == dict(_extra_state=dict(experts=3))
     assert (ours.whole, ours.needs_real, ours.separable) == (True, False, False)
     net = ours.start_net()
     assert torch.equal(to_vector(net), Experts(made)[0]['tau'][-1]) and net is not ours.start_net()
+
+def test_experts_that_were_added_do_not_change_a_resumed_run(tmp_path):
+    class Stop(Exception): pass
+    class StopCB(LoopCB):
+        order = 200
+        def after_epoch(self): raise Stop('here')
+    path, args = make(toys(), tmp_path/'experts', n=2).path, dict(ipc=1, width=4, outer=8, inner=1, log=None)
+    args |= dict(experts=str(path), syn_steps=2, expert_epochs=1, max_start=2, report=2)
+    whole = distill(toys(), 'mtt', **args)
+    for name in 'more', 'fewer':
+        with pytest.raises(Stop): distill(toys(), 'mtt', out=tmp_path/name, cbs=[StopCB()], **args)
+    make(toys(), path, n=5)
+    assert torch.equal(resume(tmp_path/'more', toys(), log=None).pixels, whole.pixels)
+    for file in Experts(path).files[1:]: file.unlink()
+    with pytest.raises(ValueError, match='holds 1 experts, and the run began with 2; restore them'):
+        resume(tmp_path/'fewer', toys(), log=None)
 
 @pytest.mark.parametrize('kw, says', [
     (dict(experts=None), 'experts=None: give a folder'), (dict(syn_lr=None), 'syn_lr=None'),

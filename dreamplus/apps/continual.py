@@ -213,11 +213,22 @@ def check(self: Course, chains: list):
         if max(sizes) > most: raise ValueError(
             f'{said} needs {max(sizes)} images of a class, but class {few!r} has {most}; use less')
         if method not in METHODS: continue
+        if method == c.method: self.check_factor(method, sizes)
         methods.setdefault(method == c.method, {}).update(dict.fromkeys((method, n) for n in sizes))
     for apart, wanted in methods.items():
         data, folder = (self.new(0, 0), 'order0-step0') if apart else (self.whole(), 'joint')
         self.runs(data, folder).check([Run(method, n, 0) for method, n in wanted])
     if not methods: recipe('dm', self.data, **p['overrides'])
+
+# %% ../../nbs/92_apps.continual.ipynb #03ba2753
+@patch
+def check_factor(self: Course, method: str, sizes: list): # Images of each class after each step
+    "Raise `ValueError` if the sets of a memory could not be joined, because the factor depends on their size"
+    runs = self.runs(self.new(0, 0), 'order0-step0')
+    factors = {n: runs.job(Run(method, n, 0))['args']['factor'] for n in dict.fromkeys(sizes)}
+    if len({*factors.values()}) > 1: raise ValueError(
+        f'{method} has factor {", ".join(f"{f} for {n}" for n, f in factors.items())} images of a class, and a memory '
+        f'needs one factor; give one, as in factor={min(factors.values())} (--set factor={min(factors.values())})')
 
 # %% ../../nbs/92_apps.continual.ipynb #63bf56d2
 _HEAD = {'continual': Count, 'dataset': str, 'classes': [str], 'protocol': str}

@@ -126,7 +126,8 @@ def _to_classes(y, names, data):
     if not isinstance(data, ImageData): return y, names
     theirs, ours = names, [str(c) for c in data.classes]
     C = y.shape[1] if y.ndim == 2 else int(y.max()) + 1
-    if theirs is None or all(str(c) == str(i) for i, c in enumerate(theirs)): # by number
+    numbers = theirs is not None and all(str(c) == str(i) for i, c in enumerate(theirs))
+    if theirs is None or numbers and not {*map(str, theirs)} <= {*ours}: # by number
         if C > len(ours):
             raise ValueError(
                 f'there are {C} classes, but {data.name} has {len(ours)}; give the data of the set')

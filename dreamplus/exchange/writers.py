@@ -188,8 +188,8 @@ def _write_ddranking(dset, folder, data):
     if len({*dset.counts}) > 1:
         raise ValueError('DD-Ranking numbers images by their position, so each class needs equally many, '
                          f'not {dset.counts}; select classes of one size')
-    facts, name = dset.provenance.get('data') or {}, dset.provenance.get('dataset')
-    row = known(facts.get('name') or name or '')
+    facts, name = dset.provenance.get('data'), dset.provenance.get('dataset')
+    row = known(isinstance(facts, dict) and facts.get('name') or name or '')
     if dset.evaluation.get('zca'):
         if not isinstance(data, ImageData):
             raise ValueError(

@@ -38,7 +38,7 @@ from ..nets.facts import network_facts
 from ..nets.train import check_compiler
 from ..nets.zoo import network
 from ..processes import dealt, helpers_for, this_group
-from ..runs import RunFolder, first_seed, open_run
+from ..runs import RunFolder, first_seed, open_run, run_settings
 from ..synthetic import mosaic
 from ..tables import interval, markdown_table, mean_std
 
@@ -394,7 +394,7 @@ def _table(records):
     lines, about = {}, ('dataset', 'method', 'ipc', 'factor')
     for r in records:
         key = *(r[k] for k in about), f'{r["arch"]} {r["width"] or ""}', r['protocol']
-        lines.setdefault((key, json.dumps(r.get('args'))), []).append(r)
+        lines.setdefault((key, json.dumps([r.get('args'), r.get('settings')])), []).append(r) # others have their own line
     names = [name for name in (*ROWS, LEGACY) if any(row['set'] == name for r in records for row in r['rows'])]
     head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
     return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])
@@ -409,9 +409,7 @@ def results_table(
         if not isinstance(r, (dict, str, Path)): raise TypeError(f'folders has {r!r}; give run folders or records')
         if not isinstance(r, dict):
             folder = Path(r).expanduser()
-            run = folder/'run.json' # other arguments have a line of their own
-            args = read_checked(run, dict(args=dict), 'restore the file')['args'] if run.exists() else None
-            r = read_result(folder, dict(set=str, accs=[Share])) | dict(args=args)
+            r = read_result(folder, dict(set=str, accs=[Share])) | run_settings(folder)
         own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings
         tables.setdefault((r['protocol'], json.dumps(own)), []).append(r)
     return '\n\n'.join(map(_table, tables.values()))

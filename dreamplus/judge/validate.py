@@ -33,6 +33,7 @@ class ValidAccuracy(Metric):
                  nets: Count = 1, # Networks of each measurement
                  **change): # Arguments of the protocol to change, as in protocol_args
         check_protocol(protocol, change)
+        if soft := change.get('soft'): raise ValueError(f'{soft=} needs a teacher, which no report trains; remove it')
         self.protocol, self.nets, self.change, self.accs = protocol, nets, change, []
 
     def check_data(self, data: ImageData):

@@ -224,7 +224,7 @@ def share_experts(self: Comparison, runs: list): # All processes train them, bef
 def distilled(self: Comparison, run: Run) -> tuple: # The run folder, and the seconds of training experts
     "Distil a run, or what is left of it"
     p, path, data, args = self.plan, self.out/run.name, self.data, self.args(run)
-    change = p['training'] if p['protocol'] == 'quick' else {}
+    change = {k: v for k, v in p['training'].items() if k != 'soft'} if p['protocol'] == 'quick' else {}
     experts, seconds = self.experts(self.job(run)['args'])
     args |= experts | {k: p[k] for k in ('steps', 'minutes')}
     log = self.log and (lambda line: self.log(f'{run.name}: {line.strip()}'))

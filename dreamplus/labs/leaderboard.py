@@ -17,7 +17,7 @@ from ..files import Positive, check_shape, read_checked
 from ..judge.evaluate import RESULT, ROWS, is_current
 from ..judge.protocols import network_text
 from .compare import Run, load_comparison
-from ..runs import read_records
+from ..runs import read_records, run_settings
 from ..tables import interval, markdown_table, mean_std
 
 # %% ../../nbs/83_labs.leaderboard.ipynb #d7bc0049
@@ -73,10 +73,9 @@ _REPLACED = '{0} was evaluated before its images were replaced; `dreamplus evalu
 
 def _of_run(run):
     "The record of a run folder, with the arguments of the run"
-    record, file = read_checked(run/'result.json', dict, f'`dreamplus evaluate {run}` writes it'), run/'run.json'
+    record = read_checked(run/'result.json', dict, f'`dreamplus evaluate {run}` writes it')
     if not is_current(run): raise ValueError(_REPLACED.format(run))
-    if file.exists(): record['args'] = read_checked(file, dict(args=dict), 'restore the file')['args']
-    return _scored(record, run)
+    return _scored(record | run_settings(run), run)
 
 def _of_lines(file):
     "The records of a file with one JSON line each; the first line may have the entries that all share"
@@ -171,7 +170,7 @@ def board_lines(
     same = {}
     for e in entries:
         r = e.record
-        key = e.place, r['method'], r['factor'], network_of(r), r.get('args'), r.get('source')
+        key = e.place, r['method'], r['factor'], network_of(r), r.get('args'), r.get('settings'), r.get('source')
         same.setdefault(json.dumps(key), []).append(e)
     lines = [*map(_line, same.values()), *_baselines(entries)]
     for line in lines:
@@ -183,14 +182,15 @@ def _about(r):
     "Everything that two records must share to be in one table"
     training = r.get('training') # None and False: not used
     if training: training = {k: v for k, v in training.items() if v is not None and v is not False}
+    held = (r.get('settings') or {}).get('held')
     return dict(dataset=r['dataset'], ipc=r['ipc'], data=r['data'], protocol=r['protocol'],
-                network=network_of(r).removesuffix(', whitened'), training=training)
+                network=network_of(r).removesuffix(', whitened'), training=training, **dict(held=held) if held else {})
 
 def _apart(about, first):
     "In what a table differs from the first one, as text"
     def differ(a, b, keys):
         return [f'{k} {a.get(k)}, not {b.get(k)}' for k in keys if a.get(k) != b.get(k)]
-    said, (a, b) = differ(about, first, ('data', 'protocol', 'network')), (t['training'] for t in (about, first))
+    said, (a, b) = differ(about, first, ('data', 'protocol', 'network', 'held')), (t['training'] for t in (about, first))
     if a and b and about['protocol'] == first['protocol']: said += differ(a, b, sorted({*a, *b}))
     if not (a and b) and a != b: said.append('its training is not recorded' if b else 'only its training is recorded')
     return '; '.join(said)

@@ -79,11 +79,14 @@ def _find(name):
 
 def _run_seed(folder, data, published, seed, nets, device, log, overrides):
     "Run, resume or reuse one seed, and return its result"
-    which = published.method, published.ipc, published.factor
+    factor = overrides.get('factor', published.factor)
+    overrides = {k: v for k, v in overrides.items() if k != 'factor'}
+    which = published.method, published.ipc, factor
     job = make_job(data, *which, seed, device, overrides)
     if not this_group().agree((folder/'run.json').exists()):
         distill(data, *which, seed=seed, device=device, out=folder, log=log, **overrides)
     info = open_run(folder)[1]
+    if not isinstance(job.get('earlier', ''), str): job['earlier'] = info.get('earlier') # pixels are not compared
     other = [k for k, v in job.items() if k not in ('device', 'data') and info[k] != v]
     if other: raise ValueError(f'{folder} holds a run with another {other[0]}; give another folder')
     if not this_group().agree((folder/'distilled.json').exists()): resume(folder, data, log=log)
@@ -122,7 +125,8 @@ def reproduce(
     data = data or load_data(published.dataset, root=root)
     out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]
-    record = _record(name, results, seeds, pick_device(device), overrides)
+    given = {k: v if k != 'start' or isinstance(v, str | Path) else 'pixels of the caller' for k, v in overrides.items()}
+    record = _record(name, results, seeds, pick_device(device), given)
     with RunFolder(out).wait(): write_json(out/'reproduced.json', record)
     return record
 

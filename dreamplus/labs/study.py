@@ -25,10 +25,11 @@ from ..processes import dealt, this_group
 from ..tables import interval, markdown_table
 from ..runs import append_record, begin_records, check_new_folder, locked_folder, others_in, read_records
 from ..data.core import ImageData, subset
+from ..match.core import MATCHERS, match_terms
 from ..nets.facts import network_facts
 from ..nets.zoo import network
 from ..synthetic import check_start, start_pixels
-from ..parts import all_parts
+from ..parts import SELECTORS, all_parts
 from ..recipes import method_colour, recipe
 from ..loop.callbacks import LoopCB
 from ..loop.distill import distill, make_job, rehearse
@@ -71,11 +72,11 @@ def steadiness(
     losses: torch.Tensor, # (T,)
     norms: torch.Tensor, # Gradient norm of each class (T,C)
     inner: int, # Inner iterations under one network
-) -> dict: # oscillation (None if inner=1) and unevenness
+) -> dict: # oscillation (None if inner=1) and unevenness (None if T=1)
     "The variation of the loss and of the gradient norms during a run"
     change = losses.view(-1, inner).diff(dim=1).abs()
     return dict(oscillation=(change.mean()/losses.mean()).item() if inner > 1 else None,
-                unevenness=(norms.std(0)/norms.mean(0)).mean().item())
+                unevenness=(norms.std(0)/norms.mean(0)).mean().item() if len(norms) > 1 else None)
 
 # %% ../../nbs/84_labs.study.ipynb #4a8d9dbc
 LEVELS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
@@ -109,11 +110,13 @@ def _header(data, job, levels, fixed, overrides):
 
 def _changes(data, setting, fixed, overrides):
     "The overrides of one run: its levels, and other arguments that have an effect with them"
-    levels = {k: setting[k] for k in ('start', 'sampler', 'match')}
+    looks = any(MATCHERS[name].needs_real for _, name in match_terms(setting['match']))
+    levels = {k: setting[k] for k in ('start', 'match', *['sampler']*looks)}
     warm = setting['warm']
     levels |= dict(networks='bank') if warm == 'bank' else dict(warm_epochs=warm)
     levels['outer'] = fixed['outer']
-    own = recipe('dream+', data, fixed['ipc'], fixed['factor'], **levels)
+    chosen = {k: v for k, v in overrides.items() if k in SELECTORS}
+    own = recipe('dream+', data, fixed['ipc'], fixed['factor'], **levels, **chosen)
     every = {name for part in all_parts().values() for name in arguments(part)}
     return levels | {k: v for k, v in overrides.items() if k in own or k not in every}
 
@@ -140,7 +143,7 @@ def _measure(data, setting, job, fixed, overrides):
 # %% ../../nbs/84_labs.study.ipynb #b021a51a
 _POINT = dict(outer=NonNegative, seconds=NonNegative, acc=Share, accs=[Share])
 _RECORD = dict(start=str, sampler=str, match=str, warm=(NonNegative, Literal['bank']), seed=Natural, points=[_POINT],
-               oscillation=float | None, unevenness=float)
+               oscillation=float | None, unevenness=float | None)
 
 def load_study(
     path: str | Path, # Folder with a records.jsonl that begins with a header
@@ -179,6 +182,8 @@ def study(
     if not settings:
         raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')
     jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
+    if unused := [k for k in overrides if not any(k in job['args'] for job in jobs)]: raise ValueError(
+        f'{unused[0]}={overrides[unused[0]]!r} has no effect in any run of this study; remove it')
     head, out = _header(data, jobs[0], levels, fixed, overrides), Path(out).expanduser()
     if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
     for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)

@@ -8,6 +8,7 @@ __all__ = ['make_job', 'make_model', 'rehearse', 'make_loss', 'make_callbacks', 
 
 # %% ../../nbs/66_loop.distill.ipynb #cbae21b6
 import inspect
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from ..arguments import build, checked
+from ..arguments import brief, build, checked
 from ..core import Key, atomic, save_state, seeded, write_json
 from ..data.core import ImageData
 from ..distilled import DistilledSet
@@ -57,6 +58,8 @@ def make_job(
     steps: int | None = None, minutes: float | None = None, # As `distill`
 ) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and images of the user
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
+    if taken := {'data', 'method', 'ipc', 'factor', 'seed', 'device'} & overrides.keys(): raise ValueError(
+        f'{min(taken)} is given twice; leave {min(taken)}={brief(overrides[min(taken)])} out')
     ipc = [*ipc] if isinstance(ipc, tuple) else ipc
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
@@ -198,7 +201,9 @@ def make_learner(
     given, data = data, build(prepare_data, args, data=data, device=job['device'])
     check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
+    steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
     iterations, make = build(Iterations, args), build(network, args, data=data)
+    if steps: iterations.report = iterations.report or math.ceil(steps/10)
     deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
     model = make_model(args, data, job['ipc'], job.get('earlier'), deal)
     supplied = dict(make=make, inner=iterations.inner, seed=seed, log=log, ipc=sum(deal.every)/data.n_classes,
@@ -212,7 +217,6 @@ def make_learner(
     if loss.whole: model.lr = nn.Parameter(torch.tensor(float(args['syn_lr']), device=data.device))
     loop = make_callbacks(args, loss, optimiser, data, deal=deal, **supplied)
     check_network(loss, loop, data, model)
-    steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
     report = [ClockCB(), BudgetCB(steps, (minutes or 0)*60), HistoryCB(path), ProgressCB(log)]
     checkpoint = CheckpointCB(path or '', checkpoint_seconds) # raises ValueError for wrong seconds
     keep = [checkpoint, ShowCB(path, data.classes)] if path else []
@@ -378,7 +382,8 @@ def resume(
             if learn.loss_func.match: learn.network_cb.schedule.moved = True
             say(f'resumed under other conditions ({"; ".join(changed)}): the pixels may differ by rounding from '
                 'those of a run that was never stopped')
-        if job['args']['outer'] != info['args']['outer'] and job['args']['lr_schedule'] != 'constant':
+        longer = job['args']['outer'] != info['args']['outer'] or job['budget'] != info.get('budget', job['budget'])
+        if longer and job['args']['lr_schedule'] != 'constant':
             say('lr_schedule follows the new number of outer iterations, so the learning rate rises now')
         if job_record(learn) != info: write_json(run/'run.json', job_record(learn))
         return run_learner(learn, run)

@@ -42,7 +42,7 @@ def _from_tensor(start, data, factor) -> DistilledSet:
     except (TypeError, ValueError, RuntimeError): raise TypeError(
         f'start={brief(start)} must be the name of an initialisation, a folder, or pixels (C,n,ch,h,w)') from None
     if x.dtype == torch.uint8: x = to_float(x)
-    if x.ndim not in (4, 5) or (len(x) % C if x.ndim == 4 else len(x) != C): raise ValueError(
+    if x.ndim not in (4, 5) or not x.numel() or (len(x) % C if x.ndim == 4 else len(x) != C): raise ValueError(
         f'start has the shape {tuple(x.shape)}; give pixels (C,n,ch,h,w) or (N,ch,h,w) of {C} classes, '
         'sorted by class')
     if not x.is_floating_point() or x.isfinite().all() and x.abs().max() > 10: raise ValueError(

@@ -9,15 +9,17 @@ __all__ = ['STATISTICS', 'Statistic', 'waves', 'blocks', 'class_statistics', 'ba
 # %% ../../nbs/45_match.statistics.ipynb #93ccdcb0
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Literal
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn import functional as F
 
 from ..arguments import Count, Registry
-from ..core import Key, save_state
+from ..core import Key, is_writing, not_a_link, save_state
 from ..data.core import ImageData, to_float
 from ..files import TensorOf, read_cache
 from ..machine import to_device
@@ -108,7 +110,8 @@ def _save_statistics(file, names, net, data, augment, n, key, statistic, say) ->
     if say: say()
     made = class_statistics(net, data, augment, n, key, statistic=statistic)
     made = {name: {k: v.cpu() for k, v in part.items()} for name, part in zip(names, made)}
-    save_state(file, made)
+    with FileLock(not_a_link(file.with_name('.lock'))) if is_writing() else nullcontext(): # another run may extend the bank
+        save_state(file, made)
     return made
 
 def bank_statistics(

@@ -132,6 +132,7 @@ class TrajectoryMatcher(Matcher):
         vars(self).update(own, data=data, make=make,
                           experts=experts if isinstance(experts, Experts) else Experts(experts),
                           augment=Augment(augment, 'one'), student=student)
+        self.count = len(self.experts) # a resumed run uses no others that were added since
         if form != 'plain' and not _is_steady(self.student, data):
             raise ValueError(f"{form=} takes each step twice, but the output of the network is random; "
                              "use form='plain'")
@@ -160,7 +161,7 @@ def loss(self: TrajectoryMatcher,
         ) -> torch.Tensor: # ()
     "Relative distance from the student's last weights to the target; once differentiable"
     key, x = key or Key(), self.data.normalize(images)
-    k, t = int(key.randint(0, len(self.experts))), int(key.randint(0, self.max_start))
+    k, t = int(key.randint(0, self.count)), int(key.randint(0, self.max_start))
     start, target = (w.to(x.device) for w in self.experts.pair(k, t, self.expert_epochs))
     batches = draw_batches(len(x), x.shape[-1], self.syn_steps, self.batch_syn or len(x),
                            self.augment, key.at('student'), x.device)
@@ -173,3 +174,14 @@ def start_net(self: TrajectoryMatcher) -> nn.Module: # On the device
     net = self.make()
     nn.utils.vector_to_parameters(self.experts[0]['tau'][-1].to(self.data.device), net.parameters())
     return net
+
+# %% ../../nbs/48_match.trajectory.ipynb #3931fd6e
+@patch
+def get_extra_state(self: TrajectoryMatcher) -> dict: # What a checkpoint keeps of the matcher
+    return dict(experts=self.count)
+
+@patch
+def set_extra_state(self: TrajectoryMatcher, state: dict):
+    if state['experts'] > len(self.experts): raise ValueError(
+        f'{self.experts.path} holds {len(self.experts)} experts, and the run began with {state["experts"]}; restore them')
+    self.count = state['experts']

@@ -270,7 +270,8 @@ def network_bank(
     Augment(bank_training.bank_augment) # or its error
     path, facts = find_bank(data, make, bank_training, bank_folder)
     this_group().wait() # all see the same files
-    if path.is_file(): raise ValueError(f'bank_folder={bank_folder!r} is a file; give a folder')
+    if any(p.is_file() for p in (path, *path.parents)): raise ValueError(
+        f'bank_folder={bank_folder!r} is a file, or in one; give a folder')
     missing = this_group().everyone(missing_members(path, bank_nets, stages))
     if missing.count(missing[0]) < len(missing): raise ValueError(
         f'{path} is not the same for all processes; set DREAMPLUS_CACHE to a folder on a disk that all machines share')

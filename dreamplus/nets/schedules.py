@@ -38,7 +38,7 @@ class NetworkSchedule:
                  net_wd: NonNegative = 5e-4, # Weight decay of the network, on every parameter
                  net_augment: str = 'color_crop', # Augmentation of its training images
                  net_mix: Share = .5, # Probability of CutMix for a batch
-                 pick: Pick = 'stack', # stack: all operations; one: one of them
+                 pick: Pick = 'stack', # stack: all operations, but one of crop, scale and rotate; one: one of all
                  batch_real: Count = 64, # Real images of each class
                  compiled: bool = False): # Train by compiled code
         self.data, self.make, self.inner, self.compiled, self.net = data, make, inner, compiled, None
