@@ -149,8 +149,8 @@ def _add_part_options(
         if name == 'compiled': kind = dict(action='store_true', default=None)
         doc = f"{doc}; default: the recipe's".replace('%', '%%')
         parser.add_argument(f'--{name}', help=doc, **kind)
-    every = ('arguments for --set NAME=VALUE, by the part that they belong to, with the defaults of the part (the recipe '
-             'of a method changes many of them):\n' + arguments_text(parts))
+    every = ('arguments for --set NAME=VALUE, by the part that they belong to, with the defaults of the part (the '
+             'recipe of a method changes many of them):\n' + arguments_text(parts))
     parser.epilog = '\n\n'.join(filter(None, [parser.epilog, every]))
 
 def read_value(text: str):

@@ -39,7 +39,7 @@ class Iterations:
     def __init__(self,
                  outer: Count = 2000, # Matching networks
                  inner: Count = 100, # Inner iterations under each
-                 report: Count | None = None, # Inner iterations between two reports; None: 20 reports in a run, 10 with a budget
+                 report: Count | None = None, # Inner iterations between reports; None: 20 reports, with a budget 10
                  class_batch: Count | None = None): # Classes in an inner iteration, drawn in turn; None: all
         self.outer, self.inner, self.report, self.class_batch = outer, inner, report, class_batch
 

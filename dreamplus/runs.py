@@ -150,7 +150,7 @@ def open_run(
 # %% ../nbs/08_runs.ipynb #9e2c6c81
 def run_settings(
     path: Path, # A folder
-) -> dict: # args; and settings: budget, the part that was held out, and whether it started from images of the user. {} if it holds no run
+) -> dict: # args; settings: budget, held-out part, and whether it started from the user's images. {} if it holds no run
     "What runs of one method share if they differ in their seeds only"
     if not (path/'run.json').exists(): return {}
     info = read_checked(path/'run.json', {'args': dict, 'data?': dict}, 'restore the file')

@@ -56,13 +56,14 @@ class KeepCB(Callback):
         self.kept.append(pixels(self.learn))
         self.lrs.append(self.opt.hypers[0]['lr'])
 
-@pytest.mark.parametrize('budget, reports', [({}, 20), (dict(steps=40), 10), (dict(steps=7), 7), (dict(steps=40, report=8), 5)])
+@pytest.mark.parametrize('budget, reports', [
+    ({}, 20), (dict(steps=40), 10), (dict(steps=7), 7), (dict(steps=40, report=8), 5)])
 def test_number_of_reports(data, budget, reports):
     rows = []
     class CountCB(Callback):
         def after_epoch(self): rows.append(self.dls.train.at)
-    args = {k: v for k, v in SMALL.items() if k not in ('interval', 'report', 'outer')}
-    distill(data, 'dsa', 1, outer=40, cbs=[CountCB()], log=None, **{k: v for k, v in args.items() if k != 'n_data'}, **budget)
+    args = {k: v for k, v in SMALL.items() if k not in ('interval', 'report', 'outer', 'n_data')}
+    distill(data, 'dsa', 1, outer=40, cbs=[CountCB()], log=None, **args, **budget)
     assert len(rows) == reports and rows[-1] == budget.get('steps', 80)
 
 def test_the_whole_list_is_tested():

@@ -98,7 +98,8 @@ def test_other_budgets_parts_and_starts_are_not_seeds(tmp_path, monkeypatch):
     "of one method: each has its own line, and other training images have their own table"
     monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=3))
     data = load_data(toy_images(classes=2, per_class=10))
-    runs = dict(a=dict(steps=1), b=dict(steps=2), c=dict(seed=1, steps=2), d=dict(start=torch.zeros(2, 1, 1, 8, 8)), e={})
+    runs = dict(a=dict(steps=1), b=dict(steps=2), c=dict(seed=1, steps=2), e={})
+    runs['d'] = dict(start=torch.zeros(2, 1, 1, 8, 8))
     for name, how in runs.items():
         part = data.hold_out(.2) if name == 'e' else data
         distill(part, 'dm', 1, out=tmp_path/name, width=4, outer=4, inner=1, batch_real=4, log=None, **how)
@@ -106,7 +107,7 @@ def test_other_budgets_parts_and_starts_are_not_seeds(tmp_path, monkeypatch):
     first, other = leaderboard(tmp_path)
     sets = sorted(len(line['accs']) for line in first['lines'] if not line['baseline'])
     assert sets == [1, 1, 2] and other['apart'] == 'held [0.2, 0], not None' and len(other['lines']) == 2
-    assert results_table([tmp_path/name for name in runs]).count('| toy' if data.name == 'toy' else f'| {data.name}') == 4
+    assert len(results_table([tmp_path/name for name in runs]).split('\n')) == 2 + 4
 
 def test_a_run_and_an_imported_set_share_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=3))

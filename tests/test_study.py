@@ -226,12 +226,13 @@ def test_arguments_of_a_part_that_is_chosen(data, tmp_path):
         return timeless(study(data, tmp_path/name, **ONE, **own, **more)[0])
     adam = points('a', optimiser='adam', lr_schedule='constant')
     assert points('b', optimiser='adam', lr_schedule='constant', beta1=.1) != adam
-    for name, change in dict(beta1=dict(beta1=.5), statistic=dict(statistic='waves'), bank_nets=dict(bank_nets=7)).items():
-        with pytest.raises(ValueError, match=f'{name}=.* has no effect in any run of this study'): points('c', **change)
+    for name, value in dict(beta1=.5, statistic='waves', bank_nets=7).items():
+        with pytest.raises(ValueError, match=f'{name}=.* has no effect in any run of this study'):
+            points('c', **{name: value})
     assert not (tmp_path/'c').exists()
 
-@pytest.mark.parametrize('match, warm, own', [('gradient', 0, dict(batch_real=8)),
-                                              ('statistics', 'bank', dict(bank_nets=1, bank_stages='2', stat_images=8))])
+@pytest.mark.parametrize('match, warm, own', [
+    ('gradient', 0, dict(batch_real=8)), ('statistics', 'bank', dict(bank_nets=1, bank_stages='2', stat_images=8))])
 def test_one_iteration_and_a_matcher_without_real_images(data, tmp_path, match, warm, own):
     how = dict(outer=1, every=1, inner=1, nets=1, steps=3, log=None, width=8, depth=1, factor=1, lr=.3, lr_base=8) | own
     study(data, tmp_path/'out', **ONE | dict(matches=(match,), warms=(warm,)), **how)
@@ -265,7 +266,8 @@ def test_an_interrupted_reproduction_goes_on(data, quick_paper, tmp_path):
     assert reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)['accs'] == r['accs']
 
 def test_a_reproduction_with_a_factor_a_start_or_a_wrong_argument(data, quick_paper, tmp_path):
-    again = lambda name, **change: reproduce('dm/cifar10/ipc1', tmp_path/name, (0,), 1, data, log=None, **SMALL, **change)
+    def again(name, **how):
+        return reproduce('dm/cifar10/ipc1', tmp_path/name, (0,), 1, data, log=None, **SMALL, **how)
     again('factor', factor=2)
     assert read_json(tmp_path/'factor'/'seed0'/'run.json')['args']['factor'] == 2
     start = torch.rand(3, 1, 1, 8, 8)

@@ -394,7 +394,8 @@ def _table(records):
     lines, about = {}, ('dataset', 'method', 'ipc', 'factor')
     for r in records:
         key = *(r[k] for k in about), f'{r["arch"]} {r["width"] or ""}', r['protocol']
-        lines.setdefault((key, json.dumps([r.get('args'), r.get('settings')])), []).append(r) # others have their own line
+        other = json.dumps([r.get('args'), r.get('settings')]) # has a line of its own
+        lines.setdefault((key, other), []).append(r)
     names = [name for name in (*ROWS, LEGACY) if any(row['set'] == name for r in records for row in r['rows'])]
     head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
     return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])

@@ -190,7 +190,8 @@ def _apart(about, first):
     "In what a table differs from the first one, as text"
     def differ(a, b, keys):
         return [f'{k} {a.get(k)}, not {b.get(k)}' for k in keys if a.get(k) != b.get(k)]
-    said, (a, b) = differ(about, first, ('data', 'protocol', 'network', 'held')), (t['training'] for t in (about, first))
+    said = differ(about, first, ('data', 'protocol', 'network', 'held'))
+    a, b = (t['training'] for t in (about, first))
     if a and b and about['protocol'] == first['protocol']: said += differ(a, b, sorted({*a, *b}))
     if not (a and b) and a != b: said.append('its training is not recorded' if b else 'only its training is recorded')
     return '; '.join(said)

@@ -125,7 +125,8 @@ def reproduce(
     data = data or load_data(published.dataset, root=root)
     out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]
-    given = {k: v if k != 'start' or isinstance(v, str | Path) else 'pixels of the caller' for k, v in overrides.items()}
+    pixels = not isinstance(overrides.get('start', ''), str | Path)
+    given = overrides | dict(start='pixels of the caller') if pixels else overrides
     record = _record(name, results, seeds, pick_device(device), given)
     with RunFolder(out).wait(): write_json(out/'reproduced.json', record)
     return record

@@ -82,6 +82,13 @@ def steadiness(
 LEVELS = dict(start=('random', 'k-means'), sampler=('random', 'representative'), match=('gradient', 'bidirectional'),
               warm=(0, 1, 3)) # ingredient to its levels
 
+def _used(jobs, overrides):
+    "The jobs; `ValueError` for an argument that none of them has"
+    for k, v in overrides.items():
+        if any(k in job['args'] for job in jobs): continue
+        raise ValueError(f'{k}={v!r} has no effect in any run of this study; remove it')
+    return jobs
+
 def _check_levels(warms, overrides, **counts):
     "Raise `ValueError` for a number out of bounds, or for an argument that is an ingredient"
     for name, value in counts.items():
@@ -181,9 +188,7 @@ def study(
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
     if not settings:
         raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')
-    jobs = [_job(held[s['seed']], s, fixed, overrides) for s in settings]
-    if unused := [k for k in overrides if not any(k in job['args'] for job in jobs)]: raise ValueError(
-        f'{unused[0]}={overrides[unused[0]]!r} has no effect in any run of this study; remove it')
+    jobs = _used([_job(held[s['seed']], s, fixed, overrides) for s in settings], overrides)
     head, out = _header(data, jobs[0], levels, fixed, overrides), Path(out).expanduser()
     if others_in(out) != [out/'records.jsonl']: check_new_folder(out, 'of a study')
     for job in (job for s, job in zip(settings, jobs) if s['seed'] == seeds[0]): rehearse(held[seeds[0]], job)

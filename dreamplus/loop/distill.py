@@ -51,6 +51,11 @@ from ..runs import check_new_run, new_run, open_run
 from ..synthetic import SyntheticSet, check_start, start_pixels
 
 # %% ../../nbs/66_loop.distill.ipynb #d88c7276
+def _check_given_once(overrides):
+    "Raise `ValueError` for an argument of `distill` among those of the parts"
+    for k in ('data', 'method', 'ipc', 'factor', 'seed', 'device'):
+        if k in overrides: raise ValueError(f'{k} is given twice; leave {k}={brief(overrides[k])} out')
+
 @checked
 def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
@@ -58,8 +63,7 @@ def make_job(
     steps: int | None = None, minutes: float | None = None, # As `distill`
 ) -> dict: # The content of run.json: method, ipc, seed, device, args, budget, data, and images of the user
     "The job of a run; `ValueError` for an argument that is unknown, without effect or out of bounds"
-    if taken := {'data', 'method', 'ipc', 'factor', 'seed', 'device'} & overrides.keys(): raise ValueError(
-        f'{min(taken)} is given twice; leave {min(taken)}={brief(overrides[min(taken)])} out')
+    _check_given_once(overrides)
     ipc = [*ipc] if isinstance(ipc, tuple) else ipc
     counts = ipc if isinstance(ipc, list) else [ipc]
     if not all(type(n) is int and n >= 1 for n in counts):
@@ -186,6 +190,10 @@ def parameter_groups(model) -> list:
     "The learned parameters, a group for each learning rate"
     return [[getattr(model, name)] for name in _learned(model)]
 
+def _reports(args, steps):
+    "The inner iterations between two reports, if a budget of `steps` determines them"
+    return dict(report=math.ceil(steps/10)) if steps and not args['report'] else {}
+
 def _silent(log): "Replaces fastai's logger, which prints a line for each epoch"
 
 # %% ../../nbs/66_loop.distill.ipynb #49ddf0ca
@@ -202,8 +210,7 @@ def make_learner(
     check_observers(data, cbs, metrics)
     if args.get('compiled'): check_compiler(data.device)
     steps, minutes = (job['budget'][k] for k in ('steps', 'minutes'))
-    iterations, make = build(Iterations, args), build(network, args, data=data)
-    if steps: iterations.report = iterations.report or math.ceil(steps/10)
+    iterations, make = build(Iterations, args | _reports(args, steps)), build(network, args, data=data)
     deal = Deal(image_counts(job['ipc'], data.n_classes), job.get('group'))
     model = make_model(args, data, job['ipc'], job.get('earlier'), deal)
     supplied = dict(make=make, inner=iterations.inner, seed=seed, log=log, ipc=sum(deal.every)/data.n_classes,

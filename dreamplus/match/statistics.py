@@ -110,7 +110,8 @@ def _save_statistics(file, names, net, data, augment, n, key, statistic, say) ->
     if say: say()
     made = class_statistics(net, data, augment, n, key, statistic=statistic)
     made = {name: {k: v.cpu() for k, v in part.items()} for name, part in zip(names, made)}
-    with FileLock(not_a_link(file.with_name('.lock'))) if is_writing() else nullcontext(): # another run may extend the bank
+    lock = FileLock(not_a_link(file.with_name('.lock'))) # another run may extend the bank
+    with lock if is_writing() else nullcontext():
         save_state(file, made)
     return made
 

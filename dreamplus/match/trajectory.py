@@ -182,6 +182,7 @@ def get_extra_state(self: TrajectoryMatcher) -> dict: # What a checkpoint keeps 
 
 @patch
 def set_extra_state(self: TrajectoryMatcher, state: dict):
-    if state['experts'] > len(self.experts): raise ValueError(
-        f'{self.experts.path} holds {len(self.experts)} experts, and the run began with {state["experts"]}; restore them')
-    self.count = state['experts']
+    n = state['experts']
+    if n > len(self.experts): raise ValueError(
+        f'{self.experts.path} holds {len(self.experts)} experts, and the run began with {n}; restore them')
+    self.count = n

@@ -230,10 +230,14 @@ def find_bank(
     data: ImageData, make: Callable, how: BankTraining, # As for `Trainee`
     folder: str | None = None, # None: in the cache
 ) -> tuple[Path, dict]: # The folder, and what its `bank.json` says
-    "The folder of the bank for these data, network and training; it may not exist yet"
+    "The folder of the bank for these data, network and training, which may not exist yet; `ValueError` for a file"
     with Key(0).seeded():
         facts = dict(data=data_facts(data), net=network_facts(make()), training=asdict(how))
-    if folder: return Path(folder).expanduser(), facts
+    if folder:
+        path = Path(folder).expanduser()
+        if any(p.is_file() for p in (path, *path.parents)):
+            raise ValueError(f'bank_folder={folder!r} is a file, or in one; give a folder')
+        return path, facts
     return cache_folder()/'banks'/f'{short_name(Path(data.name).name)}-{digest_of(facts)}', facts
 
 def missing_members(
@@ -270,8 +274,6 @@ def network_bank(
     Augment(bank_training.bank_augment) # or its error
     path, facts = find_bank(data, make, bank_training, bank_folder)
     this_group().wait() # all see the same files
-    if any(p.is_file() for p in (path, *path.parents)): raise ValueError(
-        f'bank_folder={bank_folder!r} is a file, or in one; give a folder')
     missing = this_group().everyone(missing_members(path, bank_nets, stages))
     if missing.count(missing[0]) < len(missing): raise ValueError(
         f'{path} is not the same for all processes; set DREAMPLUS_CACHE to a folder on a disk that all machines share')
