@@ -154,7 +154,7 @@ def test_killed_between(tmp_path, undisturbed, event, at, order, seconds, runs):
 
 @pytest.mark.parametrize('name, count, half', [
     ('run.json', 1, True), ('state.safetensors', 6, True), ('history.csv', 3, False),
-    ('distilled.safetensors', 1, False), # between the two files
+    ('distilled.safetensors', 2, False), # after the description
     ('grid.png', 4, True)])
 def test_killed_in_a_write(tmp_path, undisturbed, name, count, half):
     "in the middle of it, or when it is just done"
@@ -358,7 +358,7 @@ def test_more_iterations_are_those_of_a_longer_run(tmp_path, monkeypatch, run):
 
 def test_a_budget_that_outer_replaces_raises_the_learning_rate(tmp_path):
     "also where outer is that of the recipe, and the run says so"
-    said, args = [], FEW | dict(outer=4, inner=1, lr_schedule='cosine')
+    said, args = [], FEW | dict(outer=4, lr_schedule='cosine')
     distill(toys(), 'idc', out=tmp_path/'run', steps=2, **args)
     resume(tmp_path/'run', toys(), log=said.append)
     assert not any('lr_schedule' in line for line in said)
