@@ -272,6 +272,8 @@ def test_a_reproduction_with_a_factor_a_start_or_a_wrong_argument(data, quick_pa
     assert read_json(tmp_path/'factor'/'seed0'/'run.json')['args']['factor'] == 2
     start = torch.rand(3, 1, 1, 8, 8)
     assert again('start', start=start)['accs'] == again('start', start=start)['accs']
+    for change in dict(start=start/2), {}:
+        with pytest.raises(ValueError, match='holds a run with another earlier'): again('start', **change)
     for name, value in dict(ipc=2, method='dsa').items():
         with pytest.raises(ValueError, match=f'{name} is given twice; leave {name}='): again('wrong', **{name: value})
 

@@ -29,7 +29,9 @@ from ..data.core import ImageData
 from ..data.sources import load_data
 from ..nets.zoo import create_net
 from ..recipes import METHODS, recipe
+from ..distilled import load_distilled
 from ..loop.distill import distill, make_job, resume
+from ..loop.start import as_set
 from ..judge.evaluate import evaluate_run
 from ..judge.protocols import protocol_args, training_steps
 from .plan import machine_peak
@@ -77,6 +79,12 @@ def _find(name):
     near = ', '.join(near or ['dream+/cifar10/ipc10'])
     raise ValueError(f'{name=} is not a published accuracy; try {near}, or `dreamplus reproduce --list`')
 
+def _earlier(kept, job, data):
+    "What `run.json` says of a start from pixels, if those that the run has kept are the same"
+    ours = as_set(job['earlier'], data, job['args']['factor']).pixels
+    same = kept.exists() and torch.equal(load_distilled(kept).pixels, ours)
+    return 'pixels of the caller' if same else 'other pixels'
+
 def _run_seed(folder, data, published, seed, nets, device, log, overrides):
     "Run, resume or reuse one seed, and return its result"
     factor = overrides.get('factor', published.factor)
@@ -86,8 +94,8 @@ def _run_seed(folder, data, published, seed, nets, device, log, overrides):
     if not this_group().agree((folder/'run.json').exists()):
         distill(data, *which, seed=seed, device=device, out=folder, log=log, **overrides)
     info = open_run(folder)[1]
-    if not isinstance(job.get('earlier', ''), str): job['earlier'] = info.get('earlier') # pixels are not compared
-    other = [k for k, v in job.items() if k not in ('device', 'data') and info[k] != v]
+    if not isinstance(job.get('earlier', ''), str): job['earlier'] = _earlier(folder/'earlier', job, data)
+    other = [k for k in (*job, 'earlier') if k not in ('device', 'data') and info.get(k) != job.get(k)]
     if other: raise ValueError(f'{folder} holds a run with another {other[0]}; give another folder')
     if not this_group().agree((folder/'distilled.json').exists()): resume(folder, data, log=log)
     return evaluate_run(folder, data, 'paper', nets, ('distilled',), device)
