@@ -355,6 +355,7 @@ def helper_count() -> int:
 def helped():
     "Inside the block, this process has helpers; it must not have computed gradients before"
     n = helper_count()
+    if n: torch.optim.SGD([torch.zeros(1)]) # the first optimiser imports a second of modules, which helpers inherit
     _now['helpers'] = [_Helper(torch.get_num_threads()//n) for _ in range(n)]
     try: yield
     finally:

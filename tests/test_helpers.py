@@ -28,32 +28,41 @@ def toy(device='cpu', nbytes=0, size=8): return SimpleNamespace(device=torch.dev
 TOY = toy()
 ROWS = 'distilled', 'random', 'k-means', 'full'
 
+FEW, USUAL = dict(epochs=0, steps=5), judge.Bench.chooser_args.fget
+
+def short():
+    "The network for the embedding is trained for a few steps"
+    judge.Bench.chooser_args = property(lambda bench: USUAL(bench) | FEW)
+
 def in_command(f, *args):
     "What `f` returns in a process that may fork helpers, as a command does"
     current_process()._config['daemon'] = False
     torch.set_num_threads(2)
+    short()
     with helped(): return f(*args)
 
 def with_helpers(f, *args): return Process(in_command, f, *args).end()[0]
 
-def results(folder, alone):
-    "A bank and a table; with helpers, this process trains the network for the embedding only"
-    os.environ['DREAMPLUS_CACHE'], lines = str(folder), []
+def results(folder, cache=True):
+    "A bank, a table, and the networks of the table that this process trained"
+    os.environ['DREAMPLUS_CACHE'], lines, here = str(folder), [], []
     digits, train = load_data('digits').select(range(3)), judge.train_fresh
-    usual, few = judge.Bench.chooser_args.fget, dict(epochs=0, steps=5)
-    judge.Bench.chooser_args = property(lambda bench: usual(bench) | few)
+    short()
     bank = network_bank(digits, network(digits, width=8), BankTraining(), None, None, 2, '3')
     dset = distill(digits, 'dm', width=8, outer=1, log=None, factor=1)
-    if not alone: judge.train_fresh = lambda *args: lines.append('here') or train(*args)
-    rows = score(dset, digits, n=2, rows=ROWS, log=lambda row: lines.append(row['set']), **few)
+    judge.train_fresh = lambda *args: here.append(args[-1]) or train(*args)
+    rows = score(dset, digits, n=2, rows=ROWS, log=lambda row: lines.append(row['set']), cache=cache, **FEW)
     weights = [p.detach().numpy() for net in bank.nets for p in net.parameters()]
-    return weights, [(r['set'], r['accs'], r['ece']) for r in rows], lines
+    return weights, [(r['set'], r['accs'], r['ece']) for r in rows], lines, here
 
 def test_the_results_are_those_of_a_process_alone(tmp_path):
-    weights, rows, lines = with_helpers(results, tmp_path/'helped', False)
-    alone, expected, _ = Process(results, tmp_path/'alone', True).end()[0]
-    assert rows == expected and lines == ['here', *ROWS]
+    weights, rows, lines, here = with_helpers(results, tmp_path/'helped')
+    alone, expected, _, own = Process(results, tmp_path/'alone').end()[0]
+    assert rows == expected and lines == [*ROWS]
+    assert not here and len(own) == 8 # the network of the embedding is the first one of `full`
     for ours, theirs in zip(weights, alone, strict=True): assert (ours == theirs).all()
+    *_, here = with_helpers(results, tmp_path/'not stored', False)
+    assert len(here) == 1 # the helpers cannot read it
 
 def die_in_helper(parent):
     if os.getpid() != parent: os.kill(os.getpid(), signal.SIGKILL)

@@ -13,9 +13,10 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -176,6 +177,8 @@ class Bench:
         net.load_state_dict(remember(key, compute, 'safetensors', shape)[0] if self.cache else compute())
         return net.eval()
 
+    def train_chooser(self): _ = self.chooser # a job that returns nothing
+
 # %% ../../nbs/72_judge.evaluate.ipynb #c2c0bd5f
 @patch
 def images(self: Bench, row: str, # A name in ROWS
@@ -225,6 +228,22 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
     result, found = remember(key, compute, shape=dict(acc=Share, ece=Share))
     return result | dict(cached=True) if found else result
 
+# %% ../../nbs/72_judge.evaluate.ipynb #f8037c4c
+@patch
+def tests(self: Bench,
+          names: list, # Rows
+          n: int, # Networks for each row
+         ) -> Iterator: # What `test` returns, for each network of each row
+    "Test the networks of several rows"
+    needs = [bool(self.change.get('soft')) or name in (*_CHOSEN, 'random-soft') for name in names]
+    first = n*(needs.index(True) if any(needs) else len(names))
+    jobs = [partial(self.test, name, s) for name in names for s in range(self.seed, self.seed + n)]
+    if not any(needs) or not helpers_for(jobs, self.data): return dealt(jobs, self.data)
+    if not self.cache: self.train_chooser() # the helpers get it with their jobs
+    before = [self.train_chooser]*self.cache # one helper trains it, and the others read it from the cache
+    beside = islice(dealt(before + jobs[:first], self.data), len(before), None)
+    return chain(beside, dealt(jobs[first:], self.data))
+
 # %% ../../nbs/72_judge.evaluate.ipynb #f01ba4d6
 class Scores(list):
     "Rows of a table: a list of dictionaries that a notebook displays as a table, and `print` as lines of text"
@@ -259,10 +278,7 @@ def score(
     said = '; '.join(f'{row}: {why}' for row, why in missing.items())
     if not names: raise ValueError(f'{rows=} has no row that is possible ({said}); add others')
     if missing: warnings.warn(f'rows that are not possible are left out: {said}', stacklevel=2)
-    jobs = [partial(bench.test, name, s) for name in names for s in range(seed, seed + n)]
-    if helpers_for(jobs, bench.data) and (change.get('soft') or {*names} & {*_CHOSEN, 'random-soft'}):
-        _ = bench.chooser # once for all of them
-    results, tests = Scores(), dealt(jobs, bench.data)
+    results, tests = Scores(), bench.tests(names, n)
     for name in names:
         runs = [next(tests) for _ in range(n)]
         accs, ece = [r['acc'] for r in runs], statistics.mean(r['ece'] for r in runs)
