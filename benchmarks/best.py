@@ -18,12 +18,13 @@ from dreamplus.runs import first_seed
 
 from . import head, make_parser
 
-# `teach` multiplies the weight of the teacher, `method` replaces `best`, the others are arguments of `distill`
-CHANGES = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
-           dict(factor=3, teach=1/4), dict(statistic='squares'), dict(statistic='waves'), dict(teach=1/3),
-           dict(lr_schedule='constant'), dict(start='random'), dict(teacher='same'), dict(lr=5e-3), dict(lr=.02),
-           dict(label_lr=.01), dict(start_candidates=500), dict(factor=1), dict(bank_stages='1500'),
-           dict(bank_nets=1), dict(bank_nets=6), dict(bank_mix=.5)]
+# `teach` multiplies the weight of the teacher, `also` is added to the loss, `method` replaces `best`, the others are
+# arguments of `distill`
+COMMON = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
+          dict(factor=3, teach=1/4), dict(statistic='squares'), dict(statistic='waves'), dict(teach=1/3),
+          dict(lr_schedule='constant'), dict(start='random'), dict(teacher='same'), dict(lr=5e-3), dict(lr=.02),
+          dict(label_lr=.01), dict(start_candidates=500), dict(factor=1), dict(bank_stages='1500'),
+          dict(bank_nets=1), dict(bank_nets=6), dict(bank_mix=.5)]
 # at 1 image per class, the weight of the teacher changes with the number of decoded images
 ONE = [{}, dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3), dict(factor=5, teach=1/3),
        dict(teach=0), dict(teach=1/3), dict(teach=10)]
@@ -31,17 +32,23 @@ DIGITS = [{}, dict(statistic='embedding'), dict(statistic='squares'), dict(teach
           dict(teach=3), dict(lr=.01), dict(lr=.2), dict(steps=100), dict(steps=1000), dict(bank_nets=1),
           dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'), dict(start='random'),
           dict(teacher='same'), dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate'),
-          dict(method='dream+')]
+          dict(method='dream+'), dict(also='0.01*gradient')]
+MNIST = [{}, dict(statistic='blocks'), dict(teach=0), dict(teach=1/3), dict(teach=3), dict(lr=5e-3), dict(lr=.02),
+         dict(start='random'), dict(bank_stages='300'), dict(bank_nets=1), dict(bank_nets=6), dict(teacher='same'),
+         dict(statistic='waves'), dict(lr_schedule='constant'), dict(label_lr=.01), dict(factor=2),
+         dict(also='0.01*gradient')]
+OWN = dict(digits=DIGITS, mnist=MNIST)
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
-               nets=(2, 'networks for each accuracy'), first=(len(CHANGES), 'so many changes only'))
+               nets=(2, 'networks for each accuracy'), first=(99, 'so many changes only'))
 
 def overrides(change, data, ipc):
     "A change as arguments of `distill`"
-    own = {k: v for k, v in change.items() if k != 'teach'}
-    if 'teach' not in change: return own
-    terms = match_terms(recipe('best', data, ipc)['match'])
-    scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in terms]
-    return own | dict(match=' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w))
+    own, match = {k: v for k, v in change.items() if k not in ('teach', 'also')}, recipe('best', data, ipc)['match']
+    if 'teach' in change:
+        scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in match_terms(match)]
+        match = ' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w)
+    if 'also' in change: match += f' + {change["also"]}'
+    return own if own == change else own | dict(match=match)
 
 def measure(data, change, seed, a):
     "Accuracies of one set, and what it cost"
@@ -70,7 +77,7 @@ def main():
     cells = read_json(a.out)['cells'] if Path(a.out).exists() else []
     record = head({data.name: data.digest}, seeds)
     record |= {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets', 'valid')}
-    changes = DIGITS if data.name == 'digits' else ONE if a.ipc == 1 else CHANGES
+    changes = OWN.get(data.name) or (ONE if a.ipc == 1 else COMMON)
     if a.budgets: changes = [dict(steps=int(n)) for n in a.budgets.split(',')]
     for seed in seeds:
         for change in changes[:a.first]:

@@ -75,7 +75,10 @@ def test_best(record, folder, monkeypatch):
     first = record(best, *options, '0')
     both = record(best, *options, '0,1')
     assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
-    assert best.overrides(dict(teach=3), load_data(folder), 1) == dict(match='1*statistics + 3*teach')
+    data, weight = load_data(folder), '0.5*gradient'
+    assert best.overrides(dict(teach=3), data, 1) == dict(match='1*statistics + 3*teach')
+    assert best.overrides(dict(also=weight, lr=.1), data, 1) == dict(match=f'statistics + 1*teach + {weight}', lr=.1)
+    assert best.overrides(dict(lr=.1), data, 1) == dict(lr=.1)
 
 def test_race(record, folder):
     "A curve begins before the first inner iteration and ends with the run; the bank is not part of the seconds"

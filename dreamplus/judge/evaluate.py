@@ -177,8 +177,6 @@ class Bench:
         net.load_state_dict(remember(key, compute, 'safetensors', shape)[0] if self.cache else compute())
         return net.eval()
 
-    def train_chooser(self): _ = self.chooser # a job that returns nothing
-
 # %% ../../nbs/72_judge.evaluate.ipynb #c2c0bd5f
 @patch
 def images(self: Bench, row: str, # A name in ROWS
@@ -230,19 +228,15 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
 
 # %% ../../nbs/72_judge.evaluate.ipynb #f8037c4c
 @patch
-def tests(self: Bench,
-          names: list, # Rows
-          n: int, # Networks for each row
-         ) -> Iterator: # What `test` returns, for each network of each row
+def tests(self: Bench, names: list, n: int) -> Iterator: # Rows, and networks for each. What `test` returns for each
     "Test the networks of several rows"
     needs = [bool(self.change.get('soft')) or name in (*_CHOSEN, 'random-soft') for name in names]
     first = n*(needs.index(True) if any(needs) else len(names))
     jobs = [partial(self.test, name, s) for name in names for s in range(self.seed, self.seed + n)]
     if not any(needs) or not helpers_for(jobs, self.data): return dealt(jobs, self.data)
-    if not self.cache: self.train_chooser() # the helpers get it with their jobs
-    before = [self.train_chooser]*self.cache # one helper trains it, and the others read it from the cache
-    beside = islice(dealt(before + jobs[:first], self.data), len(before), None)
-    return chain(beside, dealt(jobs[first:], self.data))
+    job = partial(getattr, self, 'chooser') # one helper trains it, and the others read it from the cache
+    if not self.cache: job() # and it is sent to the helpers
+    return chain(islice(dealt([job, *jobs[:first]], self.data), 1, None), dealt(jobs[first:], self.data))
 
 # %% ../../nbs/72_judge.evaluate.ipynb #f01ba4d6
 class Scores(list):
