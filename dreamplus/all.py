@@ -16,12 +16,13 @@ from .data.datasets import DATASETS, Dataset
 from .data.sources import load_data
 from .distilled import DistilledSet, load_distilled
 from .exchange.writers import WRITERS
-from .judge.evaluate import evaluate_run, format_row, results_table, score
+from .judge.evaluate import evaluate_run, format_row, score
 from .judge.protocols import PROTOCOLS
 from .judge.scores import robust
 from .judge.validate import BestCB, ValidAccuracy
 from .labs.compare import compare, compare_figures, compare_table
 from .labs.doctor import doctor
+from .labs.leaderboard import results_table
 from .labs.plan import format_plan, plan
 from .labs.reproduce import reproduce
 from .labs.study import study

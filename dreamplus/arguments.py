@@ -186,11 +186,12 @@ def arguments_text(
 
 # %% ../nbs/02_arguments.ipynb #f493a0b7
 def plain(value):
-    "Numbers of NumPy and torch as Python's, also in lists and dictionaries; anything else as it is"
+    "Numbers of NumPy and torch as Python's, also in lists and dictionaries, whose paths become texts"
     if getattr(value, 'ndim', None) in (0, 1) and hasattr(value, 'tolist'): return value.tolist()
     if type(value) in (list, tuple) and any(getattr(v, 'ndim', None) == 0 for v in value):
         return type(value)(map(plain, value))
-    return {k: plain(v) for k, v in value.items()} if type(value) is dict else value
+    if type(value) is not dict: return value
+    return {k: str(v) if isinstance(v, Path) else plain(v) for k, v in value.items()}
 
 # %% ../nbs/02_arguments.ipynb #699df841
 _ALIKE = {float: (float, int), list: (list, tuple), tuple: (tuple, list), Path: (Path, str),

@@ -130,15 +130,15 @@ def evaluate(
     from dreamplus.judge.evaluate import ROWS, format_row
     from dreamplus.judge.sets import evaluate_set
     keep_memory()
-    fast = {name: True for name, on in dict(bf16=bf16, compiled=compiled).items() if on}
     names, run = tuple(rows.split(',')) if rows else ROWS, os.path.expanduser(run)
     real, how = named_data(data, levels, root=root, size=size), overrides(set)
-    kw = dict(rows=names, device=device, **fast)
-    if (Path(run)/'run.json').exists() and not how: result = _evaluate(run, real, protocol, nets, **kw)
+    kw = dict(rows=names, device=device) | {k: True for k, on in dict(bf16=bf16, compiled=compiled).items() if on}
+    is_run = (Path(run)/'run.json').exists() and not how
+    if is_run and not out: result = _evaluate(run, real, protocol, nets, **kw)
     else: result = evaluate_set(run, real, how, out, protocol=protocol, n=nets,
                                 log=lambda row: print(format_row(row)), **kw)
     for line in result.get('assumed', []): print(f'assumed: {line}')
-    written = out or ((Path(run)/'result.json').exists() and Path(run)/'result.json')
+    written = Path(run)/'result.json' if is_run else out
     print(f'{result["seconds"]["evaluate"]:.0f} s' + f', written to {written}'*bool(written))
     return result
 

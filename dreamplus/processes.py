@@ -330,6 +330,7 @@ def _help(pipe, threads: int):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # ctrl-C is for the process that is helped
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
+    torch.optim.SGD([torch.zeros(1)]) # the first optimiser imports a second of modules, now while no job waits
     with suppress(Exception), redirect_stderr(io.StringIO()): # the process that is helped repeats a failing job
         while True: _work(pipe, pickle.loads(pipe.recv_bytes()))
 
@@ -355,7 +356,6 @@ def helper_count() -> int:
 def helped():
     "Inside the block, this process has helpers; it must not have computed gradients before"
     n = helper_count()
-    if n: torch.optim.SGD([torch.zeros(1)]) # the first optimiser imports a second of modules, which helpers inherit
     _now['helpers'] = [_Helper(torch.get_num_threads()//n) for _ in range(n)]
     try: yield
     finally:

@@ -7,6 +7,7 @@ __all__ = ['RUN', 'RunFolder', 'others_in', 'check_new_folder', 'locked_folder',
            'run_settings', 'append_record', 'read_records', 'begin_records', 'first_seed', 'short_name', 'free_folder']
 
 # %% ../nbs/08_runs.ipynb #55c49bc1
+import hashlib
 import json
 import os
 import warnings
@@ -150,12 +151,14 @@ def open_run(
 # %% ../nbs/08_runs.ipynb #9e2c6c81
 def run_settings(
     path: Path, # A folder
-) -> dict: # args; settings: budget, held-out part, and whether it started from the user's images. {} if it holds no run
+) -> dict: # args; settings: budget, held-out part, digest of the user's initial images. {} if it holds no run
     "What runs of one method share if they differ in their seeds only"
     if not (path/'run.json').exists(): return {}
     info = read_checked(path/'run.json', {'args': dict, 'data?': dict}, 'restore the file')
     held = info.get('data', {}).get('held')
-    return dict(args=info['args'], settings=dict(budget=info.get('budget'), held=held, earlier='earlier' in info))
+    start = path/'earlier'/'distilled.safetensors'
+    earlier = hashlib.sha256(start.read_bytes()).hexdigest()[:16] if start.exists() else info.get('earlier')
+    return dict(args=info['args'], settings=dict(budget=info.get('budget'), held=held, earlier=earlier))
 
 # %% ../nbs/08_runs.ipynb #d44c4707
 def _end_line(f):

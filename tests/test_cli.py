@@ -118,7 +118,8 @@ def test_result(whole):
     result = read_json(whole[1]/'result.json')
     rows = result.pop('rows')
     assert set(result) == {'dataset', 'method', 'ipc', 'factor', 'arch', 'width', 'protocol', 'seed', 'device',
-                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images', 'network'}
+                           'seconds', 'peak_mib', 'versions', 'data', 'test_uses', 'training', 'images', 'network',
+                           'args', 'settings'}
     expected = dict(dataset='digits', method='dream+', ipc=1, factor=1, arch='convnet', width=8, protocol='quick',
                     seed=0, device=str(pick_device()))
     assert expected.items() <= result.items()
@@ -200,6 +201,7 @@ def test_compiled(here, monkeypatch):
 def test_evaluate(finished):
     before = read_json('run/result.json')
     out = done('evaluate', 'run', '--rows', 'full,distilled', '--nets', 1)
+    assert f', written to {Path("run")/"result.json"}' in out
     after = read_json('run/result.json')
     assert [line.split()[0] for line in out.split('\n')[1:3]] == ['full', 'distilled']
     assert re.match(r'full +\d+\.\d +\(1 network, calibration', out.split('\n')[1]) and '±' not in out

@@ -123,7 +123,7 @@ def test_every_run_has_the_same_number_of_iterations(whole, tmp_path):
     assert {h['step'] for r in [odd, *whole[1]] for h in r['history']} == {2, 4, 6}
 
 def test_minutes_end_a_run_that_can_be_continued(tmp_path):
-    again = dict(seeds=(0,), steps=None, minutes=.4/60, valid=0.)
+    again = dict(seeds=(0,), steps=None, minutes=.4/60, report=None, valid=0.)
     r, = run(tmp_path/'out', ['dm'], **again)
     assert .4 <= r['seconds']['distill'] < 4 and r['steps'] == r['history'][-1]['step'] > 2
     forget(tmp_path/'out', 'dm', 0)
@@ -136,6 +136,12 @@ def test_progress_is_no_part_of_the_seconds(tmp_path, monkeypatch):
     assert len(r['history']) == 3 and r['history'][-1]['seconds'] <= r['seconds']['distill'] + .01 < 1.8
 
 # Arguments
+
+def test_a_run_is_asked_for_once_and_a_folder_may_be_a_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Comparison, 'record', lambda self, run: self.args(run))
+    best = dict(report=None, bank_folder=tmp_path/'bank', width=8)
+    args, = run(tmp_path/'out', ['best'], **dict(seeds=(0, 0), batch_real=None) | best)
+    assert args['bank_folder'] == str(tmp_path/'bank')
 
 def test_overrides_reach_the_methods_that_know_them(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Comparison, 'record', lambda self, run: self.args(run))
@@ -225,8 +231,8 @@ def test_paper_protocols_differ_between_methods(tmp_path):
     assert rows == [['datadam', 'random'], ['dm', 'dsa', 'random']]
 
 @pytest.mark.parametrize('change', [
-    dict(steps=7), dict(steps=None, minutes=1), dict(protocol='dcbench'), dict(nets=1), dict(width=16), dict(valid=0.),
-    dict(training={}), dict(rows=('distilled',))])
+    dict(steps=7), dict(steps=None, minutes=1, report=None), dict(protocol='dcbench'), dict(nets=1), dict(width=16),
+    dict(valid=0.), dict(training={}), dict(rows=('distilled',))])
 def test_folder_keeps_to_its_terms(whole, change):
     with pytest.raises(ValueError, match='compares with .* use the same value, or another'): run(whole[0], **change)
 

@@ -12,7 +12,7 @@ from dreamplus.apps import continual as module
 from dreamplus.apps.continual import Chain, Course, continual, continual_table, load_continual, plot_continual
 from dreamplus.apps.memory import class_steps
 from dreamplus.cli import main
-from dreamplus.core import load_state, toy_images
+from dreamplus.core import load_state, read_json, toy_images
 from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import load_distilled
@@ -190,3 +190,10 @@ def test_a_memory_needs_one_factor():
     with pytest.raises(ValueError, match='best has factor 2 for 2, 4 for 1 images of a class, .* factor=2'):
         continual(data, **args)
     assert not os.path.exists('never')
+
+def test_a_recipe_may_have_another_length_where_there_is_no_budget(tmp_path):
+    how = dict(ipc=(1,), **SMALL | dict(iterations=None), outer=2, **FEW)
+    continual(toys(), ['dm'], out=tmp_path/'a', **how)
+    assert read_json(next((tmp_path/'a').glob('order0-step0/*/run.json')))['args']['outer'] == 2
+    with pytest.raises(ValueError, match='outer=2 has no effect: the budget sets the length'):
+        continual(toys(), ['dm'], out=tmp_path/'b', **how | dict(iterations=3))

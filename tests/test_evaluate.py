@@ -1,5 +1,6 @@
 "Evaluation against plain loops and sums, in other processes, and with caches and records that are damaged."
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -11,14 +12,16 @@ from processes import Process
 from torchvision.transforms.v2.functional import resized_crop
 
 from dreamplus.choose.coresets import coreset
-from dreamplus.core import Key, read_json, seeded, toy_images, write_json
+from dreamplus.core import Key, load_state, read_json, seeded, toy_images, write_json
 from dreamplus.data.core import to_float
 from dreamplus.data.sources import load_data
 from dreamplus.distilled import DistilledSet, load_distilled
-from dreamplus.judge import protocols
-from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, results_table, score
+from dreamplus.judge import evaluate as judge, protocols
+from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, score
+from dreamplus.labs.leaderboard import results_table
 from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training,
                                        protocol_args, train_fresh, training_steps)
+from dreamplus.judge.sets import evaluate_set
 from dreamplus.judge.scores import cross, cross_table, robust, score_run
 from dreamplus.judge.validate import BestCB, ValidAccuracy
 from dreamplus.loop.distill import distill, resume
@@ -279,6 +282,38 @@ def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
     distill(data, 'dream+', out=folder, log=None, outer=1, inner=2, **SMALL)
     return folder
+
+def test_the_start_has_its_own_labels(data, tmp_path):
+    "also if learned labels moved an image to another class"
+    distill(data, 'dm', 2, out=tmp_path/'run', log=None, outer=1, label_lr=.1, batch_real=4, width=8)
+    dset, first = load_distilled(tmp_path/'run'), load_state(tmp_path/'run'/'start.safetensors')
+    moved = dset.y.clone()
+    moved[1] = moved[1].roll(1) # its most probable class
+    replace(dset, y=moved).save(tmp_path/'run')
+    assert load_distilled(tmp_path/'run').counts != [2, 2, 2]
+    ask = lambda: evaluate_run(tmp_path/'run', data, n=1, rows=('distilled', 'start'), again=True)
+    own = replace(dset, pixels=first['pixels'].flatten(0, -4), y=first['labels'].argmax(1))
+    alone = score(own, data, n=1, rows=('distilled',))
+    with pytest.warns(UserWarning, match='use 2'): ask(), ask()
+    assert own.counts == [2, 2, 2] and accs(ask()['rows'])['start'] == accs(alone)['distilled']
+
+@pytest.mark.parametrize('rows', [('distilled', 'distilled'), ('random', 'full', 'random')])
+def test_a_row_is_named_once(data, dset, rows):
+    with pytest.raises(ValueError, match='names a row twice'): score(dset, data, rows=rows)
+
+def test_a_wrong_out_is_refused_before_training(data, dset, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, 'train_fresh', None)
+    dset.save(tmp_path/'set')
+    with pytest.raises(ValueError, match='is a folder; give a file'): evaluate_set(tmp_path/'set', data, out=tmp_path)
+    with pytest.raises(ValueError, match='is a run, whose result is written to .*result.json'):
+        evaluate_set(run, data, out=tmp_path/'r.json')
+
+def test_equal_steps_are_recorded(data, run, tmp_path):
+    ask = dict(rows=('distilled', 'random'), n=1, equal_steps=True)
+    result = evaluate_run(shutil.copytree(run, tmp_path/'run'), data, **ask)
+    assert result['protocol'] == 'quick, equal_steps=True' and result['training']['steps'] == 3
+    load_distilled(run).save(tmp_path/'set')
+    assert accs(evaluate_set(tmp_path/'set', data, **ask)['rows']) == accs(result['rows'])
 
 def test_the_test_split_is_used_once(data, run):
     ask = lambda **kw: evaluate_run(run, data, **dict(n=1, rows=('distilled', 'random'), **BRIEF) | kw)

@@ -8,10 +8,10 @@ import torch
 from dreamplus.cli import main
 from dreamplus.core import read_json, toy_images, write_json
 from dreamplus.data.sources import load_data
-from dreamplus.judge.evaluate import evaluate_run, results_table
+from dreamplus.judge.evaluate import evaluate_run
 from dreamplus.judge.protocols import PROTOCOLS
 from dreamplus.judge.sets import evaluate_set
-from dreamplus.labs.leaderboard import leaderboard
+from dreamplus.labs.leaderboard import leaderboard, results_table
 from dreamplus.loop.distill import distill
 
 def row(name, *accs): return dict(set=name, acc=statistics.mean(accs), std=.01, n=len(accs), accs=[*accs])
@@ -99,15 +99,19 @@ def test_other_budgets_parts_and_starts_are_not_seeds(tmp_path, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=3))
     data = load_data(toy_images(classes=2, per_class=10))
     runs = dict(a=dict(steps=1), b=dict(steps=2), c=dict(seed=1, steps=2), e={})
-    runs['d'] = dict(start=torch.zeros(2, 1, 1, 8, 8))
+    runs |= dict(d=dict(start=torch.zeros(2, 1, 1, 8, 8)), f=dict(start=torch.ones(2, 1, 1, 8, 8)), g=dict(lr=9.))
+    runs['twice'], records = runs['a'], [] # the same images as a
     for name, how in runs.items():
         part = data.hold_out(.2) if name == 'e' else data
         distill(part, 'dm', 1, out=tmp_path/name, width=4, outer=4, inner=1, batch_real=4, log=None, **how)
-        evaluate_run(tmp_path/name, part, n=1, rows=('distilled', 'random'))
-    first, other = leaderboard(tmp_path)
-    sets = sorted(len(line['accs']) for line in first['lines'] if not line['baseline'])
-    assert sets == [1, 1, 2] and other['apart'] == 'held [0.2, 0], not None' and len(other['lines']) == 2
-    assert len(results_table([tmp_path/name for name in runs]).split('\n')) == 2 + 4
+        records.append(evaluate_run(tmp_path/name, part, n=1, rows=('distilled', 'random')))
+    for given in [tmp_path], records:
+        first, other = leaderboard(*given)
+        sets = sorted(len(line['accs']) for line in first['lines'] if not line['baseline'])
+        assert sets == [1, 1, 1, 1, 2] and other['apart'] == 'held [0.2, 0], not None' and len(other['lines']) == 2
+        [name] = [line['name'] for line in first['lines'] if len(line['accs']) == 2 and not line['baseline']]
+        assert name.endswith(', 2 sets') and name[0] != ','
+    for given in [tmp_path/name for name in runs], records: assert len(results_table(given).split('\n')) == 2 + 6
 
 def test_a_run_and_an_imported_set_share_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROTOCOLS, 'quick', dict(epochs=1, steps=3))

@@ -259,6 +259,22 @@ def test_a_reproduction_runs_once_and_is_read_again(data, quick_paper, tmp_path)
         assert r['acc'] == pytest.approx(statistics.mean(r['accs']))
         assert r['within'] == (abs(r['acc'] - PUBLISHED[name].value) <= tolerance(PUBLISHED[name], r['std']))
 
+def test_seeds_and_seconds_of_a_reproduction_count_once(data, quick_paper, tmp_path):
+    "and a path is an argument like its text"
+    ask = lambda seeds, **how: reproduce('dm/cifar10/ipc1', tmp_path/'out', seeds, 1, data, log=None, **SMALL | how)
+    with pytest.raises(ValueError, match=r'seeds=\(0, 0\) has a seed twice'): ask((0, 0))
+    own = dict(networks='bank', bank_nets=1, bank_stages='30', bank_folder=tmp_path/'bank', n_data=None)
+    r, seconds = ask((0,), **own), read_json(tmp_path/'out'/'seed0'/'result.json')['seconds']
+    assert r['minutes']*60 == pytest.approx(seconds['distill'] + seconds['evaluate'] + seconds['bank'])
+    assert r['changes']['bank_folder'] == str(tmp_path/'bank') == read_json(tmp_path/'out'/'reproduced.json')[
+        'changes']['bank_folder']
+
+def test_a_study_has_each_seed_once_and_its_own_reports(data, tmp_path):
+    how = dict(outer=1, every=1, inner=1, nets=1, steps=3, log=None, width=8, depth=1, factor=1, batch_real=8)
+    assert len(study(data, tmp_path/'out', **ONE | dict(seeds=(0, 0)), **how)) == 1
+    with pytest.raises(ValueError, match='report=1 has no effect in a study; give every'):
+        study(data, tmp_path/'other', **ONE, **how, report=1)
+
 def test_an_interrupted_reproduction_goes_on(data, quick_paper, tmp_path):
     r = reproduce('dm/cifar10/ipc1', tmp_path/'whole', (0,), 1, data, log=None, **SMALL)
     reproduce('dm/cifar10/ipc1', tmp_path/'cut', (0,), 1, data, log=None, **SMALL)

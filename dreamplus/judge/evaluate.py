@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LEGACY', 'ROW', 'RESULT', 'check_baselines', 'possible_rows', 'remember', 'Bench', 'Scores', 'score',
-           'format_row', 'is_current', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run',
-           'results_table']
+           'format_row', 'is_current', 'read_result', 'next_use', 'label_of', 'record_of', 'evaluate_run']
 
 # %% ../../nbs/72_judge.evaluate.ipynb #ea6dfedd
 import hashlib
@@ -40,8 +39,8 @@ from ..nets.train import check_compiler
 from ..nets.zoo import network
 from ..processes import dealt, helpers_for, this_group
 from ..runs import RunFolder, first_seed, open_run, run_settings
-from ..synthetic import mosaic
-from ..tables import interval, markdown_table, mean_std
+from ..synthetic import hard_labels, mosaic
+from ..tables import interval, markdown_table
 
 # %% ../../nbs/72_judge.evaluate.ipynb #98154890
 _CHOSEN = 'k-means', 'herding', 'k-center'
@@ -51,6 +50,7 @@ LEGACY = 'best-on-test (legacy)' # not in ROWS
 def check_baselines(rows: tuple, n: int): # n: networks for each row
     "Raise `ValueError` for an unknown row or `n` below 1"
     if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
+    if len({*rows}) < len(rows): raise ValueError(f'{rows=} names a row twice; name each once')
     unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
     if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
     if not 1 <= n <= 10_000: raise ValueError(f'{n=} must be from 1 to 10,000: each row needs so many networks')
@@ -129,12 +129,12 @@ def remember(
 class Bench:
     "Trains and tests networks on a set and on its baselines; `ValueError` for a set of other data"
     def __init__(self, dset: DistilledSet, data: ImageData, protocol: str = 'quick', seed: int = 0,
-                 device=None, start=None, cache: bool = True, equal_steps: bool = False,
-                 **change): # All as in score
+                 device=None, start=None, cache: bool = True, equal_steps: bool = False, **change): # As in score
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
-        self.dset, self.start, self.seed, self.cache = dset, initial_images(start, dset), seed, cache
+        self.dset, self.seed, self.cache = dset, seed, cache
+        self.start = self.like(initial_images(start, dset)) if torch.is_tensor(start) else start
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # the normalisation of the set
@@ -179,6 +179,12 @@ class Bench:
 
 # %% ../../nbs/72_judge.evaluate.ipynb #c2c0bd5f
 @patch
+def like(self: Bench, pixels=None) -> DistilledSet: # Stored images (N,ch,h,w); None: those of the set
+    "A set with as many images of each class, and class labels"
+    y = torch.arange(len(self.dset.classes)).repeat_interleave(torch.tensor(self.dset.counts))
+    return replace(self.dset, pixels=self.dset.pixels if pixels is None else pixels, y=y)
+
+@patch
 def images(self: Bench, row: str, # A name in ROWS
            seed: int = 0, # Seed of random images
           ) -> tuple: # Images (n,ch,h,w) and labels (n,) or (n,C)
@@ -186,19 +192,17 @@ def images(self: Bench, row: str, # A name in ROWS
     dset, data, key = self.dset, self.data, Key(seed, 'baseline', row.removesuffix('-soft'))
     if row == 'full': return data.train.x, data.train.y
     if row in ('distilled', LEGACY): return dset.images(), dset.labels()
-    y = torch.arange(data.n_classes).repeat_interleave(torch.tensor(dset.counts))
-    def decoded(pixels):
-        like = replace(dset, pixels=pixels, y=y)
-        return like.images(), like.labels()
-    if row == 'start': return decoded(self.start)
+    if row == 'start': return self.start.images(), self.start.labels()
     if row == 'random-factor':
         counts = [n*dset.factor**2 for n in dset.counts]
         x = to_float(data.train.x[_real_positions('random', data, counts, key=key)]).cpu()
         stored = [mosaic(part[None], dset.factor)[0] for part in x.split(counts) if len(part)]
-        return decoded(torch.cat(stored))
+        like = self.like(torch.cat(stored))
+        return like.images(), like.labels()
     name, net = (row, self.chooser) if row in _CHOSEN else ('random', None)
     x = data.train.x[_real_positions(name, data, dset.counts, net, key)]
-    return x, logits_on(self.chooser, x, data).softmax(1) if row == 'random-soft' else y
+    if row == 'random-soft': return x, logits_on(self.chooser, x, data).softmax(1)
+    return x, self.like().labels(decoded=False)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #060f15a8
 @patch
@@ -260,7 +264,7 @@ def score(
     seed: int = 0, # Seed of the first network
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = None, # Called with each finished row
-    start: torch.Tensor | None = None, # The initialisation (N,ch,h,w) or (C,ipc,ch,h,w)
+    start: torch.Tensor | DistilledSet | None = None, # The initialisation; a tensor is (N,ch,h,w) or (C,ipc,ch,h,w)
     cache: bool = True, # Store and reuse the results of real images
     equal_steps: bool = False, # Train all rows for as many steps as the distilled set
     **change # Arguments of the protocol to change, as in augment='', mix=0., soft='kl', bf16=True
@@ -329,10 +333,12 @@ def label_of(protocol: str, changes: dict) -> str:
     return ', '.join([protocol, *(f'{k}={v}' for k, v in sorted(changes.items()) if v is not None and v is not False)])
 
 def _start_of(file, dset):
-    "The initial images of a set; `ValueError` if they are of another set"
+    "The initial images of a set, with their class labels; `ValueError` if they are of another set"
     remedy = 'restore or remove it; without it, the row start is left out'
-    found = read_checked(file, dict(pixels=(TensorOf(4), TensorOf(5))), remedy)
-    return initial_images(found['pixels'], dset, remedy, file)
+    found = read_checked(file, {'pixels': (TensorOf(4), TensorOf(5)), 'labels?': TensorOf(dtype=None)}, remedy)
+    pixels = initial_images(found['pixels'], dset, remedy, file)
+    if 'labels' not in found: return pixels
+    return replace(dset, pixels=pixels, y=hard_labels(found['labels']))
 
 # %% ../../nbs/72_judge.evaluate.ipynb #d686c865
 def record_of(
@@ -344,7 +350,8 @@ def record_of(
 ) -> dict: # JSON values
     "The record of an evaluation"
     e, made, C = evaluation_of(dset), dset.provenance, len(dset.classes)
-    p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **changes)
+    own = {k: v for k, v in changes.items() if k != 'equal_steps'} # which changes the training of the baselines
+    p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **own)
     took = dict(distill=made.get('seconds'), evaluate=seconds)
     if bank := made.get('bank'): # seconds that this run spent on the bank; and of its whole training
         took |= dict(bank=bank['seconds'], bank_trained=bank['trained'])
@@ -383,44 +390,7 @@ def evaluate_run(
             return last
         results = score(dset, data, protocol, n, rows, seed, device, log, start, cache, **changes)
         own = dict(seed=info['seed'], images=images, test_uses=next_use(out), data=info['data']['digest'])
+        own |= run_settings(run.path)
         result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
         write_json(run/'result.json', result)
     return this_group().agree(result)
-
-# %% ../../nbs/72_judge.evaluate.ipynb #41c9a1e2
-def _line(runs, names):
-    "Cells of the runs that share a line"
-    accs = {name: [] for name in names}
-    for row in (row for r in runs for row in r['rows']): accs[row['set']].append(row['accs'])
-    sets = accs.get('distilled', [])
-    half, nets = interval(sets) if sets else None, sum(map(len, sets))
-    seconds = [r['seconds']['distill'] for r in runs if r['seconds'].get('distill') is not None]
-    cells = [mean_std(sum(a, [])) for a in accs.values()]
-    return [*cells, None if half is None else f'± {100*half:.1f}', nets,
-            f'{statistics.mean(seconds)/60:.1f}' if seconds else None]
-
-def _table(records):
-    "One table of the records of one protocol"
-    lines, about = {}, ('dataset', 'method', 'ipc', 'factor')
-    for r in records:
-        key = *(r[k] for k in about), f'{r["arch"]} {r["width"] or ""}', r['protocol']
-        other = json.dumps([r.get('args'), r.get('settings')]) # has a line of its own
-        lines.setdefault((key, other), []).append(r)
-    names = [name for name in (*ROWS, LEGACY) if any(row['set'] == name for r in records for row in r['rows'])]
-    head = [*about, 'network', 'protocol', *names, '95 %', 'nets', 'minutes to distil']
-    return markdown_table(head, [[*key, *_line(runs, names)] for (key, _), runs in lines.items()])
-
-@checked
-def results_table(
-    folders: list | tuple, # Run folders with a result.json, or such records
-) -> str: # Markdown
-    "Test accuracy in per cent, a line for each method on a dataset, a table for each protocol"
-    tables = {}
-    for r in folders:
-        if not isinstance(r, (dict, str, Path)): raise TypeError(f'folders has {r!r}; give run folders or records')
-        if not isinstance(r, dict):
-            folder = Path(r).expanduser()
-            r = read_result(folder, dict(set=str, accs=[Share])) | run_settings(folder)
-        own = r.get('training') if r['protocol'].startswith('paper') else None # papers have different trainings
-        tables.setdefault((r['protocol'], json.dumps(own)), []).append(r)
-    return '\n\n'.join(map(_table, tables.values()))

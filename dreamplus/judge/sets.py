@@ -71,8 +71,10 @@ def evaluate_set(
     "Score any set; a run folder gets its result.json"
     path = Path(path).expanduser()
     if (path/'run.json').exists() and not how:
+        if out: raise ValueError(f'{path} is a run, whose result is written to {path/"result.json"}; give no {out=!s}')
         return evaluate_run(path, data, protocol, n, rows, device, log, **changes)
-    check_protocol(protocol, changes)
+    check_protocol(protocol, {k: v for k, v in changes.items() if k != 'equal_steps'})
+    if out and Path(out).expanduser().is_dir(): raise ValueError(f'{out} is a folder; give a file')
     if out and not Path(out).expanduser().absolute().parent.is_dir():
         raise ValueError(f'{out} is in no folder; create its folder')
     dset, data = open_set(path, data, how)

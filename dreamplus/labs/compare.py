@@ -272,8 +272,8 @@ def check(self: Comparison, runs: list):
     "Raise `ValueError` for unknown or wrong arguments"
     p, (given, experts, rows) = self.plan, (self.plan[k] for k in ('overrides', 'experts', 'rows'))
     if not runs: raise ValueError('there is nothing to compare; give methods, images per class and seeds')
-    if 'outer' in given:
-        raise ValueError(f'outer={given["outer"]} has no effect: the budget sets the length; give steps or minutes')
+    if 'outer' in given and (p['steps'] or p['minutes']):
+        raise ValueError(f'outer={given["outer"]} has no effect: the budget sets the length; leave outer out')
     if 'distilled' not in rows: raise ValueError(f'{rows=} must include distilled, the row that is compared')
     check_baselines(rows, p['nets']), check_protocol(p['protocol'], p['training'])
     if isinstance(experts, dict): check_arguments(experts, dict(experts=train_experts))
@@ -316,7 +316,7 @@ def compare(
                 minutes=minutes, nets=nets, protocol=protocol, rows=tuple(rows), training=training or {},
                 experts=str(experts) if isinstance(experts, str | Path) else experts or {},
                 overrides={k: v for k, v in overrides.items() if v is not None})
-    runs = [Run(m, n, s) for n in ipc for m in methods for s in seeds]
+    runs = [*dict.fromkeys(Run(m, n, s) for n in ipc for m in methods for s in seeds)] # each once
     comparison = Comparison(data, Path(out).expanduser(), plan, device, log, checkpoint_seconds)
     comparison.check(runs)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]) # imports modules, which should not count for a run

@@ -105,6 +105,7 @@ def _record(name, results, seeds, device, changes):
     published, first = PUBLISHED[name], results[0]
     accs = [100*a for r in results for row in r['rows'] for a in row['accs']]
     std, mean = statistics.stdev(accs) if len(accs) > 1 else None, statistics.mean(accs)
+    seconds = [r['seconds'].get(k) or 0 for r in results for k in ('distill', 'evaluate', 'bank')]
     allowed = tolerance(published, std)
     command = ['dreamplus reproduce', name, *[first['dataset']]*(published.dataset != first['dataset']),
                f'--seeds {",".join(map(str, seeds))} --nets {len(accs)//len(seeds)}',
@@ -112,7 +113,7 @@ def _record(name, results, seeds, device, changes):
     return dict(name=name, published=published.value, spread=published.spread,
                 source=SOURCES[published.source], acc=mean, std=std, accs=accs, n=len(accs),
                 seeds=[*seeds], tolerance=allowed, within=abs(mean - published.value) <= allowed,
-                changes=changes, minutes=sum(sum(r['seconds'].values()) for r in results)/60,
+                changes=changes, minutes=sum(seconds)/60,
                 hardware=hardware(device), command=' '.join(command),
                 **{k: first[k] for k in ('dataset', 'data', 'protocol', 'width', 'device', 'versions')})
 
@@ -130,6 +131,7 @@ def reproduce(
     "Run or resume a published setting and compare the accuracies; `ValueError` for an unknown name"
     published = _find(name)
     if nets < 1 or not seeds: raise ValueError(f'{nets=} and {seeds=}: give at least one of each')
+    if len({*seeds}) < len(seeds): raise ValueError(f'{seeds=} has a seed twice; give each seed once')
     data = data or load_data(published.dataset, root=root)
     out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]

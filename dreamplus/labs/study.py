@@ -98,6 +98,7 @@ def _check_levels(warms, overrides, **counts):
             raise ValueError(f'{warm=} must be at least 0 epochs, or bank')
     for name in {'start', 'sampler', 'match', 'warm_epochs', 'networks'} & {*overrides}:
         raise ValueError(f'{name}={overrides[name]!r} is an ingredient of the study; give its levels instead')
+    if 'report' in overrides: raise ValueError(f'report={overrides["report"]!r} has no effect in a study; give every')
 
 # %% ../../nbs/84_labs.study.ipynb #5c6a7489
 def _header(data, job, levels, fixed, overrides):
@@ -184,7 +185,7 @@ def study(
     fixed = counts | dict(ipc=ipc, factor=factor, valid=valid, device=device)
     if images: data = subset(data, images)
     held = {seed: data.hold_out(valid, seed) for seed in seeds}
-    levels = dict(seeds=seeds, starts=starts, samplers=samplers, matches=matches, warms=warms)
+    levels = dict(seeds=tuple(held), starts=starts, samplers=samplers, matches=matches, warms=warms)
     settings = [dict(zip(('seed', *LEVELS), s)) for s in product(*levels.values())]
     if not settings:
         raise ValueError('there is nothing to study; give at least one seed and one level of each ingredient')

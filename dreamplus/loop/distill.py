@@ -56,6 +56,16 @@ def _check_given_once(overrides):
     for k in ('data', 'method', 'ipc', 'factor', 'seed', 'device'):
         if k in overrides: raise ValueError(f'{k} is given twice; leave {k}={brief(overrides[k])} out')
 
+def _check_budget(steps, minutes, report): # The last: the argument, if it was given
+    "Raise `ValueError` for a wrong budget, or if `report` has no effect with it"
+    if steps is not None and minutes is not None:
+        raise ValueError(f'{steps=} and {minutes=}: give one of them as the budget')
+    for name, value in dict(steps=steps, minutes=minutes).items():
+        if value is not None and not 0 < value < float('inf'): raise ValueError(f'{name}={value!r} must be above 0')
+    if steps is not None and type(steps) is not int: raise ValueError(f'{steps=} must be a whole number')
+    if minutes is not None and report is not None:
+        raise ValueError(f'{report=} has no effect with {minutes=}, of which each tenth has a report; leave report out')
+
 @checked
 def make_job(
     data: ImageData, method: str, ipc: int | list, factor: int | None, seed: int, device: str | None, # As `distill`
@@ -73,16 +83,10 @@ def make_job(
             f'{ipc=} has {len(ipc)} numbers for {data.n_classes} classes; give one for each class')
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f'{seed=} must be a whole number of at least 0, below 2**63')
-    if steps is not None and minutes is not None:
-        raise ValueError(f'{steps=} and {minutes=}: give one of them as the budget')
-    for name, value in dict(steps=steps, minutes=minutes).items():
-        if value is not None and not 0 < value < float('inf'):
-            raise ValueError(f'{name}={value!r} must be above 0')
-    if steps is not None and type(steps) is not int:
-        raise ValueError(f'{steps=} must be a whole number')
+    _check_budget(steps, minutes, overrides.get('report'))
     if minutes is not None and overrides.get('outer') is None:
         overrides = overrides | dict(outer=10**6) # the budget ends the run
-    overrides, earlier = split_start({k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()})
+    overrides, earlier = split_start(overrides)
     args = recipe(method, data, max(counts), factor, **overrides)
     needed = -(-(steps or 0)//args['inner']) # a budget may be longer than the recipe
     if overrides.get('outer') is None: args['outer'] = max(args['outer'], needed)
