@@ -19,7 +19,8 @@ from dreamplus.judge import protocols
 from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, results_table, score
 from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training,
                                        protocol_args, train_fresh, training_steps)
-from dreamplus.judge.scores import cross, cross_table, robust, score_run
+from dreamplus.judge.scores import cross, cross_table, robust, score_run, score_set
+from dreamplus.judge.sets import evaluate_set
 from dreamplus.judge.validate import BestCB, ValidAccuracy
 from dreamplus.loop.distill import distill, resume
 from dreamplus.nets.augment import Augment
@@ -311,6 +312,20 @@ def test_scores_of_a_run(data, run):
         for kw in dict(soft='hard'), dict(archs=('resnetap99',)), dict(protocol='fast'):
             with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
     assert (run/'scores.json').read_bytes() == before
+
+@pytest.mark.parametrize('how, says', [
+    (dict(width=16), 'network'), (dict(factor=2), 'factor'), (dict(stats=([.5], [.2])), 'mean and std')])
+def test_scores_join_only_the_record_of_their_networks(data, dset, tmp_path, how, says):
+    "and of the set as it was read for them"
+    torch.save([dset.pixels, dset.y], tmp_path/'set.pt')
+    usual, file = dict(factor=1, width=8), tmp_path/'r.json'
+    evaluate_set(tmp_path/'set.pt', data, usual, file, n=1, rows=('distilled',), **BRIEF)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=f'r.json is a record of other {says};'):
+        score_set(tmp_path/'set.pt', data, usual | how, file, ('convnet',), n=1, **BRIEF)
+    assert file.read_bytes() == before
+    score_set(tmp_path/'set.pt', data, usual, file, ('convnet',), n=1, **BRIEF)
+    assert read_json(file)['network'] == 'convnet 8 instance' and 'robust' in read_json(file)
 
 def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
     "They keep to the accuracy here, share no table, and are refused before any work where nothing compiles"

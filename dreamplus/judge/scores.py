@@ -20,7 +20,7 @@ from ..data.core import ImageData, fingerprint
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import ROWS, label_of, next_use, possible_rows, score
 from ..files import read_checked
-from .protocols import check_protocol, evaluation_of, protocol_args
+from .protocols import check_protocol, evaluation_of, network_text, protocol_args
 from .sets import open_set
 from ..loop.elsewhere import run_data
 from ..machine import pick_device, versions
@@ -223,7 +223,7 @@ def score_run(
     return record
 
 # %% ../../nbs/74_judge.scores.ipynb #a40e60f4
-_SCORED = {'images': str, 'data': str, 'protocol': str} # of the record of an evaluation
+_SCORED = {'images': str, 'data': str, 'protocol': str, 'network': str, 'factor': int} # of the record of an evaluation
 
 @checked
 def score_set(
@@ -236,14 +236,16 @@ def score_set(
     device: str | None = None, # None: the best one here
     log=None, **kw # As in score_run
 ) -> dict: # cross, robust and arguments
-    "Compute both kinds of scores for a set; `ValueError` if the record in `out` is of other images, data or protocol"
+    "Compute both kinds of scores for a set; `ValueError` if the record in `out` is of another evaluation"
     remedy, changes = '`dreamplus evaluate SET --out FILE` writes one', {k: v for k, v in kw.items() if k not in _CALL}
     file = out and Path(out).expanduser()
     before = read_checked(file, _SCORED, remedy) if out else {}
     (dset, data), begun = open_set(path, data, how), time.monotonic()
     if data is None: raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
-    same = dict(images=fingerprint(dset.pixels, dset.y), data=data.digest, protocol=label_of(protocol, changes))
-    if differ := [k for k in same if out and before[k] != same[k]]:
+    same = dict(images=fingerprint(dset.pixels, dset.y), factor=dset.factor, decode=dset.decode, mean=dset.mean,
+                std=dset.std, data=data.digest, network=network_text(evaluation_of(dset)),
+                protocol=label_of(protocol, changes))
+    if differ := [k for k in same if out and before.get(k, same[k]) != same[k]]: # older records lack decode, mean, std
         raise ValueError(f'{out} is a record of other {" and ".join(differ)}; {remedy}')
     own = dict(n=n, seed=seed, device=pick_device(device)) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)

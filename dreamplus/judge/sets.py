@@ -81,7 +81,8 @@ def evaluate_set(
     begun, device = time.monotonic(), pick_device(device)
     results = score(dset, data, protocol, n, rows, seed, device, log, **changes)
     own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []),
-               images=fingerprint(dset.pixels, dset.y)) # score_set checks that they are equal
+               images=fingerprint(dset.pixels, dset.y), # score_set checks that they are equal
+               decode=dset.decode, mean=dset.mean, std=dset.std) # and these
     result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
     if out: write_json(Path(out).expanduser(), result)
     return result
