@@ -61,7 +61,7 @@ def accs(rows): return {r['set']: r['accs'] for r in rows}
     (dict(start=torch.zeros(5, 1, 8, 8)), 'start holds images .5, 1, 8, 8. of'),
     (dict(start=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), 'of torch.uint8, and'),
     (dict(drops=(2.,)), r'drops=\(2.0,\) must be fractions'), (dict(drops=['a']), "drops=.'a'. must be fractions"),
-    (dict(drops=(-.1,)), 'must be fractions'),
+    (dict(drops=(-.1,)), 'must be fractions'), (dict(rows=('full', 'distilled', 'full')), "row 'full' is given twice"),
     (dict(rows=('random-factor',)), 'no row that is possible .*the factor is 1')])
 def test_score_refuses_before_any_training(data, dset, change, says):
     said = []
@@ -423,8 +423,22 @@ def test_cross_pools_the_sets_of_a_method(data):
 
 def test_cross_refuses_before_any_work(data, dset, monkeypatch):
     monkeypatch.setattr(protocols, 'train', None) # no network may be trained
-    for archs, says in (('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'):
+    for archs, says in ((('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'),
+                        (('mlp', 'convnet', 'mlp'), "archs has 'mlp' twice; give each network once")):
         with pytest.raises(ValueError, match=says): cross([dset], data, archs, n=1)
+
+def test_scores_refuse_before_any_work(data, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocols, 'train', None) # no network may be trained
+    big = replace(make_set(data, 14), y=torch.arange(3).repeat_interleave(torch.tensor([16, 13, 13])))
+    big.save(tmp_path/'big')
+    twice, short = ('mlp', 'mlp'), "the scores need random images, but class '0' has 14 of 16 real images"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # nothing was tested that a warning could count
+        for ask, says in ((lambda: score_set(tmp_path/'big', data, archs=('mlp',)), short),
+                          (lambda: robust(big, data), short),
+                          (lambda: score_set(tmp_path/'big', data, archs=twice), "archs has 'mlp' twice"),
+                          (lambda: score_run(run, data, twice), "archs has 'mlp' twice")):
+            with pytest.raises(ValueError, match=says): ask()
 
 @pytest.mark.parametrize('soft, own', [('mse', False), (None, True)])
 def test_robust_is_made_of_rows(data, dset, soft, own):

@@ -49,10 +49,10 @@ ROWS = 'distilled', 'start', 'random', 'random-soft', 'random-factor', *_CHOSEN,
 LEGACY = 'best-on-test (legacy)' # not in ROWS
 
 def check_baselines(rows: tuple, n: int): # n: networks for each row
-    "Raise `ValueError` for an unknown row or `n` below 1"
+    "Raise `ValueError` for a row that is unknown or given twice, or `n` below 1"
     if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
-    unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
-    if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
+    for row in {*rows} - {*ROWS, LEGACY}: raise ValueError(f'row {row!r} is unknown; use any of {", ".join(ROWS)}')
+    if twice := [r for r in rows if rows.count(r) > 1]: raise ValueError(f'row {twice[0]!r} is given twice; remove one')
     if not 1 <= n <= 10_000: raise ValueError(f'{n=} must be from 1 to 10,000: each row needs so many networks')
 
 def possible_rows(

@@ -55,6 +55,11 @@ def check_networks(
 # %% ../../nbs/74_judge.scores.ipynb #58da0b8e
 _CALL = 'seed', 'device', 'cache', 'equal_steps' # arguments of score; the others change the protocol
 
+def _check_distinct(archs):
+    "Raise `ValueError` for a name that is given twice, whose networks would count twice"
+    if twice := [arch for arch in archs if archs.count(arch) > 1]:
+        raise ValueError(f'archs has {twice[0]!r} twice; give each network once')
+
 @checked
 def cross(
     dsets: list, # DistilledSets of one dataset, of several methods or seeds
@@ -69,6 +74,7 @@ def cross(
     "Train several networks on each set; `ValueError`, before any work, if one cannot be trained on it"
     if wrong := [d for d in dsets if not isinstance(d, DistilledSet)]:
         raise TypeError(f'dsets has {wrong[0]!r}; give a list of DistilledSet')
+    _check_distinct(archs)
     jobs, records = [for_network(dset, arch) for dset in dsets for arch in archs], []
     check_networks(jobs, data, protocol, **{k: v for k, v in kw.items() if k not in _CALL})
     for dset in jobs:
@@ -128,12 +134,16 @@ def ars(
                    random_plain=random_plain, gamma=gamma)
 
 # %% ../../nbs/74_judge.scores.ipynb #1f20e542
+def _check_random(dset, data):
+    "Raise `ValueError` if a class of the set has more images than that of the real data"
+    if missing := possible_rows(('random',), dset, data)[1]:
+        raise ValueError(f'the scores need random images, but {missing["random"]}; use a smaller set')
+
 def _scores(dset, data, protocol, n, labels, **kw):
     "One record for each kind of labels; networks for hard labels are trained once"
     for soft in labels: check_protocol(protocol, dict(soft=soft)) # `ValueError` before any work
+    _check_random(dset, data)
     hard_set = replace(dset, y=dset.y.argmax(1)) if dset.soft else dset
-    if missing := possible_rows(('random',), dset, data)[1]:
-        raise ValueError(f'the scores need random images, but {missing["random"]}; use a smaller set')
     def accs(dset, *rows, **more):
         return {r['set']: r for r in score(dset, data, protocol, n, rows, **kw | more)}
     hard, plain = accs(hard_set, 'distilled', 'random', 'full'), dict(augment='', mix=0.)
@@ -177,6 +187,7 @@ def robust_table(
 def _possible(dset, data, archs, protocol, soft, changes):
     "The networks to train, by default all that can be, with a warning that names the others; or `ValueError`"
     check_protocol(protocol, changes | dict(soft=soft))
+    _check_distinct(archs or ()), _check_random(dset, data)
     check = lambda *names: check_networks([for_network(dset, name) for name in names], data, protocol, **changes)
     if archs is not None: return check(*archs) or archs
     def fits(arch):
