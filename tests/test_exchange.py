@@ -23,11 +23,11 @@ from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.data import formats
 from dreamplus.exchange.writers import WRITERS, training_code
 from dreamplus.judge.evaluate import score
-from dreamplus.judge.protocols import PROTOCOLS
+from dreamplus.judge.protocols import PROTOCOLS, protocol_args
 from dreamplus.judge.sets import evaluate_set
 from dreamplus.labs.leaderboard import leaderboard
 from dreamplus.loop.distill import distill
-from dreamplus.recipes import recipe
+from dreamplus.recipes import METHODS, recipe
 from dreamplus.synthetic import start_pixels
 
 C, ipc, MANY = 10, 2, 12 # with 12 classes, 10 sorts before 2
@@ -80,6 +80,14 @@ def test_mtt(tmp_path, x):
         torch.testing.assert_close(load_distilled(path, 'cifar10', values='normalised').pixels, x)
     (tmp_path/'images_best.pt').unlink()
     assert load_distilled(tmp_path, 'cifar10', values='unit').pixels.eq(1).all() # the last iteration
+
+def test_what_is_said_of_a_learned_rate_is_true(tmp_path, x):
+    dset = load_distilled(mtt(tmp_path, x, lr=.02), 'cifar10', values='unit')
+    says = 'the learned rate is 0.02, which only the protocol paper uses, for mtt and tesla'
+    assert says in dset.provenance['assumed']
+    use_it = {(protocol, method.family) for protocol in PROTOCOLS for method in METHODS.values() if protocol_args(
+        protocol, dset.evaluation | dict(paper=method.family), 'cifar10')['lr'] == pytest.approx(.02)}
+    assert use_it == {('paper', 'mtt'), ('paper', 'tesla')}
 
 def test_mtt_normalises_cifar100_as_cifar10(tmp_path, x):
     dset = load_distilled(mtt(tmp_path, (x - CIFAR[0])/CIFAR[1]), 'cifar100', values='normalised')

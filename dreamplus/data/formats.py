@@ -192,7 +192,7 @@ def from_tensors(path, content, how):
     if zca: says.append('networks are trained on whitened images, as images_zca*.pt shows')
     if match[2] == 'best': says.append('images_best.pt, which its code selects by test accuracy')
     lr = None if lr is None else _learned_rate(lr, beside('lr'))
-    if lr is not None: says.append(f'networks learn with the learned rate {lr:g}')
+    if lr is not None: says.append(f'the learned rate is {lr:g}, which only the protocol paper uses, for mtt and tesla')
     found = Found(content, labels, 'unit' if match[1] else 'whitened' if zca else None,
                   soft='logits', zca=zca, stats=NORMALISED_AS,
                   lr=lr, method='mtt', assumed=says)
