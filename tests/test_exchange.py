@@ -3,9 +3,11 @@ import io
 import json
 import re
 import shutil
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,6 +273,47 @@ def test_big_endian_npz_beyond_unit(tmp_path, x):
     np.savez(tmp_path/'set.npz', images=((x - CIFAR[0])/CIFAR[1]).numpy().astype('>f4'), labels=Y.numpy().astype('>i8'))
     with pytest.raises(ValueError, match='values=normalised'): load_distilled(tmp_path/'set.npz')
     torch.testing.assert_close(load_distilled(tmp_path/'set.npz', 'cifar10', values='normalised').pixels, x)
+
+def stored(path, x):
+    "A set in the format that the name of a file says"
+    if path.suffix == '.npz': np.savez(path, images=x.numpy(), labels=Y.numpy())
+    elif path.suffix == '.tar': archive(path, {f'{i}.{ext}': raw for i, label in enumerate(Y)
+                                               for ext, raw in dict(npy=npy(x[i]), cls=b'%d' % label).items()})
+    else: torch.save(dict(data=[x, Y], set=dict(images=x, labels=Y), images=x)[path.stem], path)
+    return path
+
+FORMS = ['set.npz', 'set.tar', 'set.pt', 'data.pt', 'images.pt']
+
+@pytest.mark.parametrize('name', FORMS)
+def test_bytes_are_plain_colours(tmp_path, x, name):
+    whole = (x*255).round().to(torch.uint8)
+    load = lambda **how: load_distilled(stored(tmp_path/name, whole), 'cifar10', factor=1, **how)
+    torch.testing.assert_close(load().pixels, whole/255)
+    with pytest.raises(ValueError, match='images are uint8, which cannot be normalised; give values=unit'):
+        load(values='normalised')
+
+@pytest.mark.parametrize('least, most', [(0, 1), (0, 255), (-4, 255), (0, 4095)])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int16, torch.uint16, torch.float32])
+@pytest.mark.parametrize('name', FORMS)
+def test_other_whole_numbers_are_refused(tmp_path, x, name, dtype, least, most):
+    "As in load_data, whatever is said of their values"
+    if dtype == torch.uint16 and least < 0 or dtype == torch.float32 and most == 1: return # they are no such numbers
+    x = (x*most).round()
+    x[0, 0, 0, :2] = torch.tensor([least, most])
+    for values in None, 'unit', 'normalised':
+        with pytest.raises(ValueError, match=f'whole numbers from {least} to {most}, .*; save them .*images/255'):
+            load_distilled(stored(tmp_path/name, x.to(dtype)), 'cifar10', factor=1, values=values)
+
+@pytest.mark.parametrize('name', ['disk', 'hub'])
+def test_bytes_of_a_table_come_as_lists(tmp_path, x, name, monkeypatch):
+    class Table(list):
+        features, column_names = {}, ['image', 'label']
+    whole = (x*255).round().long()
+    table = Table(dict(image=image.tolist(), label=int(label)) for image, label in zip(whole, Y))
+    read = lambda *args, **how: table
+    monkeypatch.setitem(sys.modules, 'datasets', SimpleNamespace(load_from_disk=read, load_dataset=read))
+    (tmp_path/('state.json' if name == 'disk' else 'train.parquet')).touch()
+    torch.testing.assert_close(load_distilled(tmp_path, 'cifar10').pixels, whole/255)
 
 def test_huggingface(tmp_path, dset, monkeypatch):
     datasets = pytest.importorskip('datasets', reason='needs the package datasets, which is not installed')

@@ -292,9 +292,10 @@ def _from_rows(rows, columns, classes, says):
     if not items.image or not items.label or not len(rows): return None
     first = rows[0][items.image]
     if isinstance(first, list) or hasattr(first, 'dtype'):
-        x = torch.from_numpy(np.stack([np.asarray(row[items.image]) for row in rows]))
-        y = torch.tensor([row[items.label] for row in rows])
-        found = _from_npz(None, dict(images=x.numpy(), labels=y.numpy()), {})
+        x = np.stack([np.asarray(row[items.image]) for row in rows])
+        if isinstance(first, list) and x.dtype.kind == 'i' and x.min() >= 0 and 1 < x.max() < 256:
+            x = x.astype(np.uint8) # lists have no type
+        found = _from_npz(None, dict(images=x, labels=np.array([row[items.label] for row in rows])), {})
     else:
         x, _, _ = from_dataset(items, Fit(), False)
         y = torch.tensor([int(row[items.label]) for row in rows])
