@@ -629,6 +629,18 @@ def test_the_readme_trains_on_any_number_of_channels(channels):
                         evaluation=dict(width=8, augment='color_crop_flip'))
     exec(training_code(dset, '').replace('500*', '1*'), dict(x=dset.images(), y=dset.labels()))
 
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('to', ['imagefolder', 'npz', 'pt'])
+def test_the_readme_trains_on_a_set_with_an_empty_class(tmp_path, monkeypatch, to, soft):
+    y = torch.tensor([0, 2])
+    dset = DistilledSet(torch.rand(2, 1, 8, 8), [*'abc'], [.5], [.2], evaluation=dict(width=8),
+                        y=torch.eye(3)[y]*.7 + .1 if soft else y)
+    dset.export(tmp_path/'out', to)
+    monkeypatch.chdir(tmp_path/'out')
+    exec(readme_code(tmp_path/'out').replace('500*', '1*'), names := {})
+    torch.testing.assert_close(names['y'], dset.y)
+    assert load_distilled('.').counts == [1, 0, 1]
+
 def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
     pixels = start_pixels(digits, 1, key=Key(0, 'start'))
     mean, std = (s.flatten().tolist() for s in (digits.mean, digits.std))
@@ -722,6 +734,14 @@ def test_select_and_join(dset, soft):
         with pytest.raises(ValueError): dset.select(wrong)
     with pytest.raises(ValueError, match='differ in classes'): dset + part
     with pytest.raises(TypeError): dset + 1
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_select_needs_images(soft):
+    y = torch.tensor([0, 2])
+    dset = DistilledSet(torch.rand(2, 1, 8, 8), [*'abc'], [.5], [.2], y=torch.eye(3)[y]*.7 + .1 if soft else y)
+    assert dset.select(['b', 'c']).counts == [0, 1]
+    with pytest.raises(ValueError, match="the set has no image of class 'b'; give classes with images"):
+        dset.select(['b'])
 
 def test_evaluate_set_needs_data(tmp_path, dset):
     dset.save(tmp_path)
