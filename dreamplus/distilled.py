@@ -56,10 +56,9 @@ class DistilledSet:
         if y.ndim == 2 and y.shape[1] != C or y.ndim > 2:
             raise ValueError(f'labels {tuple(y.shape)} are not for {C} classes; give {C} columns')
         if y.ndim == 1 and (y.is_floating_point() or len(y) and not 0 <= y.min() <= y.max() < C):
-            raise ValueError(
-                f'labels must be whole numbers from 0 to {C - 1}, or probabilities (N,{C})')
+            raise ValueError(f'labels must be whole numbers from 0 to {C - 1}, or probabilities (N,{C})')
         if not y.isfinite().all(): raise ValueError('some labels are not finite; give finite labels')
-        if y.ndim == 2 and ((y < 0).any() or (y.sum(1) - 1).abs().max() > .01):
+        if y.ndim == 2 and ((y < 0).any() or ((y.sum(1) - 1).abs() > .01).any()):
             raise ValueError('rows of the labels are not probabilities; give scores as y.softmax(1)')
         if not x.is_floating_point(): raise ValueError(
             f'images are {str(x.dtype)[6:]}; give floats, as in images/255')
@@ -354,7 +353,7 @@ def to_imagefolder(self: DistilledSet,
 def select(self: DistilledSet,
            classes, # Names or numbers, each once; the new numbers follow this order
           ) -> DistilledSet:
-    "The images of some classes; `ValueError` for a class that does not exist or is given twice"
+    "The images of some classes; `ValueError` for an unknown or repeated class, or if they have no images"
     names, ids, classes = [str(c) for c in self.classes], [], plain(classes)
     if not isinstance(classes, (str, list, tuple, set, range)): raise TypeError(
         f'classes={classes!r} must be a list; give names or numbers of {", ".join(names[:9])}')
@@ -366,6 +365,7 @@ def select(self: DistilledSet,
     if not ids or len({*ids}) < len(ids):
         raise ValueError(f'classes={brief(classes)} must hold at least one class, and each class once')
     keep = torch.isin(hard_labels(self.y), torch.tensor(ids, device=self.y.device))
+    if not keep.any(): raise ValueError(f'the set has no image of class {names[ids[0]]!r}; give classes with images')
     y = self.y[keep]
     y = y[:, ids]/y[:, ids].sum(1, keepdim=True) if self.soft else torch.tensor([ids.index(c) for c in y.tolist()])
     return replace(self, pixels=self.pixels[keep], y=y, classes=[self.classes[c] for c in ids])

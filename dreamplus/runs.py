@@ -151,14 +151,15 @@ def open_run(
 # %% ../nbs/08_runs.ipynb #9e2c6c81
 def run_settings(
     path: Path, # A folder
-) -> dict: # args; settings: budget, held-out part, digest of the user's initial images. {} if it holds no run
+) -> dict: # args; settings: budget, held-out part, digest of initial images. {} if it holds no run
     "What runs of one method share if they differ in their seeds only"
     if not (path/'run.json').exists(): return {}
     info = read_checked(path/'run.json', {'args': dict, 'data?': dict}, 'restore the file')
     held = info.get('data', {}).get('held')
     start = path/'earlier'/'distilled.safetensors'
-    earlier = hashlib.sha256(start.read_bytes()).hexdigest()[:16] if start.exists() else info.get('earlier')
-    return dict(args=info['args'], settings=dict(budget=info.get('budget'), held=held, earlier=earlier))
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()[:16] if start.exists() else None
+    settings = dict(budget=info.get('budget'), held=held, earlier=digest or info.get('earlier'))
+    return dict(args=info['args'], settings=settings)
 
 # %% ../nbs/08_runs.ipynb #d44c4707
 def _end_line(f):

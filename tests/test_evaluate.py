@@ -21,8 +21,8 @@ from dreamplus.judge.evaluate import LEGACY, ROWS, Bench, evaluate_run, score
 from dreamplus.labs.leaderboard import results_table
 from dreamplus.judge.protocols import (PROTOCOLS, dc_training, evaluation_of, idc_training,
                                        protocol_args, train_fresh, training_steps)
+from dreamplus.judge.scores import cross, cross_table, robust, score_run, score_set
 from dreamplus.judge.sets import evaluate_set
-from dreamplus.judge.scores import cross, cross_table, robust, score_run
 from dreamplus.judge.validate import BestCB, ValidAccuracy
 from dreamplus.loop.distill import distill, resume
 from dreamplus.nets.augment import Augment
@@ -63,7 +63,7 @@ def accs(rows): return {r['set']: r['accs'] for r in rows}
     (dict(start=torch.zeros(5, 1, 8, 8)), 'start holds images .5, 1, 8, 8. of'),
     (dict(start=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), 'of torch.uint8, and'),
     (dict(drops=(2.,)), r'drops=\(2.0,\) must be fractions'), (dict(drops=['a']), "drops=.'a'. must be fractions"),
-    (dict(drops=(-.1,)), 'must be fractions'),
+    (dict(drops=(-.1,)), 'must be fractions'), (dict(rows=('full', 'distilled', 'full')), "row 'full' is given twice"),
     (dict(rows=('random-factor',)), 'no row that is possible .*the factor is 1')])
 def test_score_refuses_before_any_training(data, dset, change, says):
     said = []
@@ -297,10 +297,6 @@ def test_the_start_has_its_own_labels(data, tmp_path):
     with pytest.warns(UserWarning, match='use 2'): ask(), ask()
     assert own.counts == [2, 2, 2] and accs(ask()['rows'])['start'] == accs(alone)['distilled']
 
-@pytest.mark.parametrize('rows', [('distilled', 'distilled'), ('random', 'full', 'random')])
-def test_a_row_is_named_once(data, dset, rows):
-    with pytest.raises(ValueError, match='names a row twice'): score(dset, data, rows=rows)
-
 def test_a_wrong_out_is_refused_before_training(data, dset, run, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, 'train_fresh', None)
     dset.save(tmp_path/'set')
@@ -346,6 +342,20 @@ def test_scores_of_a_run(data, run):
         for kw in dict(soft='hard'), dict(archs=('resnetap99',)), dict(protocol='fast'):
             with pytest.raises(ValueError, match='is unknown'): score_run(run, data, **dict(n=1) | kw)
     assert (run/'scores.json').read_bytes() == before
+
+@pytest.mark.parametrize('how, says', [
+    (dict(width=16), 'network'), (dict(factor=2), 'factor'), (dict(stats=([.5], [.2])), 'mean and std')])
+def test_scores_join_only_the_record_of_their_networks(data, dset, tmp_path, how, says):
+    "and of the set as it was read for them"
+    torch.save([dset.pixels, dset.y], tmp_path/'set.pt')
+    usual, file = dict(factor=1, width=8), tmp_path/'r.json'
+    evaluate_set(tmp_path/'set.pt', data, usual, file, n=1, rows=('distilled',), **BRIEF)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=f'r.json is a record of other {says};'):
+        score_set(tmp_path/'set.pt', data, usual | how, file, ('convnet',), n=1, **BRIEF)
+    assert file.read_bytes() == before
+    score_set(tmp_path/'set.pt', data, usual, file, ('convnet',), n=1, **BRIEF)
+    assert read_json(file)['network'] == 'convnet 8 instance' and 'robust' in read_json(file)
 
 def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
     "They keep to the accuracy here, share no table, and are refused before any work where nothing compiles"
@@ -443,8 +453,22 @@ def test_cross_pools_the_sets_of_a_method(data):
 
 def test_cross_refuses_before_any_work(data, dset, monkeypatch):
     monkeypatch.setattr(protocols, 'train', None) # no network may be trained
-    for archs, says in (('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'):
+    for archs, says in ((('mlp', 'resnetap10'), 'use a ConvNet'), (('convnet', 'alexnett'), 'is unknown'),
+                        (('mlp', 'convnet', 'mlp'), "archs has 'mlp' twice; give each network once")):
         with pytest.raises(ValueError, match=says): cross([dset], data, archs, n=1)
+
+def test_scores_refuse_before_any_work(data, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocols, 'train', None) # no network may be trained
+    big = replace(make_set(data, 14), y=torch.arange(3).repeat_interleave(torch.tensor([16, 13, 13])))
+    big.save(tmp_path/'big')
+    twice, short = ('mlp', 'mlp'), "the scores need random images, but class '0' has 14 of 16 real images"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # nothing was tested that a warning could count
+        for ask, says in ((lambda: score_set(tmp_path/'big', data, archs=('mlp',)), short),
+                          (lambda: robust(big, data), short),
+                          (lambda: score_set(tmp_path/'big', data, archs=twice), "archs has 'mlp' twice"),
+                          (lambda: score_run(run, data, twice), "archs has 'mlp' twice")):
+            with pytest.raises(ValueError, match=says): ask()
 
 @pytest.mark.parametrize('soft, own', [('mse', False), (None, True)])
 def test_robust_is_made_of_rows(data, dset, soft, own):

@@ -3,9 +3,11 @@ import io
 import json
 import re
 import shutil
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +25,11 @@ from dreamplus.distilled import DistilledSet, load_distilled
 from dreamplus.data import formats
 from dreamplus.exchange.writers import WRITERS, training_code
 from dreamplus.judge.evaluate import score
-from dreamplus.judge.protocols import PROTOCOLS
+from dreamplus.judge.protocols import PROTOCOLS, protocol_args
 from dreamplus.judge.sets import evaluate_set
 from dreamplus.labs.leaderboard import leaderboard
 from dreamplus.loop.distill import distill
-from dreamplus.recipes import recipe
+from dreamplus.recipes import METHODS, recipe
 from dreamplus.synthetic import start_pixels
 
 C, ipc, MANY = 10, 2, 12 # with 12 classes, 10 sorts before 2
@@ -80,6 +82,14 @@ def test_mtt(tmp_path, x):
         torch.testing.assert_close(load_distilled(path, 'cifar10', values='normalised').pixels, x)
     (tmp_path/'images_best.pt').unlink()
     assert load_distilled(tmp_path, 'cifar10', values='unit').pixels.eq(1).all() # the last iteration
+
+def test_what_is_said_of_a_learned_rate_is_true(tmp_path, x):
+    dset = load_distilled(mtt(tmp_path, x, lr=.02), 'cifar10', values='unit')
+    says = 'the learned rate is 0.02, which only the protocol paper uses, for mtt and tesla'
+    assert says in dset.provenance['assumed']
+    use_it = {(protocol, method.family) for protocol in PROTOCOLS for method in METHODS.values() if protocol_args(
+        protocol, dset.evaluation | dict(paper=method.family), 'cifar10')['lr'] == pytest.approx(.02)}
+    assert use_it == {('paper', 'mtt'), ('paper', 'tesla')}
 
 def test_mtt_normalises_cifar100_as_cifar10(tmp_path, x):
     dset = load_distilled(mtt(tmp_path, (x - CIFAR[0])/CIFAR[1]), 'cifar100', values='normalised')
@@ -263,6 +273,47 @@ def test_big_endian_npz_beyond_unit(tmp_path, x):
     np.savez(tmp_path/'set.npz', images=((x - CIFAR[0])/CIFAR[1]).numpy().astype('>f4'), labels=Y.numpy().astype('>i8'))
     with pytest.raises(ValueError, match='values=normalised'): load_distilled(tmp_path/'set.npz')
     torch.testing.assert_close(load_distilled(tmp_path/'set.npz', 'cifar10', values='normalised').pixels, x)
+
+def stored(path, x):
+    "A set in the format that the name of a file says"
+    if path.suffix == '.npz': np.savez(path, images=x.numpy(), labels=Y.numpy())
+    elif path.suffix == '.tar': archive(path, {f'{i}.{ext}': raw for i, label in enumerate(Y)
+                                               for ext, raw in dict(npy=npy(x[i]), cls=b'%d' % label).items()})
+    else: torch.save(dict(data=[x, Y], set=dict(images=x, labels=Y), images=x)[path.stem], path)
+    return path
+
+FORMS = ['set.npz', 'set.tar', 'set.pt', 'data.pt', 'images.pt']
+
+@pytest.mark.parametrize('name', FORMS)
+def test_bytes_are_plain_colours(tmp_path, x, name):
+    whole = (x*255).round().to(torch.uint8)
+    load = lambda **how: load_distilled(stored(tmp_path/name, whole), 'cifar10', factor=1, **how)
+    torch.testing.assert_close(load().pixels, whole/255)
+    with pytest.raises(ValueError, match='images are uint8, which cannot be normalised; give values=unit'):
+        load(values='normalised')
+
+@pytest.mark.parametrize('least, most', [(0, 1), (0, 255), (-4, 255), (0, 4095)])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int16, torch.uint16, torch.float32])
+@pytest.mark.parametrize('name', FORMS)
+def test_other_whole_numbers_are_refused(tmp_path, x, name, dtype, least, most):
+    "As in load_data, whatever is said of their values"
+    if dtype == torch.uint16 and least < 0 or dtype == torch.float32 and most == 1: return # they are no such numbers
+    x = (x*most).round()
+    x[0, 0, 0, :2] = torch.tensor([least, most])
+    for values in None, 'unit', 'normalised':
+        with pytest.raises(ValueError, match=f'whole numbers from {least} to {most}, .*; save them .*images/255'):
+            load_distilled(stored(tmp_path/name, x.to(dtype)), 'cifar10', factor=1, values=values)
+
+@pytest.mark.parametrize('name', ['disk', 'hub'])
+def test_bytes_of_a_table_come_as_lists(tmp_path, x, name, monkeypatch):
+    class Table(list):
+        features, column_names = {}, ['image', 'label']
+    whole = (x*255).round().long()
+    table = Table(dict(image=image.tolist(), label=int(label)) for image, label in zip(whole, Y))
+    read = lambda *args, **how: table
+    monkeypatch.setitem(sys.modules, 'datasets', SimpleNamespace(load_from_disk=read, load_dataset=read))
+    (tmp_path/('state.json' if name == 'disk' else 'train.parquet')).touch()
+    torch.testing.assert_close(load_distilled(tmp_path, 'cifar10').pixels, whole/255)
 
 def test_huggingface(tmp_path, dset, monkeypatch):
     datasets = pytest.importorskip('datasets', reason='needs the package datasets, which is not installed')
@@ -578,6 +629,18 @@ def test_the_readme_trains_on_any_number_of_channels(channels):
                         evaluation=dict(width=8, augment='color_crop_flip'))
     exec(training_code(dset, '').replace('500*', '1*'), dict(x=dset.images(), y=dset.labels()))
 
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('to', ['imagefolder', 'npz', 'pt'])
+def test_the_readme_trains_on_a_set_with_an_empty_class(tmp_path, monkeypatch, to, soft):
+    y = torch.tensor([0, 2])
+    dset = DistilledSet(torch.rand(2, 1, 8, 8), [*'abc'], [.5], [.2], evaluation=dict(width=8),
+                        y=torch.eye(3)[y]*.7 + .1 if soft else y)
+    dset.export(tmp_path/'out', to)
+    monkeypatch.chdir(tmp_path/'out')
+    exec(readme_code(tmp_path/'out').replace('500*', '1*'), names := {})
+    torch.testing.assert_close(names['y'], dset.y)
+    assert load_distilled('.').counts == [1, 0, 1]
+
 def test_the_readme_trains_as_evaluate_does(tmp_path, digits, monkeypatch):
     pixels = start_pixels(digits, 1, key=Key(0, 'start'))
     mean, std = (s.flatten().tolist() for s in (digits.mean, digits.std))
@@ -671,6 +734,14 @@ def test_select_and_join(dset, soft):
         with pytest.raises(ValueError): dset.select(wrong)
     with pytest.raises(ValueError, match='differ in classes'): dset + part
     with pytest.raises(TypeError): dset + 1
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_select_needs_images(soft):
+    y = torch.tensor([0, 2])
+    dset = DistilledSet(torch.rand(2, 1, 8, 8), [*'abc'], [.5], [.2], y=torch.eye(3)[y]*.7 + .1 if soft else y)
+    assert dset.select(['b', 'c']).counts == [0, 1]
+    with pytest.raises(ValueError, match="the set has no image of class 'b'; give classes with images"):
+        dset.select(['b'])
 
 def test_evaluate_set_needs_data(tmp_path, dset):
     dset.save(tmp_path)

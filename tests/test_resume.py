@@ -410,6 +410,12 @@ def test_a_start_of_another_factor_or_order():
     assert torch.equal(start_of(four, 3).pixels.unflatten(0, (3, 3)), decode(x, 2)[:, :3])
     assert torch.equal(start_of(DistilledSet(x[[2, 0, 1]], ['2', '0', '1'], [.5], [.2])).pixels, x[:, 0])
 
+@pytest.mark.parametrize('factor, says', [(1, 'has no image of class .1.; use another set'),
+                                          (2, 'has too few images of class .0. for one image at factor=2; ')])
+def test_a_start_with_an_empty_class(factor, says):
+    dset = DistilledSet(torch.rand(2, 1, 8, 8), ['0', '1', '2'], [.5], [.2], y=torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=f'start: the earlier set {says}'): start_of(dset, factor=factor)
+
 def test_soft_labels_of_a_start():
     soft = DistilledSet(torch.rand(3, 1, 8, 8), ['0', '1', '2'], [.5], [.2], y=torch.eye(3)*.4 + .2)
     torch.testing.assert_close(start_of(soft, 2, label_lr=0.).y[::2], soft.y)

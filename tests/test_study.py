@@ -262,7 +262,7 @@ def test_a_reproduction_runs_once_and_is_read_again(data, quick_paper, tmp_path)
 def test_seeds_and_seconds_of_a_reproduction_count_once(data, quick_paper, tmp_path):
     "and a path is an argument like its text"
     ask = lambda seeds, **how: reproduce('dm/cifar10/ipc1', tmp_path/'out', seeds, 1, data, log=None, **SMALL | how)
-    with pytest.raises(ValueError, match=r'seeds=\(0, 0\) has a seed twice'): ask((0, 0))
+    with pytest.raises(ValueError, match=r'seeds=\(0, 0\) has one twice'): ask((0, 0))
     own = dict(networks='bank', bank_nets=1, bank_stages='30', bank_folder=tmp_path/'bank', n_data=None)
     r, seconds = ask((0,), **own), read_json(tmp_path/'out'/'seed0'/'result.json')['seconds']
     assert r['minutes']*60 == pytest.approx(seconds['distill'] + seconds['evaluate'] + seconds['bank'])

@@ -192,7 +192,7 @@ def from_tensors(path, content, how):
     if zca: says.append('networks are trained on whitened images, as images_zca*.pt shows')
     if match[2] == 'best': says.append('images_best.pt, which its code selects by test accuracy')
     lr = None if lr is None else _learned_rate(lr, beside('lr'))
-    if lr is not None: says.append(f'networks learn with the learned rate {lr:g}')
+    if lr is not None: says.append(f'the learned rate is {lr:g}, which only the protocol paper uses, for mtt and tesla')
     found = Found(content, labels, 'unit' if match[1] else 'whitened' if zca else None,
                   soft='logits', zca=zca, stats=NORMALISED_AS,
                   lr=lr, method='mtt', assumed=says)
@@ -292,9 +292,10 @@ def _from_rows(rows, columns, classes, says):
     if not items.image or not items.label or not len(rows): return None
     first = rows[0][items.image]
     if isinstance(first, list) or hasattr(first, 'dtype'):
-        x = torch.from_numpy(np.stack([np.asarray(row[items.image]) for row in rows]))
-        y = torch.tensor([row[items.label] for row in rows])
-        found = _from_npz(None, dict(images=x.numpy(), labels=y.numpy()), {})
+        x = np.stack([np.asarray(row[items.image]) for row in rows])
+        if isinstance(first, list) and x.dtype.kind == 'i' and x.min() >= 0 and 1 < x.max() < 256:
+            x = x.astype(np.uint8) # lists have no type
+        found = _from_npz(None, dict(images=x, labels=np.array([row[items.label] for row in rows])), {})
     else:
         x, _, _ = from_dataset(items, Fit(), False)
         y = torch.tensor([int(row[items.label]) for row in rows])

@@ -96,8 +96,10 @@ def to_labels(
 # %% ../../nbs/51_exchange.readers.ipynb #47b9921d
 def _to_unit(found, stats, data):
     "Images with pixel values in [0, 1]"
-    x, values = found.images, found.values
-    x = to_float(x) if x.dtype == torch.uint8 else x.detach().float()
+    x, values, whole = found.images, found.values, found.images.dtype == torch.uint8
+    if whole and values != 'unit':
+        raise ValueError(f'images are uint8, which cannot be {values}; give values=unit (--set values=unit)')
+    x = to_float(x) if whole else x.detach().float()
     if values == 'unit':
         far = ((x < -1) | (x > 2)).float().mean().item()
         if far > .01:
@@ -148,6 +150,13 @@ def _channels_first(x):
     if x.shape[2] == x.shape[3]: return x
     raise ValueError(f'images of shape {tuple(x.shape[1:])} are not square; store square images')
 
+def _check_whole(x):
+    "Raise `ValueError` for whole numbers that are not bytes"
+    if x.dtype == torch.uint8 or x.is_floating_point() and (x.abs().max() <= 1 or (x % 1 != 0).any()): return
+    least, most = x.detach().double().aminmax()
+    raise ValueError(f'images are whole numbers from {least:g} to {most:g}, stored as {str(x.dtype)[6:]}; '
+                     'save them as uint8 from 0 to 255, or as floats in [0, 1], as in images/255')
+
 def _as_tensor(y):
     "Labels of any form as a tensor, or None"
     try: return y if y is None else torch.as_tensor(y)
@@ -176,13 +185,15 @@ def _check_content(x, y, C):
 
 def _complete(found, data, soft, stats, classes):
     "Images, labels, class names, and constants or None"
+    if not found.images.numel(): raise ValueError('it holds no images; restore the file')
+    _check_whole(found.images)
+    if found.values is None and found.images.dtype == torch.uint8: found.values = 'unit'
     if found.values is None:
         raise ValueError('whether images are normalised or whitened must be known; '
                          'give values=normalised (--set values=normalised), values=whitened or values=unit')
     if found.factor is None:
         raise ValueError(
             'the factor must be known; give factor=1 (--set factor=1), or factor=2 if each image holds 2x2 images')
-    if not found.images.numel(): raise ValueError('it holds no images; restore the file')
     found.images, found.labels = _channels_first(found.images), _as_tensor(found.labels)
     check_factor(found.factor, found.images.shape[-1])
     name = data.name if isinstance(data, ImageData) else data or found.dataset

@@ -113,7 +113,7 @@ def _write_imagefolder(dset, folder, data):
     if dset.soft: np.save(folder/'labels.npy', dset.y.numpy())
 
 _FOLDER = '''from torchvision.datasets import ImageFolder
-files = ImageFolder('.', T.Compose([{grey}T.ToImage(), T.ToDtype(torch.float32, scale=True)]))
+files = ImageFolder('.', T.Compose([{grey}T.ToImage(), T.ToDtype(torch.float32, scale=True)]){empty})
 x, y = torch.stack([x for x, _ in files]).as_subclass(torch.Tensor), {labels}'''
 
 def _tensors(dset):
@@ -219,8 +219,9 @@ def _loading_code(dset, writer, said):
     numpy = "torch.from_numpy(__import__('numpy').load('labels.npy'))"
     tensor = "torch.load('labels.pt').softmax(1)"
     return writer.load.format(
-        colours=colours, grey='T.Grayscale(), '*grey, column='soft' if soft else 'label',
-        key='soft.npy' if soft else 'cls', labels=numpy if soft else 'torch.tensor(files.targets)',
+        colours=colours, grey='T.Grayscale(), '*grey, empty=', allow_empty=True'*(0 in dset.counts),
+        column='soft' if soft else 'label', key='soft.npy' if soft else 'cls',
+        labels=numpy if soft else 'torch.tensor(files.targets)',
         ddlabels=tensor if soft else f'torch.arange({C}).repeat_interleave({max(dset.counts)})')
 
 _README = '''# Distilled images

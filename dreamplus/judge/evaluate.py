@@ -48,11 +48,12 @@ ROWS = 'distilled', 'start', 'random', 'random-soft', 'random-factor', *_CHOSEN,
 LEGACY = 'best-on-test (legacy)' # not in ROWS
 
 def check_baselines(rows: tuple, n: int): # n: networks for each row
-    "Raise `ValueError` for an unknown row or `n` below 1"
+    "Raise `ValueError` for a row that is unknown or given twice, or `n` below 1"
     if not rows: raise ValueError(f'{rows=} names no row; use any of {", ".join(ROWS)}')
-    if len({*rows}) < len(rows): raise ValueError(f'{rows=} names a row twice; name each once')
     unknown = [r for r in rows if r not in (*ROWS, LEGACY)]
     if unknown: raise ValueError(f'row {unknown[0]!r} is unknown; use any of {", ".join(ROWS)}')
+    if twice := [r for r in rows if rows.count(r) > 1]:
+        raise ValueError(f'row {twice[0]!r} is given twice; remove one')
     if not 1 <= n <= 10_000: raise ValueError(f'{n=} must be from 1 to 10,000: each row needs so many networks')
 
 def possible_rows(
@@ -232,15 +233,16 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
 
 # %% ../../nbs/72_judge.evaluate.ipynb #f8037c4c
 @patch
-def tests(self: Bench, names: list, n: int) -> Iterator: # Rows, and networks for each. What `test` returns for each
-    "Test the networks of several rows"
+def tests(self: Bench, names: list, n: int) -> Iterator: # Rows, and networks of each
+    "What `test` returns for each network of several rows"
     needs = [bool(self.change.get('soft')) or name in (*_CHOSEN, 'random-soft') for name in names]
     first = n*(needs.index(True) if any(needs) else len(names))
     jobs = [partial(self.test, name, s) for name in names for s in range(self.seed, self.seed + n)]
     if not any(needs) or not helpers_for(jobs, self.data): return dealt(jobs, self.data)
-    job = partial(getattr, self, 'chooser') # one helper trains it, and the others read it from the cache
+    job = partial(getattr, self, 'chooser') # a helper trains it, and the others read it from the cache
     if not self.cache: job() # and it is sent to the helpers
-    return chain(islice(dealt([job, *jobs[:first]], self.data), 1, None), dealt(jobs[first:], self.data))
+    beside = dealt([job, *jobs[:first]], self.data)
+    return chain(islice(beside, 1, None), dealt(jobs[first:], self.data))
 
 # %% ../../nbs/72_judge.evaluate.ipynb #f01ba4d6
 class Scores(list):
@@ -264,7 +266,7 @@ def score(
     seed: int = 0, # Seed of the first network
     device: str | None = None, # None: the best device of this machine
     log: Callable | None = None, # Called with each finished row
-    start: torch.Tensor | DistilledSet | None = None, # The initialisation; a tensor is (N,ch,h,w) or (C,ipc,ch,h,w)
+    start: torch.Tensor | DistilledSet | None = None, # The initialisation; (N,ch,h,w) or (C,ipc,ch,h,w)
     cache: bool = True, # Store and reuse the results of real images
     equal_steps: bool = False, # Train all rows for as many steps as the distilled set
     **change # Arguments of the protocol to change, as in augment='', mix=0., soft='kl', bf16=True
@@ -335,7 +337,8 @@ def label_of(protocol: str, changes: dict) -> str:
 def _start_of(file, dset):
     "The initial images of a set, with their class labels; `ValueError` if they are of another set"
     remedy = 'restore or remove it; without it, the row start is left out'
-    found = read_checked(file, {'pixels': (TensorOf(4), TensorOf(5)), 'labels?': TensorOf(dtype=None)}, remedy)
+    shape = {'pixels': (TensorOf(4), TensorOf(5)), 'labels?': TensorOf(dtype=None)}
+    found = read_checked(file, shape, remedy)
     pixels = initial_images(found['pixels'], dset, remedy, file)
     if 'labels' not in found: return pixels
     return replace(dset, pixels=pixels, y=hard_labels(found['labels']))
@@ -350,7 +353,7 @@ def record_of(
 ) -> dict: # JSON values
     "The record of an evaluation"
     e, made, C = evaluation_of(dset), dset.provenance, len(dset.classes)
-    own = {k: v for k, v in changes.items() if k != 'equal_steps'} # which changes the training of the baselines
+    own = {k: v for k, v in changes.items() if k != 'equal_steps'} # which concerns the baselines only
     p = protocol_args(protocol, e | dict(lr='learned'), data.name, len(dset.labels())/C, C, **own)
     took = dict(distill=made.get('seconds'), evaluate=seconds)
     if bank := made.get('bank'): # seconds that this run spent on the bank; and of its whole training

@@ -20,7 +20,7 @@ from ..data.core import ImageData, fingerprint
 from ..distilled import DistilledSet, load_distilled
 from .evaluate import ROWS, label_of, next_use, possible_rows, score
 from ..files import read_checked
-from .protocols import check_protocol, evaluation_of, protocol_args
+from .protocols import check_protocol, evaluation_of, network_text, protocol_args
 from .sets import open_set
 from ..loop.elsewhere import run_data
 from ..machine import pick_device, versions
@@ -55,6 +55,11 @@ def check_networks(
 # %% ../../nbs/74_judge.scores.ipynb #58da0b8e
 _CALL = 'seed', 'device', 'cache', 'equal_steps' # arguments of score; the others change the protocol
 
+def _check_distinct(archs):
+    "Raise `ValueError` for a name that is given twice, whose networks would count twice"
+    if twice := [arch for arch in archs if archs.count(arch) > 1]:
+        raise ValueError(f'archs has {twice[0]!r} twice; give each network once')
+
 @checked
 def cross(
     dsets: list, # DistilledSets of one dataset, of several methods or seeds
@@ -69,6 +74,7 @@ def cross(
     "Train several networks on each set; `ValueError`, before any work, if one cannot be trained on it"
     if wrong := [d for d in dsets if not isinstance(d, DistilledSet)]:
         raise TypeError(f'dsets has {wrong[0]!r}; give a list of DistilledSet')
+    _check_distinct(archs)
     jobs, records = [for_network(dset, arch) for dset in dsets for arch in archs], []
     check_networks(jobs, data, protocol, **{k: v for k, v in kw.items() if k not in _CALL})
     for dset in jobs:
@@ -128,12 +134,16 @@ def ars(
                    random_plain=random_plain, gamma=gamma)
 
 # %% ../../nbs/74_judge.scores.ipynb #1f20e542
+def _check_random(dset, data):
+    "Raise `ValueError` if a class of the set has more images than that of the real data"
+    if missing := possible_rows(('random',), dset, data)[1]:
+        raise ValueError(f'the scores need random images, but {missing["random"]}; use a smaller set')
+
 def _scores(dset, data, protocol, n, labels, **kw):
     "One record for each kind of labels; networks for hard labels are trained once"
     for soft in labels: check_protocol(protocol, dict(soft=soft)) # `ValueError` before any work
+    _check_random(dset, data)
     hard_set = replace(dset, y=dset.y.argmax(1)) if dset.soft else dset
-    if missing := possible_rows(('random',), dset, data)[1]:
-        raise ValueError(f'the scores need random images, but {missing["random"]}; use a smaller set')
     def accs(dset, *rows, **more):
         return {r['set']: r for r in score(dset, data, protocol, n, rows, **kw | more)}
     hard, plain = accs(hard_set, 'distilled', 'random', 'full'), dict(augment='', mix=0.)
@@ -177,6 +187,7 @@ def robust_table(
 def _possible(dset, data, archs, protocol, soft, changes):
     "The networks to train, by default all that can be, with a warning that names the others; or `ValueError`"
     check_protocol(protocol, changes | dict(soft=soft))
+    _check_distinct(archs or ()), _check_random(dset, data)
     check = lambda *names: check_networks([for_network(dset, name) for name in names], data, protocol, **changes)
     if archs is not None: return check(*archs) or archs
     def fits(arch):
@@ -223,7 +234,7 @@ def score_run(
     return record
 
 # %% ../../nbs/74_judge.scores.ipynb #a40e60f4
-_SCORED = {'images': str, 'data': str, 'protocol': str} # of the record of an evaluation
+_SCORED = {'images': str, 'data': str, 'protocol': str, 'network': str, 'factor': int} # of the record of an evaluation
 
 @checked
 def score_set(
@@ -236,14 +247,16 @@ def score_set(
     device: str | None = None, # None: the best one here
     log=None, **kw # As in score_run
 ) -> dict: # cross, robust and arguments
-    "Compute both kinds of scores for a set; `ValueError` if the record in `out` is of other images, data or protocol"
+    "Compute both kinds of scores for a set; `ValueError` if the record in `out` is of another evaluation"
     remedy, changes = '`dreamplus evaluate SET --out FILE` writes one', {k: v for k, v in kw.items() if k not in _CALL}
     file = out and Path(out).expanduser()
     before = read_checked(file, _SCORED, remedy) if out else {}
     (dset, data), begun = open_set(path, data, how), time.monotonic()
     if data is None: raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
-    same = dict(images=fingerprint(dset.pixels, dset.y), data=data.digest, protocol=label_of(protocol, changes))
-    if differ := [k for k in same if out and before[k] != same[k]]:
+    same = dict(images=fingerprint(dset.pixels, dset.y), factor=dset.factor, decode=dset.decode, mean=dset.mean,
+                std=dset.std, data=data.digest, network=network_text(evaluation_of(dset)),
+                protocol=label_of(protocol, changes))
+    if differ := [k for k in same if out and before.get(k, same[k]) != same[k]]: # older records lack decode, mean, std
         raise ValueError(f'{out} is a record of other {" and ".join(differ)}; {remedy}')
     own = dict(n=n, seed=seed, device=pick_device(device)) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)

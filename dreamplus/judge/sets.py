@@ -71,7 +71,8 @@ def evaluate_set(
     "Score any set; a run folder gets its result.json"
     path = Path(path).expanduser()
     if (path/'run.json').exists() and not how:
-        if out: raise ValueError(f'{path} is a run, whose result is written to {path/"result.json"}; give no {out=!s}')
+        if out: raise ValueError(
+            f'{path} is a run, whose result is written to {path/"result.json"}; give no {out=!s}')
         return evaluate_run(path, data, protocol, n, rows, device, log, **changes)
     check_protocol(protocol, {k: v for k, v in changes.items() if k != 'equal_steps'})
     if out and Path(out).expanduser().is_dir(): raise ValueError(f'{out} is a folder; give a file')
@@ -83,7 +84,8 @@ def evaluate_set(
     begun, device = time.monotonic(), pick_device(device)
     results = score(dset, data, protocol, n, rows, seed, device, log, **changes)
     own = dict(seed=seed, source=str(path), assumed=dset.provenance.get('assumed', []),
-               images=fingerprint(dset.pixels, dset.y)) # score_set checks that they are equal
+               images=fingerprint(dset.pixels, dset.y), # score_set checks that they are equal
+               decode=dset.decode, mean=dset.mean, std=dset.std) # and these
     result = record_of(dset, data, results, protocol, changes, time.monotonic() - begun, device) | own
     if out: write_json(Path(out).expanduser(), result)
     return result

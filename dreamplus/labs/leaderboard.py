@@ -166,7 +166,7 @@ def _baselines(entries):
 
 # %% ../../nbs/83_labs.leaderboard.ipynb #aca15304
 def _images_of(r):
-    "What two records of the same images share: they are one set, also if it was made or evaluated twice"
+    "What records of the same images share: they are one set, also if it was evaluated twice"
     return r.get('images') or json.dumps(r, sort_keys=True)
 
 def board_lines(

@@ -131,7 +131,7 @@ def reproduce(
     "Run or resume a published setting and compare the accuracies; `ValueError` for an unknown name"
     published = _find(name)
     if nets < 1 or not seeds: raise ValueError(f'{nets=} and {seeds=}: give at least one of each')
-    if len({*seeds}) < len(seeds): raise ValueError(f'{seeds=} has a seed twice; give each seed once')
+    if len({*seeds}) < len(seeds): raise ValueError(f'{seeds=} has one twice; give each once')
     data = data or load_data(published.dataset, root=root)
     out = Path(out or Path('reproduced')/name.replace('/', '-')).expanduser()
     results = [_run_seed(out/f'seed{s}', data, published, s, nets, device, log, overrides) for s in seeds]

@@ -91,8 +91,10 @@ class EarlierImages:
         parts = [()]*len(counts) if start is None else self.set.pixels.cpu().split(self.set.counts)
         self.pixels = [self.use(part, n) for part, n in zip(parts, counts)] # (m,ch,h,w) of each class
         self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
-        for name, part in zip(data.classes, self.pixels):
-            if start is not None and not len(part): raise ValueError(
+        if start is None: return
+        for name, have, part in zip(data.classes, self.set.counts, self.pixels):
+            if not have: raise ValueError(f'start: the earlier set has no image of class {name!r}; use another set')
+            if not len(part): raise ValueError(
                 f'start: the earlier set has too few images of class {name!r} for one image at {factor=}; '
                 f'use factor={self.set.factor}, or another set')
 
@@ -129,6 +131,5 @@ class EarlierImages:
             model.pixels.copy_(torch.cat([join(c, self.pixels[c]) for c in own]))
             if self.set is None or model.logits is None or not self.set.soft or self.set.factor != self.factor:
                 return
-            firsts = zip(model.first.tolist(), self.pixels, self.set.y.split(self.set.counts))
-            for at, part, y in firsts:
+            for at, part, y in zip(model.first.tolist(), self.pixels, self.set.y.split(self.set.counts)):
                 model.logits[at:at + len(part)] = y[:len(part)].clamp_min(1e-6).log().to(model.logits)
