@@ -47,8 +47,8 @@ def overrides(change, data, ipc):
     if 'teach' in change:
         scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in match_terms(match)]
         match = ' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w)
-    if 'also' in change: match += f' + {change["also"]}'
-    return own if own == change else own | dict(match=match)
+    if 'also' in change: match, own = f'{match} + {change["also"]}', own | dict(shared_draw=True)
+    return own | dict(match=match) if {'teach', 'also'} & {*change} else own
 
 def measure(data, change, seed, a):
     "Accuracies of one set, and what it cost"

@@ -77,7 +77,8 @@ def test_best(record, folder, monkeypatch):
     assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
     data, weight = load_data(folder), '0.5*gradient'
     assert best.overrides(dict(teach=3), data, 1) == dict(match='1*statistics + 3*teach')
-    assert best.overrides(dict(also=weight, lr=.1), data, 1) == dict(match=f'statistics + 1*teach + {weight}', lr=.1)
+    also = dict(match=f'statistics + 1*teach + {weight}', shared_draw=True, lr=.1)
+    assert best.overrides(dict(also=weight, lr=.1), data, 1) == also
     assert best.overrides(dict(lr=.1), data, 1) == dict(lr=.1)
 
 def test_race(record, folder):
