@@ -356,6 +356,10 @@ def test_scores_join_only_the_record_of_their_networks(data, dset, tmp_path, how
     assert file.read_bytes() == before
     score_set(tmp_path/'set.pt', data, usual, file, ('convnet',), n=1, **BRIEF)
     assert read_json(file)['network'] == 'convnet 8 instance' and 'robust' in read_json(file)
+    with pytest.raises(ValueError, match='is a record of other protocol;'):
+        score_set(tmp_path/'set.pt', data, usual, file, ('convnet',), n=1, equal_steps=True, **BRIEF)
+    equal = score_set(tmp_path/'set.pt', data, usual, None, ('convnet',), n=1, equal_steps=True, **BRIEF)
+    assert equal['protocol'] == 'quick, epochs=0, equal_steps=True, steps=3'
 
 def test_faster_ways_are_protocols_of_their_own(data, run, monkeypatch):
     "They keep to the accuracy here, share no table, and are refused before any work where nothing compiles"

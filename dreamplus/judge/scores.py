@@ -55,6 +55,10 @@ def check_networks(
 # %% ../../nbs/74_judge.scores.ipynb #58da0b8e
 _CALL = 'seed', 'device', 'cache', 'equal_steps' # arguments of score; the others change the protocol
 
+def _label(protocol, kw):
+    "The protocol of a record, as `evaluate_run` writes it"
+    return label_of(protocol, {k: v for k, v in kw.items() if k not in ('seed', 'device', 'cache')})
+
 def _check_distinct(archs):
     "Raise `ValueError` for a name that is given twice, whose networks would count twice"
     if twice := [arch for arch in archs if archs.count(arch) > 1]:
@@ -200,12 +204,11 @@ def _possible(dset, data, archs, protocol, soft, changes):
                       stacklevel=3)
     return fit
 
-def _both(dset, data, archs, protocol, soft, changes, log, **own):
+def _both(dset, data, archs, label, soft, log, **own):
     "Both kinds of scores"
-    own |= dict(protocol=protocol)
     return dict(cross=cross([dset], data, archs, rows=('distilled', 'random'), log=log, **own),
                 robust=_scores(dset, data, labels=dict.fromkeys((None, soft)), **own),
-                dataset=data.name, ipc=dset.ipc, factor=dset.factor, protocol=label_of(protocol, changes),
+                dataset=data.name, ipc=dset.ipc, factor=dset.factor, protocol=label,
                 device=str(own['device']), versions=versions(), images=fingerprint(dset.pixels, dset.y))
 
 @checked
@@ -223,11 +226,12 @@ def score_run(
     run, info = open_run(out)
     dset, data, begun = load_distilled(out), run_data(out, info, data), time.monotonic()
     changes = {k: v for k, v in kw.items() if k not in _CALL}
-    own = dict(n=n, seed=first_seed(info['seed']), device=pick_device(device or info['device'])) | kw
+    device = pick_device(device or info['device'])
+    own = dict(n=n, seed=first_seed(info['seed']), protocol=protocol, device=device) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)
     with run.wait():
         uses = next_use(out)
-        record = _both(dset, data, archs, protocol, soft, changes, log, **own)
+        record = _both(dset, data, archs, _label(protocol, kw), soft, log, **own)
         record |= dict(method=info['method'], seed=info['seed'], data=info['data']['digest'], test_uses=uses,
                        seconds=time.monotonic() - begun)
         write_json(run/'scores.json', record)
@@ -255,12 +259,12 @@ def score_set(
     if data is None: raise ValueError(f'{path} does not say on which data to test; give data= (--data)')
     same = dict(images=fingerprint(dset.pixels, dset.y), factor=dset.factor, decode=dset.decode, mean=dset.mean,
                 std=dset.std, data=data.digest, network=network_text(evaluation_of(dset)),
-                protocol=label_of(protocol, changes))
+                protocol=_label(protocol, kw))
     if differ := [k for k in same if out and before.get(k, same[k]) != same[k]]: # older records lack decode, mean, std
         raise ValueError(f'{out} is a record of other {" and ".join(differ)}; {remedy}')
-    own = dict(n=n, seed=seed, device=pick_device(device)) | kw
+    own = dict(n=n, seed=seed, protocol=protocol, device=pick_device(device)) | kw
     archs = _possible(dset, data, archs, protocol, soft, changes)
-    record = _both(dset, data, archs, protocol, soft, changes, log, **own)
+    record = _both(dset, data, archs, same['protocol'], soft, log, **own)
     record |= dict(method=dset.provenance.get('method'), seed=seed, data=data.digest, source=str(path),
                    seconds=time.monotonic() - begun)
     if out: write_json(file, before | {k: record[k] for k in ('cross', 'robust')})
