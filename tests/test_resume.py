@@ -238,7 +238,7 @@ def test_stopped_at(tmp_path, undisturbed, run, at):
 def test_minutes(tmp_path):
     "A resumed run spends what is left of its minutes, and its pixels are those of as many inner iterations at once"
     out, whole, budget = tmp_path/'run', tmp_path/'whole', 1.
-    assert Process(stopped, out, 'idc', 3, dict(outer=None, minutes=budget/60)).end() == (3, 0)
+    assert Process(stopped, out, 'idc', 3, dict(outer=None, report=None, minutes=budget/60)).end() == (3, 0)
     spent = checkpoint(out)['callbacks']['clock_cb']['seconds']
     began = time.monotonic()
     assert_done(Process(go_on, out, 'idc'))
