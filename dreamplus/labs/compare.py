@@ -29,7 +29,7 @@ from ..distilled import load_distilled, picture
 from ..files import read_checked
 from ..images import open_image
 from ..judge.evaluate import RESULT, ROW, ROWS, check_baselines, evaluate_run, label_of
-from ..judge.protocols import check_protocol, network_text, protocol_args
+from ..judge.protocols import check_protocol, protocol_args
 from ..judge.validate import ValidAccuracy
 from ..loop.distill import distill, make_job, rehearse, resume
 from ..loop.report import read_history
@@ -240,10 +240,10 @@ def finish(self: Comparison, run: Run) -> dict: # The result of evaluate_run, wi
     "Complete a run and return its results"
     (path, seconds), p = self.distilled(run), self.plan
     how = dict(rows=tuple(p['rows']), device=str(self.device), **p['training'])
-    result = evaluate_run(path, self.data, p['protocol'], p['nets'], **how)
-    network, history = network_text(load_distilled(path).evaluation), read_history(path)
-    return result | dict(network=network, steps=history[-1]['step'], history=history, experts_seconds=seconds,
-                         peak_mib=max(r['peak_mib'] for r in history))
+    result, history = evaluate_run(path, self.data, p['protocol'], p['nets'], **how), read_history(path)
+    own = {k: v for k, v in result.items() if k not in ('args', 'settings')} # the header has the plan
+    return own | dict(steps=history[-1]['step'], history=history, experts_seconds=seconds,
+                      peak_mib=max(r['peak_mib'] for r in history))
 
 # %% ../../nbs/82_labs.compare.ipynb #3eb94c3f
 def failure_text(e: Exception) -> str:
