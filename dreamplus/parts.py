@@ -67,7 +67,7 @@ class MatchLoss:
                  chunk: Natural | None = None, # Classes in a pass; 0: all; None: the fastest (batch norm: the paper's)
                  shared_draw: bool = True): # One augmentation for the images of a class; False: one for each image
         if not shared_draw and matcher.needs_real: raise ValueError(
-            f'{shared_draw=} is for matchers without real images; remove it')
+            f'{shared_draw=} is for matchers without real images; use shared_draw=True')
         self.data, self.matcher, self.augment, self.shared = data, matcher, augment, shared_draw
         self.chunk = data.n_classes if chunk == 0 else chunk
 
