@@ -89,7 +89,7 @@ def test_another_network_of_the_same_name_is_another_bank(data, monkeypatch):
     (dict(bank_nets=0),
      'bank_nets=0 must be a whole number of at least 1'), (dict(bank_augment='blur'), "asks for 'blur'"),
     (dict(match='statistics', networks='real'), "use networks='bank'"),
-    (dict(match='gradient', shared_draw=False), 'shared_draw=False is for matchers without real images; use shared_draw=True'),
+    (dict(match='gradient', shared_draw=False), 'matchers without real images; use shared_draw=True'),
     (dict(networks='real', match='gradient', bank_lr=.1),
      "'bank_lr' has no effect here: it is an argument of the training of the bank")])
 def test_errors(data, monkeypatch, change, said):
