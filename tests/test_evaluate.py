@@ -297,6 +297,10 @@ def test_the_start_has_its_own_labels(data, tmp_path):
     with pytest.warns(UserWarning, match='use 2'): ask(), ask()
     assert own.counts == [2, 2, 2] and accs(ask()['rows'])['start'] == accs(alone)['distilled']
 
+def test_a_start_of_other_images_is_refused(data, dset):
+    with pytest.raises(ValueError, match='start holds images .6, 1, 8, 8.'):
+        score(dset, data, start=make_set(data, 2))
+
 def test_a_wrong_out_is_refused_before_training(data, dset, run, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, 'train_fresh', None)
     dset.save(tmp_path/'set')

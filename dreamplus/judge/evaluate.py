@@ -134,8 +134,8 @@ class Bench:
         if dset.classes != data.classes or dset.pixels.shape[1:] != data.train.x.shape[1:]:
             raise ValueError(f'{dset} and {data} differ in classes or shape; score the set on its own data')
         dset.check_values()
-        self.dset, self.seed, self.cache = dset, seed, cache
-        self.start = self.like(initial_images(start, dset)) if torch.is_tensor(start) else start
+        self.dset, self.seed, self.cache, first = dset, seed, cache, initial_images(start, dset)
+        self.start = self.like(first) if torch.is_tensor(start) else start
         self.evaluation, self.protocol, self.change = evaluation_of(dset), protocol, change
         self.source = [data.digest, data.held, dset.mean, dset.std]
         data = data.with_stats((dset.mean, dset.std)) # the normalisation of the set

@@ -146,16 +146,17 @@ def network_text(
 
 # %% ../../nbs/70_judge.protocols.ipynb #8d161564
 def initial_images(
-    start: torch.Tensor | None, # Floats (N,ch,h,w) or (C,n,ch,h,w); None: unknown
+    start: torch.Tensor | DistilledSet | None, # Floats (N,ch,h,w) or (C,n,ch,h,w), or a set; None: unknown
     dset: DistilledSet, # The set that was distilled from them
     remedy: str = 'give the floats that this set started from', # What a user can do if they are others
     where: str | Path = 'start', # An argument or a file
 ) -> torch.Tensor | None: # (N,ch,h,w)
     "The initial images as the set stores its images; `ValueError` if they are those of another set"
     if start is None: return
-    x = start.reshape(-1, *start.shape[-3:])
+    given = start.pixels if isinstance(start, DistilledSet) else start
+    x = given.reshape(-1, *given.shape[-3:])
     if x.is_floating_point() and x.shape == dset.pixels.shape: return x
-    raise ValueError(f'{where} holds images {[*start.shape]} of {start.dtype}, and the set {[*dset.pixels.shape]}; '
+    raise ValueError(f'{where} holds images {[*given.shape]} of {given.dtype}, and the set {[*dset.pixels.shape]}; '
                      f'{remedy}')
 
 # %% ../../nbs/70_judge.protocols.ipynb #ba32d52b
