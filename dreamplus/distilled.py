@@ -40,7 +40,7 @@ class DistilledSet:
     mean: list # Mean of the source data, per channel
     std: list # Standard deviation of the source data, per channel
     factor: int = 1 # A stored image decodes to factor*factor images
-    decode: str = 'single' # How stored images are decoded: single, multi or bound
+    decode: str = 'single' # How stored images are decoded: a key of DECODES
     evaluation: dict = field(default_factory=dict) # How to train on it: network, augmentation, CutMix, learning rate
     provenance: dict = field(default_factory=dict) # Method, arguments, seed, versions, digest of the source data
     y: torch.Tensor | None = None # Labels (N,) int64 or probabilities (N,C); None: pixels are (C,n,ch,h,w)

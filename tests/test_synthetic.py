@@ -32,16 +32,34 @@ def bilinear(side, size):
         m[i, min(low + 1, side - 1)] += at - low
     return m
 
-def slow_cells(image, f): # (ch,h,w) -> f*f images of the same size, row by row
+def bicubic(side, size):
+    "The same with the cubic kernel whose parameter is -3/4; pixels outside are those of the border"
+    m, a = torch.zeros(size, side, dtype=torch.float64), -.75
+    for i in range(size):
+        at = (i + .5)*side/size - .5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            d = abs(at - j)
+            near, far = (a + 2)*d**3 - (a + 3)*d**2 + 1, a*d**3 - 5*a*d**2 + 8*a*d - 4*a
+            m[i, min(max(j, 0), side - 1)] += near if d <= 1 else far
+    return m
+
+def slow_enlarge(cell, size, mode): # (ch,a,a) -> (ch,size,size)
+    up = (bicubic if mode in ('bicubic', 'sharp') else bilinear)(cell.shape[-1], size)
+    out = up@cell@up.T
+    if mode == 'sharp': out = .5 + 2*(out - .5)
+    return out.clamp(0, 1) if mode in ('bicubic', 'sharp') else out
+
+def slow_cells(image, f, mode='single'): # (ch,h,w) -> f*f images of the same size, row by row
     ch, size, _ = image.shape
     side = math.ceil(size/f)
     padded = torch.full((ch, side*f, side*f), .5, dtype=image.dtype)
     padded[:, :size, :size] = image
-    up = bilinear(side, size) if f > 1 else torch.eye(size, dtype=image.dtype)
-    return [up@padded[:, r*side:(r + 1)*side, c*side:(c + 1)*side]@up.T for r in range(f) for c in range(f)]
+    if f == 1: return [image]
+    return [slow_enlarge(padded[:, r*side:(r + 1)*side, c*side:(c + 1)*side], size, mode)
+            for r in range(f) for c in range(f)]
 
-def slow_cut(images, f): # all first cells, then all second cells
-    cells = [slow_cells(i, f) for i in images]
+def slow_cut(images, f, mode='single'): # all first cells, then all second cells
+    cells = [slow_cells(i, f, mode) for i in images]
     return [own[k] for k in range(f*f) for own in cells]
 
 def slow_bound(images, f, limit=128):
@@ -56,7 +74,7 @@ def slow_bound(images, f, limit=128):
     return out
 
 def slow_decode(images, f, mode):
-    if mode == 'single': return slow_cut(images, f)
+    if mode in ('single', 'bicubic', 'sharp'): return slow_cut(images, f, mode)
     if mode == 'multi': return [i for g in range(1, f + 1) for i in slow_cut(images, g)]
     return slow_bound(images, f)
 
@@ -80,7 +98,8 @@ def test_the_worked_case_of_the_specification():
     assert out[0, 2, 0, :, -1].eq(.5).all() and out[0, 6, 0, -1].eq(.5).all()
 
 @pytest.mark.parametrize('mode, n, f', [
-    ('single', 1, 3), ('single', 10, 2), ('multi', 1, 3), ('multi', 7, 3), # below, at and above the limit of `bound`:
+    ('single', 1, 3), ('single', 10, 2), ('multi', 1, 3), ('multi', 7, 3), ('bicubic', 1, 3), ('bicubic', 10, 2),
+    ('sharp', 1, 3), ('sharp', 10, 2), # below, at and above the limit of `bound`:
     *[('bound', n, f) for n, f in ((1, 3), (20, 3), (50, 3), (40, 2), (128, 3), (140, 2))]])
 def test_decode(mode, n, f):
     x = torch.rand(1, n, 1, 4, 4, dtype=torch.float64)
@@ -93,8 +112,9 @@ def test_classes_of_different_sizes(mode):
     images, places = decode_classes(x, counts, 2, mode)
     slow = [slow_decode(list(part), 2, mode) for part in x.split(counts)]
     torch.testing.assert_close(images, torch.stack(sum(slow, [])))
-    numbers = torch.arange(7.).view(-1, 1, 1, 1).expand(-1, -1, 4, 4) # images that are their own number
-    assert torch.equal(decode_classes(numbers, counts, 2, mode)[0][:, 0, 0, 0].long(), places)
+    grey = (.3 + torch.arange(7.)/20).view(-1, 1, 1, 1).expand(-1, -1, 4, 4) # an image of each grey
+    shown = decode_classes(grey, counts, 2, mode)[0][:, 0, 0, 0]
+    assert torch.equal((shown*1000).round().unique(return_inverse=True)[1], places)
 
 @pytest.mark.parametrize('f', [1, 2, 3, 4, 5])
 def test_bound_never_shows_more_than_its_limit(f):
@@ -124,6 +144,30 @@ def test_mosaic(size, channels, n, f):
     x = torch.rand(2, n*f*f, channels, size, size)
     slow = torch.stack([torch.stack(slow_mosaic(list(images), n, f)) for images in x])
     assert torch.equal(mosaic(x, f), slow)
+
+@pytest.mark.parametrize('mode', ['bicubic', 'sharp'])
+@pytest.mark.parametrize('size, channels, n, f', [(8, 1, 1, 1), (8, 3, 2, 2), (9, 1, 2, 3), (11, 1, 2, 4)])
+def test_fitted_mosaic(size, channels, n, f, mode):
+    "no other cell is nearer to its image; what lies outside the stored image is cut off"
+    x, side = torch.rand(2, n*f*f, channels, size, size, dtype=torch.float64)*.2 + .4, math.ceil(size/f)
+    stored, up, contrast = mosaic(x, f, mode), bicubic(side, size), 2 if mode == 'sharp' else 1
+    if f == 1:
+        assert torch.equal(stored, x)
+        return
+    for k, j in ((k, j) for k in range(f*f) for j in range(n)):
+        top, left = k//f*side, k % f*side
+        target = (x[:, k*n + j] - .5)/contrast + .5
+        rows = torch.linalg.lstsq(up.expand(2, channels, -1, -1), target).solution # one axis after the other
+        cell = torch.linalg.lstsq(up.expand(2, channels, -1, -1), rows.mT).solution.mT
+        ours = stored[:, j, :, top:top + side, left:left + side]
+        torch.testing.assert_close(ours, cell.clamp(0, 1)[..., :ours.shape[-2], :ours.shape[-1]])
+
+def test_ways_to_decode_differ_in_detail():
+    "the decoded digits are nearer to the real ones with more detail"
+    data = load_data('digits', size=28)
+    x = data.train.x[:40].float()[None]/255
+    errors = [(cut(mosaic(x, 2, mode), 2, mode) - x).square().mean() for mode in ('single', 'bicubic')]
+    assert errors[1] < errors[0]/2
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_first_start_is_the_first_images(channels):
@@ -196,8 +240,19 @@ def test_forward_of_classes_of_different_sizes():
         assert grad[[0, 1, 3, 4, 5]].ne(0).flatten(1).any(1).all() and not grad[2].any()
 
 def test_pixel_gradient_of_decoding():
-    x = torch.rand(1, 2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
-    for mode in DECODES: assert torch.autograd.gradcheck(lambda x, mode=mode: decode(x, 2, mode), x)
+    x = torch.rand(1, 2, 1, 5, 5, dtype=torch.float64)*.2 + .4 # nothing is clamped
+    for mode in DECODES: assert torch.autograd.gradcheck(lambda x, mode=mode: decode(x, 2, mode), x.requires_grad_())
+
+@pytest.mark.parametrize('mode', ['bicubic', 'sharp'])
+def test_clamped_pixels_pass_on_their_gradient(mode):
+    "so that a black or a white pixel can become grey again"
+    x = torch.tensor([0., 1.]).double().view(2, 1, 1, 1).expand(2, 1, 8, 8).clone().requires_grad_()
+    out = decode(x, 2, mode)
+    assert torch.equal(out.detach(), out.detach().clamp(0, 1))
+    weights = torch.rand_like(out)
+    (out*weights).sum().backward()
+    up, contrast = bicubic(4, 8), 2 if mode == 'sharp' else 1
+    for i in range(2): torch.testing.assert_close(x.grad[i, 0, :4, 4:], contrast*up.T@weights[2 + i, 0]@up)
 
 def test_limit_draws_a_subset_for_each_class():
     syn = SyntheticSet(torch.rand(10, 1, 4, 4), torch.tensor([0]*3 + [1]*7), factor=2, limit=16).requires_grad_(False)

@@ -24,7 +24,7 @@ from ..synthetic import DECODES, check_decode, check_factor
 
 # %% ../../nbs/51_exchange.readers.ipynb #4b196f6c
 DESCRIPTION = {
-    'classes': list, 'mean': [float], 'std': [Positive], 'factor?': Count, 'decode?': Literal[DECODES],
+    'classes': list, 'mean': [float], 'std': [Positive], 'factor?': Count, 'decode?': Literal[tuple(DECODES)],
     'evaluation?': {'arch?': str, 'width?': Count | None, 'norm?': str | None, 'depth?': Count | None,
                     'zca?': bool | None, 'paper?': str | None, 'augment?': str, 'mix?': Share, 'lr?': float},
     'provenance?': {'method?': str | None, 'seconds?': float | None,
@@ -256,7 +256,7 @@ def read_set(
     data: ImageData | str | None = None, # The real data, or the name of the dataset
     values: str | None = None, # unit, normalised or whitened; None: as the file says
     factor: int | None = None, # A stored image decodes to factor*factor images
-    decode: str | None = None, # single, multi or bound
+    decode: str | None = None, # A key of DECODES
     soft: str | None = None, # What scores are: logits or probabilities; crops: means over labels of random crops
     stats=None, # Constants of the normalisation: (mean, std), or the name of a dataset
     classes: int | None = None, # Number of classes

@@ -27,7 +27,7 @@ from ..data.datasets import known, named_stats
 from ..data.formats import NORMALISED_AS, SIDECAR
 from ..data.whiten import whitened
 from ..distilled import DistilledSet, check_png, new_content
-from ..synthetic import hard_labels
+from ..synthetic import DECODES, hard_labels
 
 # %% ../../nbs/53_exchange.writers.ipynb #132ca72f
 _HEAD = '''import torch
@@ -42,7 +42,8 @@ whiten = lambda x: ((x.flatten(1) - m) @ (u/(s.clamp(min=0) + .1).sqrt()) @ u.T)
 x = whiten(x)'''
 _DECODE = '''p = F.pad(x, (0, -x.shape[-1] % {f})*2, value=.5)  # each image holds {f}x{f} images
 p = [c for r in p.chunk({f}, 2) for c in r.chunk({f}, 3)]
-x, y = torch.cat([F.interpolate(c, ({h}, {w}), mode='bilinear') for c in p]), torch.cat([y]*{f}**2)'''
+x, y = torch.cat([F.interpolate(c, ({h}, {w}), mode='{enlarge}') for c in p]), torch.cat([y]*{f}**2)'''
+_CLAMP = 'x = ({contrast}*(x - .5) + .5).clamp(0, 1)'
 _TRAIN = '''block = lambda n: [nn.LazyConv2d({width}, 3, padding=n), {norm}, nn.ReLU(), nn.AvgPool2d(2)]
 net = nn.Sequential({blocks}, nn.Flatten(), nn.LazyLinear({C}))
 opt = torch.optim.SGD((net(x[:2]), net)[1].parameters(), .01, momentum=.9, weight_decay=5e-4)
@@ -84,11 +85,12 @@ def training_code(
     moves = _moves(e, known(name or '').mirror, mean, wide) # mirror as in protocol_args
     seen = 'torch.stack([*map(move, images)])' if moves else 'images' # a draw for each image
     cut = f'    images, labels = T.RandomApply([T.CutMix(num_classes={len(dset.classes)})], {mix})({seen}, labels)'
-    how = dict(ch=ch, h=h, w=w, f=dset.factor, C=len(dset.classes), width=width, norm=norm, blocks=blocks,
+    enlarge, contrast = DECODES[dset.decode]
+    how = dict(ch=ch, h=h, w=w, f=dset.factor, enlarge=enlarge, contrast=contrast, C=len(dset.classes), width=width, norm=norm, blocks=blocks,
                steps=steps, batch=min(64, n), first=2*steps//3, second=5*steps//6,
                move=f'move = T.Compose([{", ".join(moves)}])' if moves else '',
                seen=cut if mix else f'    images = {seen}' if moves else '')
-    body = [*[_DECODE]*(dset.factor > 1), *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
+    body = [*[_DECODE]*(dset.factor > 1), *[_CLAMP]*(dset.factor > 1 and enlarge != 'bilinear'), *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
     code = '\n'.join([_HEAD + load, *(part.format(**how) for part in body)])
     return '\n'.join(line for line in code.split('\n') if line.strip())
 
@@ -264,7 +266,7 @@ def export(self: DistilledSet,
     if not self.pixels.isfinite().all():
         raise ValueError('some pixels are not finite; such a set cannot be used')
     decoded = decoded or writer.normalised # other programs do not decode
-    if not decoded and self.factor > 1 and self.decode != 'single':
+    if not decoded and self.factor > 1 and self.decode in ('multi', 'bound'):
         raise ValueError(
             f'images with decode={self.decode!r} need dreamplus to be decoded; export the decoded images (--decoded)')
     cpu = replace(self, pixels=self.pixels.detach().cpu(), y=self.y.detach().cpu())

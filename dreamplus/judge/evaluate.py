@@ -197,7 +197,7 @@ def images(self: Bench, row: str, # A name in ROWS
     if row == 'random-factor':
         counts = [n*dset.factor**2 for n in dset.counts]
         x = to_float(data.train.x[_real_positions('random', data, counts, key=key)]).cpu()
-        stored = [mosaic(part[None], dset.factor)[0] for part in x.split(counts) if len(part)]
+        stored = [mosaic(part[None], dset.factor, dset.decode)[0] for part in x.split(counts) if len(part)]
         like = self.like(torch.cat(stored))
         return like.images(), like.labels()
     name, net = (row, self.chooser) if row in _CHOSEN else ('random', None)

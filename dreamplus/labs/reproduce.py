@@ -81,7 +81,8 @@ def _find(name):
 
 def _earlier(kept, job, data):
     "What `run.json` says of a start from pixels, if those that the run has kept are the same"
-    ours = as_set(job['earlier'], data, job['args']['factor']).pixels
+    a = job['args']
+    ours = as_set(job['earlier'], data, a['factor'], a['decode']).pixels
     same = kept.exists() and torch.equal(load_distilled(kept).pixels, ours)
     return 'pixels of the caller' if same else 'other pixels'
 

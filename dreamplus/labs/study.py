@@ -50,7 +50,8 @@ class TraceCB(LoopCB):
     def before_fit(self):
         data, args, key = self.learn.data, self.learn.job['args'], Key(self.seed, 'study')
         with key.seeded(): net = build(network, args, data=data)()
-        x = start_pixels(data, self.learn.job['ipc'], args['factor'], self.start, net, key, **self.args)
+        x = start_pixels(data, self.learn.job['ipc'], args['factor'], self.start, net, key,
+                         **dict(decode=args['decode']) | self.args)
         with torch.no_grad(): self.model.pixels.copy_(x.flatten(0, 1))
         self.clock_cb.before_validate()
         self.learn.metrics[0].validate(self.learn)

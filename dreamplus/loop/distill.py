@@ -111,7 +111,7 @@ def _same_counts(ipc, classes: int) -> dict: # An int, or a list with one number
 def make_model(args, data, ipc, start=None, deal=None) -> SyntheticSet: # start: as in `EarlierImages`
     "The synthetic set with blank pixels; `earlier` holds images of the user. `ValueError` if it cannot be initialised"
     counts = image_counts(ipc, data.n_classes)
-    earlier = EarlierImages(start, data, counts, args['factor'])
+    earlier = EarlierImages(start, data, counts, args['factor'], args['decode'])
     for n, ids in _same_counts(earlier.missing, data.n_classes).items():
         some = data if len(ids) == data.n_classes else data.select(ids)
         check_start(some, max(n, 1), args['factor'], args['start'] if n else 'noise')
@@ -312,7 +312,8 @@ def _start(data, job, processes, out, log, checkpoint_seconds, *own) -> Distille
     if own: raise ValueError(
         f'{processes=} cannot use {type(own[0]).__name__}, an object of this process; leave it out')
     rehearse(data, job)
-    earlier = as_set(job.pop('earlier'), data, job['args']['factor']) if 'earlier' in job else None
+    a, earlier = job['args'], job.pop('earlier', None)
+    if earlier is not None: earlier = as_set(earlier, data, a['factor'], a['decode'])
     return in_processes(job, data.n_classes, processes, out, log, checkpoint_seconds, earlier)
 
 # %% ../../nbs/66_loop.distill.ipynb #c53cce2d

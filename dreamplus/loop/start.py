@@ -16,7 +16,7 @@ import torch
 from ..arguments import brief
 from ..data.core import ImageData, to_float
 from ..distilled import DistilledSet, load_distilled
-from ..synthetic import STARTS, decode, mosaic
+from ..synthetic import DECODES, STARTS, decode, mosaic
 
 # %% ../../nbs/61_loop.start.ipynb #d86d5442
 def split_start(
@@ -63,11 +63,12 @@ def as_set(
     start, # A folder, a `DistilledSet`, or pixels as a tensor or an array
     data: ImageData, # The data to distil
     factor: int = 1, # Of pixels; a set has its own
+    decode: str = 'single', # As factor
 ) -> DistilledSet: # With the classes of the data
     "A start as a set; `ValueError` if it does not fit the data"
     if isinstance(start, (str, os.PathLike)): found, of = _from_folder(start), str(start)
     elif isinstance(start, DistilledSet): found, of = start, repr(start)
-    else: found, of = _from_tensor(start, data, factor), 'the given tensor'
+    else: found, of = replace(_from_tensor(start, data, factor), decode=decode), 'the given tensor'
     if found.pixels.shape[1:] != data.train.x.shape[1:]: raise ValueError(
         f'start: {of} holds images of {[*found.pixels.shape[1:]]}, but those of {data.name} are '
         f'{[*data.train.x.shape[1:]]}; use the same size and channels')
@@ -86,8 +87,10 @@ def as_set(
 class EarlierImages:
     "The images of each class that a start supplies, and how many are missing; `ValueError` if it does not fit"
     def __init__(self, start, # As in `as_set`; None: nothing
-                 data: ImageData, counts: list, factor: int): # counts: stored images of each class of the new run
-        self.set, self.factor = None if start is None else as_set(start, data, factor), factor
+                 data: ImageData, counts: list, # Stored images of each class of the new run
+                 factor: int, decode: str = 'single'): # Of the new run
+        self.set, self.factor, self.decode = None, factor, decode
+        if start is not None: self.set = as_set(start, data, factor, decode)
         parts = [()]*len(counts) if start is None else self.set.pixels.cpu().split(self.set.counts)
         self.pixels = [self.use(part, n) for part, n in zip(parts, counts)] # (m,ch,h,w) of each class
         self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
@@ -99,11 +102,13 @@ class EarlierImages:
                 f'use factor={self.set.factor}, or another set')
 
     def use(self, x, n): # Stored images (m,ch,h,w) of a class
-        "At most `n` stored images at the factor of the new run"
-        if self.set is None or self.set.factor == self.factor: return x[:n]
+        "At most `n` stored images as the new run decodes them"
+        if self.set is None: return x[:n]
+        same = self.factor == 1 or DECODES[self.set.decode] == DECODES[self.decode]
+        if same and self.set.factor == self.factor: return x[:n]
         shown, each = decode(x, self.set.factor, self.set.decode) if len(x) else x, self.factor**2
         m = min(n, len(shown)//each)
-        return mosaic(shown[None, :m*each], self.factor)[0] if m else shown[:0]
+        return mosaic(shown[None, :m*each], self.factor, self.decode)[0] if m else shown[:0]
 
     def keep(self, ids): # Class numbers
         "Forget the images of other classes, which belong to other processes"
