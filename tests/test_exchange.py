@@ -615,6 +615,21 @@ def test_the_readme_sees_what_evaluate_sees(tmp_path, dset, soft, digits, monkey
         torch.testing.assert_close(a, b, atol=.01, rtol=0)
         torch.testing.assert_close(names['y'][order].float(), s.labels().float(), atol=1e-6, rtol=0)
 
+@pytest.mark.parametrize('mode', ['bicubic', 'sharp'])
+def test_the_readme_decodes(tmp_path, dset, monkeypatch, mode):
+    s = replace(dset, decode=mode)
+    s.export(tmp_path/'out', 'npz', decoded=False)
+    assert load_distilled(tmp_path/'out').decode == mode
+    monkeypatch.chdir(tmp_path/'out')
+    exec(readme_code(tmp_path/'out').replace('500*', '1*'), names := {})
+    by_class = names['x'].unflatten(0, (4, 10, 2)).transpose(0, 1).flatten(0, 2) # the code decodes cell by cell
+    torch.testing.assert_close(by_class, s.images(), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('mode', ['multi', 'bound'])
+def test_images_of_several_factors_are_exported_decoded(tmp_path, dset, mode):
+    with pytest.raises(ValueError, match='need dreamplus to be decoded; export the decoded images'):
+        replace(dset, decode=mode).export(tmp_path/'out', 'npz', decoded=False)
+
 @pytest.mark.parametrize('to', WRITERS)
 def test_the_readme_trains_in_ten_lines(tmp_path, dset, soft, to):
     "without imports; stored images that hold several need three more"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -409,6 +410,18 @@ def test_a_start_of_another_factor_or_order():
     four = DistilledSet(x, names, [.5], [.2], factor=2)
     assert torch.equal(start_of(four, 3).pixels.unflatten(0, (3, 3)), decode(x, 2)[:, :3])
     assert torch.equal(start_of(DistilledSet(x[[2, 0, 1]], ['2', '0', '1'], [.5], [.2])).pixels, x[:, 0])
+
+def test_a_start_that_is_decoded_in_another_way():
+    "is decoded and stored anew; at factor 1, nothing is decoded"
+    x, names = torch.rand(3, 1, 1, 8, 8)*.2 + .4, ['0', '1', '2']
+    blurred = DistilledSet(x, names, [.5], [.2], factor=2)
+    new = start_of(blurred, factor=2, decode='sharp')
+    assert new.decode == 'sharp' and not torch.equal(new.pixels, x[:, 0])
+    torch.testing.assert_close(new.images(), blurred.images(), atol=.02, rtol=0)
+    for same in replace(blurred, decode='multi'), x: assert torch.equal(start_of(same, factor=2).pixels, x[:, 0])
+    assert torch.equal(start_of(x, factor=2, decode='sharp').pixels, x[:, 0]) # pixels are as the run stores them
+    one = replace(blurred, factor=1, decode='bicubic')
+    assert torch.equal(start_of(one, factor=1, decode='sharp').pixels, x[:, 0])
 
 @pytest.mark.parametrize('factor, says', [(1, 'has no image of class .1.; use another set'),
                                           (2, 'has too few images of class .0. for one image at factor=2; ')])
