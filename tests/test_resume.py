@@ -418,6 +418,9 @@ def test_a_start_that_is_decoded_in_another_way():
     new = start_of(blurred, factor=2, decode='sharp')
     assert new.decode == 'sharp' and not torch.equal(new.pixels, x[:, 0])
     torch.testing.assert_close(new.images(), blurred.images(), atol=.02, rtol=0)
+    two = replace(blurred, pixels=torch.cat([x, 1 - x], 1).flatten(0, 1), y=torch.arange(3).repeat_interleave(2))
+    assert torch.equal(start_of(two, 2, 2, decode='sharp').pixels[::2], new.pixels) # images keep their places
+    assert torch.equal(start_of(two, 1, 2, decode='sharp').pixels, new.pixels)
     for same in replace(blurred, decode='multi'), x: assert torch.equal(start_of(same, factor=2).pixels, x[:, 0])
     assert torch.equal(start_of(x, factor=2, decode='sharp').pixels, x[:, 0]) # pixels are as the run stores them
     one = replace(blurred, factor=1, decode='bicubic')

@@ -90,7 +90,8 @@ def training_code(
                steps=steps, batch=min(64, n), first=2*steps//3, second=5*steps//6,
                move=f'move = T.Compose([{", ".join(moves)}])' if moves else '',
                seen=cut if mix else f'    images = {seen}' if moves else '')
-    body = [*[_DECODE]*(dset.factor > 1), *[_CLAMP]*(dset.factor > 1 and enlarge != 'bilinear'), *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
+    decoding = [] if dset.factor == 1 else [_DECODE] if enlarge == 'bilinear' else [_DECODE, _CLAMP]
+    body = [*decoding, *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
     code = '\n'.join([_HEAD + load, *(part.format(**how) for part in body)])
     return '\n'.join(line for line in code.split('\n') if line.strip())
 

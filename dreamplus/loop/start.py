@@ -16,7 +16,7 @@ import torch
 from ..arguments import brief
 from ..data.core import ImageData, to_float
 from ..distilled import DistilledSet, load_distilled
-from ..synthetic import DECODES, STARTS, decode, mosaic
+from ..synthetic import DECODES, STARTS, cut, decode, mosaic
 
 # %% ../../nbs/61_loop.start.ipynb #d86d5442
 def split_start(
@@ -83,32 +83,34 @@ def as_set(
     y = found.y[:, order] if found.soft else torch.tensor(order).argsort()[found.y.cpu()]
     return replace(found, classes=[*data.classes], y=y)
 
+# %% ../../nbs/61_loop.start.ipynb #b92a624a
+def _stored_anew(x, n, old, factor, mode): # Stored images (m,ch,h,w) of a class of `old`
+    "At most `n` images of an earlier set, as a new run stores them"
+    if old.factor == factor:
+        same = factor == 1 or DECODES[old.decode] == DECODES[mode] or not len(x)
+        return x[:n] if same else mosaic(cut(x[:n], factor, old.decode)[None], factor, mode)[0]
+    shown, each = decode(x, old.factor, old.decode) if len(x) else x, factor**2
+    m = min(n, len(shown)//each)
+    return mosaic(shown[None, :m*each], factor, mode)[0] if m else shown[:0]
+
 # %% ../../nbs/61_loop.start.ipynb #7a8411f5
 class EarlierImages:
     "The images of each class that a start supplies, and how many are missing; `ValueError` if it does not fit"
     def __init__(self, start, # As in `as_set`; None: nothing
                  data: ImageData, counts: list, # Stored images of each class of the new run
                  factor: int, decode: str = 'single'): # Of the new run
-        self.set, self.factor, self.decode = None, factor, decode
-        if start is not None: self.set = as_set(start, data, factor, decode)
-        parts = [()]*len(counts) if start is None else self.set.pixels.cpu().split(self.set.counts)
-        self.pixels = [self.use(part, n) for part, n in zip(parts, counts)] # (m,ch,h,w) of each class
-        self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
+        self.set, self.factor = None, factor
+        self.pixels, self.missing = [()]*len(counts), [*counts]
         if start is None: return
+        self.set = old = as_set(start, data, factor, decode)
+        self.pixels = [_stored_anew(part, n, old, factor, decode) # (m,ch,h,w) of each class
+                       for part, n in zip(old.pixels.cpu().split(old.counts), counts)]
+        self.missing = [n - len(part) for n, part in zip(counts, self.pixels)]
         for name, have, part in zip(data.classes, self.set.counts, self.pixels):
             if not have: raise ValueError(f'start: the earlier set has no image of class {name!r}; use another set')
             if not len(part): raise ValueError(
                 f'start: the earlier set has too few images of class {name!r} for one image at {factor=}; '
                 f'use factor={self.set.factor}, or another set')
-
-    def use(self, x, n): # Stored images (m,ch,h,w) of a class
-        "At most `n` stored images as the new run decodes them"
-        if self.set is None: return x[:n]
-        same = self.factor == 1 or DECODES[self.set.decode] == DECODES[self.decode]
-        if same and self.set.factor == self.factor: return x[:n]
-        shown, each = decode(x, self.set.factor, self.set.decode) if len(x) else x, self.factor**2
-        m = min(n, len(shown)//each)
-        return mosaic(shown[None, :m*each], self.factor, self.decode)[0] if m else shown[:0]
 
     def keep(self, ids): # Class numbers
         "Forget the images of other classes, which belong to other processes"
