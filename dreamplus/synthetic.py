@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECODES', 'STARTS', 'Enlargement', 'enlarge', 'cut', 'cuts', 'check_decode', 'check_factor', 'decode',
-           'decode_classes', 'hard_labels', 'shrink', 'mosaic', 'noise', 'gauss', 'real_images', 'check_start',
-           'start_pixels', 'SyntheticSet']
+           'decode_classes', 'hard_labels', 'mosaic', 'noise', 'gauss', 'real_images', 'check_start', 'start_pixels',
+           'SyntheticSet']
 
 # %% ../nbs/50_synthetic.ipynb #1bf4af52
 from typing import Literal, NamedTuple
@@ -128,7 +128,7 @@ def hard_labels(
     return y.argmax(1) if y.ndim == 2 else y
 
 # %% ../nbs/50_synthetic.ipynb #6d546d35
-def shrink(
+def _fit(
     x: torch.Tensor, # Images (...,h,w)
     side: int, # Of a cell, in pixels
     mode: str, # A key of DECODES
@@ -136,8 +136,8 @@ def shrink(
     "The cells whose enlargement is nearest to `x` (least squares)"
     how, contrast = DECODES[mode]
     unit = torch.eye(side, device=x.device, dtype=x.dtype)[None, :, :, None] # (1,side,side,1)
-    fit = torch.linalg.pinv(F.interpolate(unit, (x.shape[-1], 1), mode=how)[0, :, :, 0].T) # (side,size)
-    return (fit@((x - .5)/contrast + .5)@fit.T).clamp(0, 1)
+    inverse = torch.linalg.pinv(F.interpolate(unit, (x.shape[-1], 1), mode=how)[0, :, :, 0].T) # (side,size)
+    return (inverse@((x - .5)/contrast + .5)@inverse.T).clamp(0, 1)
 
 def mosaic(
     x: torch.Tensor, # Real images (C,n*f*f,ch,h,w): image j of block k goes to cell k of stored image j
@@ -149,7 +149,7 @@ def mosaic(
     size, blocks = x.shape[-1], x.split(x.shape[1]//f**2, 1)
     sides = [size//f + (i < size % f) for i in range(f)]
     nearest = lambda block, *to: F.interpolate(block.flatten(0, 1), to, mode='nearest').unflatten(0, block.shape[:2])
-    if DECODES[mode].interpolation != 'bilinear': cells = [shrink(block, -(-size//f), mode) for block in blocks]
+    if DECODES[mode].interpolation != 'bilinear': cells = [_fit(block, -(-size//f), mode) for block in blocks]
     else: cells = [nearest(block, sides[k//f], sides[k % f]) for k, block in enumerate(blocks)]
     return torch.cat([torch.cat(cells[r*f:(r + 1)*f], -1) for r in range(f)], -2)[..., :size, :size]
 

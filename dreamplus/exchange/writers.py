@@ -42,7 +42,7 @@ whiten = lambda x: ((x.flatten(1) - m) @ (u/(s.clamp(min=0) + .1).sqrt()) @ u.T)
 x = whiten(x)'''
 _DECODE = '''p = F.pad(x, (0, -x.shape[-1] % {f})*2, value=.5)  # each image holds {f}x{f} images
 p = [c for r in p.chunk({f}, 2) for c in r.chunk({f}, 3)]
-x, y = torch.cat([F.interpolate(c, ({h}, {w}), mode='{enlarge}') for c in p]), torch.cat([y]*{f}**2)'''
+x, y = torch.cat([F.interpolate(c, ({h}, {w}), mode='{interpolation}') for c in p]), torch.cat([y]*{f}**2)'''
 _CLAMP = 'x = ({contrast}*(x - .5) + .5).clamp(0, 1)'
 _TRAIN = '''block = lambda n: [nn.LazyConv2d({width}, 3, padding=n), {norm}, nn.ReLU(), nn.AvgPool2d(2)]
 net = nn.Sequential({blocks}, nn.Flatten(), nn.LazyLinear({C}))
@@ -85,12 +85,12 @@ def training_code(
     moves = _moves(e, known(name or '').mirror, mean, wide) # mirror as in protocol_args
     seen = 'torch.stack([*map(move, images)])' if moves else 'images' # a draw for each image
     cut = f'    images, labels = T.RandomApply([T.CutMix(num_classes={len(dset.classes)})], {mix})({seen}, labels)'
-    enlarge, contrast = DECODES[dset.decode]
-    how = dict(ch=ch, h=h, w=w, f=dset.factor, enlarge=enlarge, contrast=contrast, C=len(dset.classes), width=width, norm=norm, blocks=blocks,
+    how = DECODES[dset.decode]._asdict()
+    how |= dict(ch=ch, h=h, w=w, f=dset.factor, C=len(dset.classes), width=width, norm=norm, blocks=blocks,
                steps=steps, batch=min(64, n), first=2*steps//3, second=5*steps//6,
                move=f'move = T.Compose([{", ".join(moves)}])' if moves else '',
                seen=cut if mix else f'    images = {seen}' if moves else '')
-    decoding = [] if dset.factor == 1 else [_DECODE] if enlarge == 'bilinear' else [_DECODE, _CLAMP]
+    decoding = [_DECODE, _CLAMP][:1 + (how['interpolation'] != 'bilinear')]*(dset.factor > 1)
     body = [*decoding, *[_WHITEN]*bool(e.get('zca') and not whitened), _TRAIN]
     code = '\n'.join([_HEAD + load, *(part.format(**how) for part in body)])
     return '\n'.join(line for line in code.split('\n') if line.strip())
