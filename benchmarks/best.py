@@ -18,32 +18,38 @@ from dreamplus.runs import first_seed
 
 from . import head, make_parser
 
-# `teach` multiplies the weight of the teacher, `also` is added to the loss, `method` replaces `best`, the others are
-# arguments of `distill`
-COMMON = [{}, dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
+# `teach` multiplies the weight of the teacher, `also` is added to the loss, `method` replaces `best`, `now` is today's
+# recipe, the others are arguments of `distill`
+COMMON = [{}, dict(now=True), dict(statistic='embedding'), dict(teach=0), dict(teach=3), dict(bank_stages='450,1500'),
           dict(factor=3, teach=1/4), dict(statistic='squares'), dict(statistic='waves'), dict(teach=1/3),
           dict(lr_schedule='constant'), dict(start='random'), dict(teacher='same'), dict(lr=5e-3), dict(lr=.02),
           dict(label_lr=.01), dict(start_candidates=500), dict(factor=1), dict(bank_stages='1500'),
           dict(bank_nets=1), dict(bank_nets=6), dict(bank_mix=.5)]
 # at 1 image per class, the weight of the teacher changes with the number of decoded images
-ONE = [{}, dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3), dict(factor=5, teach=1/3),
-       dict(teach=0), dict(teach=1/3), dict(teach=10)]
+ONE = [{}, dict(now=True), dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3),
+       dict(factor=5, teach=1/3), dict(teach=0), dict(teach=1/3), dict(teach=10)]
 DIGITS = [{}, dict(statistic='embedding'), dict(statistic='squares'), dict(teach=0), dict(teach=.1), dict(teach=1/3),
           dict(teach=3), dict(lr=.01), dict(lr=.2), dict(steps=100), dict(steps=1000), dict(bank_nets=1),
           dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'), dict(start='random'),
           dict(teacher='same'), dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate'),
           dict(method='dream+'), dict(also='0.01*gradient')]
-MNIST = [{}, dict(statistic='blocks'), dict(teach=0), dict(teach=1/3), dict(teach=3), dict(lr=5e-3), dict(lr=.02),
-         dict(start='random'), dict(bank_stages='300'), dict(bank_nets=1), dict(bank_nets=6), dict(teacher='same'),
-         dict(statistic='waves'), dict(lr_schedule='constant'), dict(label_lr=.01), dict(factor=2),
-         dict(also='0.01*gradient')]
+MNIST = [{}, dict(now=True), dict(statistic='blocks'), dict(teach=0), dict(teach=1/3), dict(teach=3), dict(lr=5e-3),
+         dict(lr=.02), dict(start='random'), dict(bank_stages='300'), dict(bank_nets=1), dict(bank_nets=6),
+         dict(teacher='same'), dict(statistic='waves'), dict(lr_schedule='constant'), dict(label_lr=.01),
+         dict(factor=2), dict(also='0.01*gradient')]
 OWN = dict(digits=DIGITS, mnist=MNIST)
+# The recipe to which each change is made is that before cells were enlarged bicubically; `now` is the recipe of today
+EARLIER = {('mnist', 1): dict(match='statistics + 0.1*teach', lr=.01),
+           ('mnist', 10): dict(match='statistics + 0.02*teach', lr=.01, factor=1)}
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
                nets=(2, 'networks for each accuracy'), first=(99, 'so many changes only'))
 
 def overrides(change, data, ipc):
     "A change as arguments of `distill`"
-    own, match = {k: v for k, v in change.items() if k not in ('teach', 'also')}, recipe('best', data, ipc)['match']
+    if 'now' in change: return {}
+    before = {} if 'method' in change else dict(decode='single') | EARLIER.get((data.name, ipc), {})
+    own = before | {k: v for k, v in change.items() if k not in ('teach', 'also')}
+    match = own.get('match') or recipe('best', data, ipc)['match']
     if 'teach' in change:
         scaled = [(w*change['teach'] if name == 'teach' else w, name) for w, name in match_terms(match)]
         match = ' + '.join(f'{w:.4g}*{name}' for w, name in scaled if w)

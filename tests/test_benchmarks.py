@@ -76,10 +76,16 @@ def test_best(record, folder, monkeypatch):
     both = record(best, *options, '0,1')
     assert both['cells'][:2] == first['cells'] and [c['seed'] for c in both['cells'][2:]] == [1, 1]
     data, weight = load_data(folder), '0.5*gradient'
-    assert best.overrides(dict(teach=3), data, 1) == dict(match='1*statistics + 3*teach')
+    assert best.overrides(dict(teach=3), data, 1) == dict(decode='single', match='1*statistics + 3*teach')
     also = dict(match=f'statistics + 1*teach + {weight}', shared_draw=True, lr=.1)
-    assert best.overrides(dict(also=weight, lr=.1), data, 1) == also
-    assert best.overrides(dict(lr=.1), data, 1) == dict(lr=.1)
+    assert best.overrides(dict(also=weight, lr=.1), data, 1) == dict(decode='single') | also
+    assert best.overrides(dict(lr=.1), data, 1) == dict(decode='single', lr=.1)
+    assert best.overrides(dict(method='dream+'), data, 1) == dict(method='dream+')
+    assert best.overrides(dict(now=True), data, 1) == {}
+    data.name = 'mnist' # whose recipe has changed more
+    earlier = dict(decode='single', match='statistics + 0.02*teach', lr=.01, factor=1)
+    assert best.overrides({}, data, 10) == earlier
+    assert best.overrides(dict(teach=1/2), data, 10) == earlier | dict(match='1*statistics + 0.01*teach')
 
 def test_race(record, folder):
     "A curve begins before the first inner iteration and ends with the run; the bank is not part of the seconds"
