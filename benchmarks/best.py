@@ -39,7 +39,7 @@ MNIST = [{}, dict(now=True), dict(statistic='blocks'), dict(teach=0), dict(teach
          dict(factor=2), dict(also='0.01*gradient')]
 OWN = dict(digits=DIGITS, mnist=MNIST)
 # The recipe to which each change is made is that before cells were enlarged bicubically; `now` is the recipe of today
-EARLIER = {('mnist', 1): dict(match='statistics + 0.1*teach', lr=.01),
+EARLIER = {('mnist', 1): dict(match='statistics + 0.1*teach', lr=.01, factor=2),
            ('mnist', 10): dict(match='statistics + 0.02*teach', lr=.01, factor=1)}
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
                nets=(2, 'networks for each accuracy'), first=(99, 'so many changes only'))
@@ -48,6 +48,7 @@ def overrides(change, data, ipc):
     "A change as arguments of `distill`"
     if 'now' in change: return {}
     before = {} if 'method' in change else dict(decode='single') | EARLIER.get((data.name, ipc), {})
+    before |= dict(eval_mix=.5*(change.get('factor', before['factor']) == 1)) if 'factor' in before else {}
     own = before | {k: v for k, v in change.items() if k not in ('teach', 'also')}
     match = own.get('match') or recipe('best', data, ipc)['match']
     if 'teach' in change:

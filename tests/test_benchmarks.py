@@ -83,8 +83,9 @@ def test_best(record, folder, monkeypatch):
     assert best.overrides(dict(method='dream+'), data, 1) == dict(method='dream+')
     assert best.overrides(dict(now=True), data, 1) == {}
     data.name = 'mnist' # whose recipe has changed more
-    earlier = dict(decode='single', match='statistics + 0.02*teach', lr=.01, factor=1)
+    earlier = dict(decode='single', match='statistics + 0.02*teach', lr=.01, factor=1, eval_mix=.5)
     assert best.overrides({}, data, 10) == earlier
+    assert best.overrides(dict(factor=2), data, 10) == earlier | dict(factor=2, eval_mix=0)
     assert best.overrides(dict(teach=1/2), data, 10) == earlier | dict(match='1*statistics + 0.01*teach')
 
 def test_race(record, folder):
