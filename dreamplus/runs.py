@@ -58,9 +58,9 @@ class RunFolder:
 # %% ../nbs/08_runs.ipynb #f5a7a7fb
 @patch
 def wait(self: RunFolder):
-    "Take the lock as `acquire` does, but wait while another process has it"
+    "Take the lock as `acquire` does, but wait while another process has it; from half a second on, with a warning"
     if not this_group().first: return self.acquire()
-    try: self.lock.acquire()
+    try: self.lock.acquire(timeout=.5) # processes of one evaluation store their results at the same time
     except Timeout:
         warnings.warn(f'{self.path} is in use by another process; waiting for it', WaitWarning, stacklevel=2)
         self.lock.acquire(timeout=-1)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -41,6 +42,7 @@ from dreamplus.match.core import MATCHERS
 from dreamplus.match.distribution import EmbeddingMatcher
 from dreamplus.parts import all_parts
 from dreamplus.recipes import METHODS, recipe
+from dreamplus.runs import RunFolder
 
 TINY = shlex.split('distill --method dream+ --outer 1 --inner 2 --width 8 --nets 0 --set n_data=32 --set batch_real=8 '
                    '--set warm_epochs=.1')
@@ -216,12 +218,23 @@ def test_two_evaluations_at_once(finished, monkeypatch):
     ask, results, trained = partial(evaluate_run, 'run', n=1, rows=('distilled',)), [], []
     second = threading.Thread(target=lambda: results.append(ask()))
     def slow(*args, **kw):
-        trained.append(second.start() or second.join(.3) or second.is_alive())
+        trained.append(second.start() or second.join(.8) or second.is_alive())
         return score(*args, **kw)
     monkeypatch.setattr('dreamplus.judge.evaluate.score', slow)
     with pytest.warns(UserWarning, match='is in use by another process'): first = ask()
     second.join()
     assert trained == [True] and results == [first] and first['test_uses'] == 2 # the first use was that of the run
+
+def test_a_short_wait_needs_no_warning(here, recwarn):
+    "as of two processes of one evaluation that store their results"
+    held = threading.Event()
+    def hold():
+        with RunFolder(here/'cache').wait(): held.set(), time.sleep(.2)
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    with RunFolder(here/'cache').wait(): other.join()
+    assert not recwarn.list
 
 def test_leftovers_of_a_cache(here, monkeypatch):
     "What a process that was killed while it wrote left behind goes with the next result"
