@@ -251,6 +251,11 @@ class SyntheticSet(nn.Module):
         if labels.ndim == 2:
             self.logits = nn.Parameter(labels.float().clamp_min(1e-6).log(), label_lr is not None)
 
+    @staticmethod
+    def without_effect(args): # All arguments of a method
+        "Arguments that have no effect with the others -> the reason"
+        return dict(decode='with factor=1, images are used as they are stored') if args['factor'] == 1 else {}
+
     @property
     def labels(self) -> torch.Tensor: # (N,) int64 or (N,C) probabilities
         "The current labels of the stored images"

@@ -60,6 +60,7 @@ def test_trajectories_take_a_start_and_another_term(data, experts, method, chang
 @pytest.mark.parametrize('method, change, reason', [
     ('mtt', dict(sampler='representative'), "sampler='representative' has no effect with match='trajectory'"),
     ('mtt', dict(networks='synthetic'), "networks='synthetic' has no effect with match='trajectory'"),
+    ('dm', dict(decode='sharp'), "'decode' has no effect here: with factor=1, images are used as they are stored"),
     ('dc', dict(warm_epochs=1), "'warm_epochs' has no effect here: it is an argument of networks='real'"),
     ('dm', dict(subsample=2), "'subsample' has no effect here: it is an argument of sampler='representative'"),
     ('dsa', dict(match='gradients'), "match='gradients' is unknown; did you mean 'gradient'?"),

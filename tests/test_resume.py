@@ -424,7 +424,7 @@ def test_a_start_that_is_decoded_in_another_way():
     for same in replace(blurred, decode='multi'), x: assert torch.equal(start_of(same, factor=2).pixels, x[:, 0])
     assert torch.equal(start_of(x, factor=2, decode='sharp').pixels, x[:, 0]) # pixels are as the run stores them
     one = replace(blurred, factor=1, decode='bicubic')
-    assert torch.equal(start_of(one, factor=1, decode='sharp').pixels, x[:, 0])
+    assert torch.equal(start_of(one, factor=1).pixels, x[:, 0])
 
 @pytest.mark.parametrize('factor, says', [(1, 'has no image of class .1.; use another set'),
                                           (2, 'has too few images of class .0. for one image at factor=2; ')])
