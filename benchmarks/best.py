@@ -85,6 +85,8 @@ def main():
     record = head({data.name: data.digest}, seeds)
     record |= {k: getattr(a, k) for k in ('ipc', 'steps', 'width', 'nets', 'valid')}
     changes = OWN.get(data.name) or (ONE if a.ipc == 1 else COMMON)
+    plain = overrides({}, data, a.ipc)
+    changes = [c for c in changes if not c or overrides(c, data, a.ipc) != plain]
     if a.budgets: changes = [dict(steps=int(n)) for n in a.budgets.split(',')]
     for seed in seeds:
         for change in changes[:a.first]:
