@@ -36,14 +36,15 @@ def _group(name: str, fresh: bool): # A command, and whether this process has do
     "The processes that were started with this one, or its helpers; for both, torch is imported, which takes a second"
     several = 'WORLD_SIZE' in os.environ
     if not several and (name in _ON_FIRST or not fresh): return nullcontext()
-    from dreamplus.processes import helped, joined
+    from dreamplus.processes import helped, helper_count, joined
     if several: return joined()
     from dreamplus.judge import evaluate # noqa: F401 (the helpers need it too)
+    if helper_count(): import torch._dynamo # noqa: F401 (so does the first optimiser, here once for all helpers)
     return helped()
 
 @contextmanager
 def _importing(fresh: bool): # As in `_group`
-    "Import modules in a third less time: no garbage is looked for in them, now and at the end of the process"
+    "Import modules in a third less time: no garbage is looked for in them"
     if fresh: gc.disable()
     try: yield
     finally:
@@ -107,6 +108,7 @@ def main(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with steady_output() as (out, err), plain_warnings(out, err) as held:
         status = _run(sys.argv[1:] if argv is None else argv, argv is None, err, held)
+        if argv is None: gc.freeze() # the end of the process looks for no garbage either
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -235,14 +235,12 @@ def test(self: Bench, row: str, seed: int) -> dict: # acc, ece; and cached if it
 @patch
 def tests(self: Bench, names: list, n: int) -> Iterator: # Rows, and networks of each
     "What `test` returns for each network of several rows"
-    needs = [bool(self.change.get('soft')) or name in (*_CHOSEN, 'random-soft') for name in names]
-    first = n*(needs.index(True) if any(needs) else len(names))
     jobs = [partial(self.test, name, s) for name in names for s in range(self.seed, self.seed + n)]
-    if not any(needs) or not helpers_for(jobs, self.data): return dealt(jobs, self.data)
-    job = partial(getattr, self, 'chooser') # a helper trains it, and the others read it from the cache
-    if not self.cache: job() # and it is sent to the helpers
-    beside = dealt([job, *jobs[:first]], self.data)
-    return chain(islice(beside, 1, None), dealt(jobs[first:], self.data))
+    chosen = bool(self.change.get('soft')) or {*names} & {*_CHOSEN, 'random-soft'}
+    if not chosen or not helpers_for(jobs, self.data): return dealt(jobs, self.data)
+    first = partial(getattr, self, 'chooser') # a helper trains it, and the others read it from the cache
+    if not self.cache: first() # and it is sent to the helpers
+    return islice(dealt([first, *jobs], self.data), 1, None)
 
 # %% ../../nbs/72_judge.evaluate.ipynb #f01ba4d6
 class Scores(list):

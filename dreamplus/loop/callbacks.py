@@ -10,7 +10,7 @@ __all__ = ['ClassLoader', 'ValidLoader', 'DistillLoaders', 'LoopCB', 'KeyCB', 'N
 import math
 
 import torch
-from fastai.callback.core import Callback, CancelBatchException
+from fastai.callback.core import Callback, CancelBatchException, event
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.torch_core import TensorCategory, TensorImage, TitledStr, show_images
@@ -110,6 +110,11 @@ class DistillLoaders(DataLoaders):
 class LoopCB(Callback):
     "A callback of the distillation loop, which does not run in validation"
     run_valid = False
+    def __getattr__(self, name):
+        if name in _EVENTS: raise AttributeError(name) # fastai would look for it in the Learner and in the model
+        return super().__getattr__(name)
+
+_EVENTS = frozenset(vars(event))
 
 class KeyCB(LoopCB):
     "The number, the classes and the random numbers of an inner iteration"

@@ -48,8 +48,11 @@ class Draw:
 
     def matrix(self, xx=1, xy=0, x1=0, yx=0, yy=1, y1=0): # Numbers or (n,) each
         "Affine maps (n,2,3)"
-        zero = torch.zeros(self.n, device=self.device)
-        return torch.stack([zero + v for v in (xx, xy, x1, yx, yy, y1)], 1).view(-1, 2, 3)
+        out = torch.zeros(self.n, 6, device=self.device)
+        for column, value in zip(out.unbind(1), (xx, xy, x1, yx, yy, y1)):
+            if torch.is_tensor(value): column.copy_(value)
+            elif value: column.fill_(value)
+        return out.view(-1, 2, 3)
 
 # %% ../../nbs/24_nets.augment.ipynb #c2703d8d
 @patch
