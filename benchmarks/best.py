@@ -28,7 +28,7 @@ COMMON = [{}, dict(now=True), dict(statistic='embedding'), dict(teach=0), dict(t
 # at 1 image per class, the weight of the teacher changes with the number of decoded images
 ONE = [{}, dict(now=True), dict(statistic='embedding'), dict(factor=2, teach=3), dict(factor=3, teach=3),
        dict(factor=5, teach=1/3), dict(teach=0), dict(teach=1/3), dict(teach=10)]
-DIGITS = [{}, dict(statistic='embedding'), dict(statistic='squares'), dict(teach=0), dict(teach=.1), dict(teach=1/3),
+DIGITS = [{}, dict(now=True), dict(statistic='embedding'), dict(statistic='squares'), dict(teach=0), dict(teach=.1), dict(teach=1/3),
           dict(teach=3), dict(lr=.01), dict(lr=.2), dict(steps=100), dict(steps=1000), dict(bank_nets=1),
           dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'), dict(start='random'),
           dict(teacher='same'), dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate'),
@@ -39,7 +39,8 @@ MNIST = [{}, dict(now=True), dict(statistic='blocks'), dict(teach=0), dict(teach
          dict(factor=2), dict(also='0.01*gradient')]
 OWN = dict(digits=DIGITS, mnist=MNIST)
 # The recipe to which each change is made is that before cells were enlarged bicubically; `now` is the recipe of today
-EARLIER = {('mnist', 1): dict(match='statistics + 0.1*teach', lr=.01, factor=2),
+EARLIER = {('digits', 1): dict(eval_augment='color_crop_scale_rotate'),
+           ('mnist', 1): dict(match='statistics + 0.1*teach', lr=.01, factor=2),
            ('mnist', 10): dict(match='statistics + 0.02*teach', lr=.01, factor=1)}
 NUMBERS = dict(ipc=(10, 'images per class'), steps=(205, 'inner iterations'), width=(32, 'of the networks'),
                nets=(2, 'networks for each accuracy'), first=(99, 'so many changes only'))
