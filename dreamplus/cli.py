@@ -112,5 +112,6 @@ def main(
         out.flush()
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)
-            return 2
+            status = 2
+    if argv is None and 'WORLD_SIZE' in os.environ: os._exit(status) # threads of torch.distributed can abort the usual end
     return status
