@@ -113,5 +113,5 @@ def main(
         if out.full and not status:
             print(f'dreamplus: error: standard output: {os_error_text(out.lost)}', file=err)
             status = 2
-    if argv is None and 'WORLD_SIZE' in os.environ: os._exit(status) # threads of torch.distributed can abort the usual end
+    if argv is None and 'WORLD_SIZE' in os.environ: os._exit(status) # torch's threads could abort the usual end
     return status
