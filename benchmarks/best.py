@@ -30,9 +30,9 @@ ONE = [{}, dict(now=True), dict(statistic='embedding'), dict(factor=2, teach=3),
        dict(factor=5, teach=1/3), dict(teach=0), dict(teach=1/3), dict(teach=10)]
 DIGITS = [{}, dict(now=True), dict(statistic='embedding'), dict(statistic='squares'), dict(teach=0), dict(teach=.1),
           dict(teach=1/3), dict(teach=3), dict(lr=.01), dict(lr=.2), dict(steps=100), dict(steps=1000),
-          dict(bank_nets=1), dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'), dict(start='random'),
-          dict(teacher='same'), dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate'),
-          dict(method='dream+'), dict(also='0.01*gradient')]
+          dict(bank_nets=1), dict(bank_nets=6), dict(bank_stages='50,100'), dict(bank_stages='100,600'),
+          dict(start='random'), dict(teacher='same'), dict(method='dream+'), dict(also='0.01*gradient'),
+          dict(augment='color_crop_scale_rotate', bank_augment='color_crop_scale_rotate')]
 MNIST = [{}, dict(now=True), dict(statistic='blocks'), dict(teach=0), dict(teach=1/3), dict(teach=3), dict(lr=5e-3),
          dict(lr=.02), dict(start='random'), dict(bank_stages='300'), dict(bank_nets=1), dict(bank_nets=6),
          dict(teacher='same'), dict(statistic='waves'), dict(lr_schedule='constant'), dict(label_lr=.01),
